@@ -1,0 +1,35 @@
+# Two commands: `make sweep` answers the embedded study, `make test` runs the tests. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: sweep test lint setup clean
+
+sweep: $(VENV)/.ready
+	$(BIN)/python -m qlora_lab.fetch smollm2_135m
+	$(BIN)/python -m qlora_lab.sweep +experiment=dataset_quality
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m qlora_lab.fetch smollm2_135m
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.ready
+
+# torch goes first and alone: constraints.txt pins it, so that nothing else chooses its build.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,190 @@
+"""The answer to a study's question: one row an arm, arms compared, and one sentence that the numbers support."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.arms import AxisValues, arms_of_runs, axes_without_seed, label_arms
+from analysis.comparison import Comparison, compare_pairs, estimate_of_arm
+from analysis.metrics import describe
+from analysis.scores import Scores
+from analysis.statistics import DRAWS, Estimate, summarize
+from analysis.wording import sentence
+from qlora_lab.errors import ConfigError, unknown_name
+
+SECONDARY = ("eval/bits_per_byte", "eval/exact_match", "train/tokens", "train/time_s")
+
+
+@dataclass
+class Answer:
+    """What the runs say.
+
+    Attributes:
+        axes: what varies, without the seed.
+        table: one row an arm, the best first: `arm`, its axis values, `METRIC mean/std/low/high` (95 % interval over
+            rows and seeds), `n` (runs in the mean), `planned`, and the mean of each secondary metric by its name.
+        comparisons: every pair of arms that have runs in the mean, in the order of the table.
+        runs: one row a run, as `load_runs` gives it, with its `arm`.
+        not_counted: the rows of `runs` that are in no mean, whatever the reason.
+        notes: what a reader must know beside the numbers.
+        sentence: the answer in one sentence.
+        text: the block for a terminal, filled in by `analysis.report.summarize_study`.
+        paths: the files written: `report` and `table`.
+    """
+
+    metric: str
+    goal: str
+    axes: list[str]
+    table: pd.DataFrame
+    comparisons: list[Comparison]
+    runs: pd.DataFrame
+    not_counted: pd.DataFrame
+    notes: list[str]
+    sentence: str
+    text: str = ""
+    paths: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.table["arm"])
+
+    def counted_runs(self, arm: str) -> pd.DataFrame:
+        """Return the arm's runs that are in its mean, by seed."""
+        counted = self.runs[(self.runs["arm"] == arm) & ~self.runs["run_id"].isin(self.not_counted["run_id"])]
+        return counted.sort_values("seed")
+
+
+def compare(
+    runs: pd.DataFrame,
+    axes: Sequence[str],
+    metric: str,
+    goal: str,
+    *,
+    arms: Mapping[str, AxisValues] | None = None,
+    draws: int = DRAWS,
+    bootstrap_seed: int = 0,
+) -> Answer:
+    """Compare the arms of a study on one metric.
+
+    Args:
+        runs: from `load_runs`; runs that did not finish belong in it.
+        axes: configuration keys or groups that vary; `seed` may be among them.
+        metric: a metric of the runs, such as `eval/loss`.
+        goal: `min` or `max`.
+        arms: run id -> axis -> value, from the plan; without it the values are read from the configurations.
+        draws: bootstrap resamples of the rows for each pair of arms.
+        bootstrap_seed: the same seed gives the same intervals.
+
+    Raises:
+        ConfigError: an unknown goal or metric, a run that `arms` does not place, or two runs of an arm with one seed.
+    """
+    if goal not in ("min", "max"):
+        raise ConfigError(unknown_name("study.goal", goal, ("min", "max")))
+    places = arms if arms is not None else arms_of_runs(runs, axes)
+    runs = _with_arms(runs, axes, places)
+    _check_metric(runs, metric)
+    if metric not in runs:
+        runs = runs.assign(**{metric: np.nan})
+    counted = runs[(runs["state"] == "finished") & runs[metric].notna()]
+    _check_seeds(counted)
+    scores = Scores(counted, metric)
+    rng = np.random.default_rng(bootstrap_seed)
+    table = _table(runs, counted, axes, places, metric, lambda arm: estimate_of_arm(scores, arm, rng, draws))
+    table = table.sort_values(f"{metric} mean", ascending=goal == "min", na_position="last", ignore_index=True)
+    with_runs = [arm for arm, n in zip(table["arm"], table["n"], strict=True) if n]
+    comparisons = compare_pairs(scores, with_runs, rng, draws)
+    not_counted = runs[~runs["run_id"].isin(counted["run_id"])]
+    return Answer(
+        metric=metric,
+        goal=goal,
+        axes=axes_without_seed(axes),
+        table=table,
+        comparisons=comparisons,
+        runs=runs,
+        not_counted=not_counted,
+        notes=[*scores.notes, *_notes_on_rows(comparisons)],
+        sentence=sentence(describe(metric), goal, list(table["arm"]), with_runs, comparisons),
+    )
+
+
+def _with_arms(runs: pd.DataFrame, axes: Sequence[str], places: Mapping[str, AxisValues]) -> pd.DataFrame:
+    """Add each run's arm, and the planned seed of a run whose configuration cannot be read."""
+    for run_id in runs["run_id"]:
+        if run_id not in places:
+            raise ConfigError(f"run {run_id} has no place on the axes {', '.join(axes)}; is it part of the plan?")
+    labels = label_arms({run_id: places[run_id] for run_id in runs["run_id"]})
+    planned_seeds = [places[run_id].get("seed") for run_id in runs["run_id"]]
+    seeds = [p if pd.isna(s) else s for s, p in zip(runs["seed"], planned_seeds, strict=True)]
+    return runs.assign(
+        arm=[labels[run_id] for run_id in runs["run_id"]],
+        seed=pd.Series(pd.to_numeric(pd.Series(seeds, index=runs.index, dtype=object)), dtype="Int64"),
+    )
+
+
+def _check_metric(runs: pd.DataFrame, metric: str) -> None:
+    finished = runs[runs["state"] == "finished"]
+    known = [name for name in runs.columns if "/" in name and finished[name].notna().any()]
+    if known and metric not in known:
+        raise ConfigError(unknown_name("study.metric", metric, known))
+
+
+def _check_seeds(counted: pd.DataFrame) -> None:
+    twice = counted[counted.duplicated(["arm", "seed"], keep=False)]
+    if len(twice):
+        arm, seed = twice.iloc[0][["arm", "seed"]]
+        ids = ", ".join(twice[(twice["arm"] == arm) & (twice["seed"] == seed)]["run_id"])
+        raise ConfigError(
+            f"arm '{arm}' has several runs with seed {seed} ({ids}); "
+            "add the configuration key that tells them apart to the axes"
+        )
+
+
+def secondary_metrics(runs: pd.DataFrame, metric: str) -> list[str]:
+    """Return the other metrics worth a column, where the runs have them: losses by set, then SECONDARY."""
+    losses = sorted(name for name in runs.columns if name.startswith("eval/") and name.endswith("/loss"))
+    candidates = dict.fromkeys([*losses, *SECONDARY])
+    return [name for name in candidates if name != metric and name in runs.columns and runs[name].notna().any()]
+
+
+def _table(
+    runs: pd.DataFrame,
+    counted: pd.DataFrame,
+    axes: Sequence[str],
+    places: Mapping[str, AxisValues],
+    metric: str,
+    estimate: Callable[[str], Estimate | None],
+) -> pd.DataFrame:
+    secondary = secondary_metrics(counted, metric)
+    rows = []
+    for arm, planned in runs.groupby("arm", sort=False):
+        of_arm = counted[counted["arm"] == arm]
+        place = places[planned["run_id"].iloc[0]]
+        summary = summarize(of_arm[metric].to_numpy(dtype=float))
+        interval = estimate(str(arm))
+        rows.append(
+            {
+                "arm": arm,
+                **{axis: place.get(axis) for axis in axes_without_seed(axes)},
+                f"{metric} mean": summary.mean,
+                f"{metric} std": summary.std,
+                f"{metric} low": interval.low if interval else math.nan,
+                f"{metric} high": interval.high if interval else math.nan,
+                "n": summary.n,
+                "planned": len(planned),
+                **{name: summarize(of_arm[name].to_numpy(dtype=float)).mean for name in secondary},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _notes_on_rows(comparisons: Sequence[Comparison]) -> list[str]:
+    return [
+        f"{pair.first} and {pair.second} were not scored on the same rows; they are compared on the "
+        f"{pair.difference.n_rows if pair.difference else 0} rows that all their runs have."
+        for pair in comparisons
+        if pair.rows_left_out
+    ]

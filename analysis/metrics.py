@@ -1,0 +1,126 @@
+"""What each metric is called, its unit, how it is written, and how held-out rows make it."""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+BITS_PER_NAT = 1 / math.log(2)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's place in tables and figures.
+
+    `numerator` and `denominator` are columns of `load_rows`; the metric of a set is the sum of one over the sum of the
+    other, times `row_scale`. Both None: no rows stand behind the metric.
+    """
+
+    name: str
+    short: str  # a column heading
+    unit: str  # of a value: "nats per token"
+    difference_unit: str  # of a difference: "nats"
+    kind: str = "number"  # number | share | count | seconds | bytes
+    decimals: int = 3
+    numerator: str | None = None
+    denominator: str | None = None
+    row_scale: float = 1.0
+
+
+BY_LAST_NAME = {
+    "loss": ("loss", "nats per token", "nats", "number", 3, "loss_sum", "target_tokens", 1.0),
+    "bits_per_byte": (
+        "bits/byte",
+        "bits per byte",
+        "bits per byte",
+        "number",
+        3,
+        "loss_sum",
+        "target_bytes",
+        BITS_PER_NAT,
+    ),
+    "exact_match": ("exact", "share of rows", "percentage points", "share", 1, "exact_match", "rows", 1.0),
+    "perplexity": ("perplexity", "perplexity", "", "number", 2, None, None, 1.0),
+    "tokens": ("tokens", "tokens", "tokens", "count", 0, None, None, 1.0),
+    "target_tokens": ("targets", "target tokens", "tokens", "count", 0, None, None, 1.0),
+    "steps": ("steps", "steps", "steps", "count", 0, None, None, 1.0),
+    "time_s": ("time", "seconds", "s", "seconds", 0, None, None, 1.0),
+    "peak_rss_bytes": ("memory", "bytes", "bytes", "bytes", 0, None, None, 1.0),
+}
+
+
+def describe(name: str) -> Metric:
+    """Return what is known of a metric by its last name: `eval/loss` and `eval/held_out/loss` are both a loss."""
+    last = name.rsplit("/", 1)[-1]
+    if last not in BY_LAST_NAME:
+        return Metric(name=name, short=last, unit="", difference_unit="", decimals=4)
+    short, unit, difference_unit, kind, decimals, numerator, denominator, scale = BY_LAST_NAME[last]
+    if not name.startswith("eval/"):  # training has no rows
+        numerator = denominator = None
+    if last == "time_s":
+        short = {"train/time_s": "training", "eval/time_s": "scoring"}.get(name, short)
+    parts = name.split("/")
+    if len(parts) > 2:
+        short = f"{'/'.join(parts[1:-1])} {short}"
+    return Metric(name, short, unit, difference_unit, kind, decimals, numerator, denominator, scale)
+
+
+def row_ratios(rows: pd.DataFrame, name: str) -> pd.DataFrame | None:
+    """Return what each held-out row adds to a metric, or None where no rows stand behind it.
+
+    Args:
+        rows: from `load_rows`.
+        name: `eval/METRIC` for all rows, `eval/SET/METRIC` for the rows of one set.
+
+    Returns:
+        `numerator` and `denominator`, indexed by (set, key) and sorted. The metric is, set by set, the sum of the first
+        over the sum of the second, and then the plain mean over sets. Rows with the same content count together, and
+        rows without the metric are left out.
+    """
+    metric = describe(name)
+    if metric.numerator is None or metric.denominator is None:
+        return None
+    parts = name.split("/")
+    if len(parts) > 2:
+        rows = rows[rows["set"] == "/".join(parts[1:-1])]
+    rows = rows.assign(rows=1.0)[["set", "key", metric.numerator, metric.denominator]].dropna()
+    ratios = rows.set_axis(["set", "key", "numerator", "denominator"], axis="columns")
+    ratios["numerator"] *= metric.row_scale
+    return ratios.groupby(["set", "key"]).sum()
+
+
+def format_value(metric: Metric, value: float) -> str:
+    """Write one value as a person reads it: 0.433, 45.8 %, 7,217, 3 min 20 s, 1.2 GB; a missing one is a dash."""
+    if math.isnan(value):
+        return "–"
+    if metric.kind == "share":
+        return f"{100 * value:.{metric.decimals}f} %"
+    if metric.kind == "count":
+        return f"{value:,.0f}"
+    if metric.kind == "seconds":
+        return format_seconds(value)
+    if metric.kind == "bytes":
+        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3g}"
+    return f"{value:.{metric.decimals}f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration: 0.4 s, 46 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def format_differences(metric: Metric, values: list[float], half_width: float) -> list[str]:
+    """Write a difference and its bounds with as many decimals as two digits of the interval's half width need."""
+    scale = 100.0 if metric.kind == "share" else 1.0
+    decimals = 2
+    if math.isfinite(half_width) and half_width > 0:
+        decimals = min(6, max(0, 1 - math.floor(math.log10(half_width * scale))))
+    return [f"{round(value * scale, decimals) + 0.0:,.{decimals}f}" for value in values]

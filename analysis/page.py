@@ -1,0 +1,98 @@
+"""The look of a report: one HTML page that asks nothing of the network."""
+
+from collections.abc import Collection, Sequence
+from html import escape
+
+CSS = """
+:root { color-scheme: light dark; --ink: #1f2428; --soft: #57606a; --faint: #9aa4ad; --line: #dfe3e7;
+  --page: #ffffff; --panel: #f5f7f9; --accent: #4477aa; --good: #1a7f37; --bad: #b42336; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #a3adb7; --faint: #727d88; --line: #343b43;
+  --page: #15191d; --panel: #1d2328; --accent: #7fb0e0; --good: #5cc878; --bad: #ff8a94; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 54rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
+.study { margin: 0; color: var(--soft); font-size: .9rem; letter-spacing: .03em; }
+h1 { margin: .2rem 0 1.2rem; font-size: 1.65rem; line-height: 1.25; font-weight: 650; text-wrap: balance; }
+h2 { margin: 2.6rem 0 .6rem; font-size: 1.12rem; font-weight: 650; }
+p { margin: .5rem 0; }
+a { color: var(--accent); }
+.answer { margin: 0 0 1rem; padding: .9rem 1.1rem; background: var(--panel); border-left: 4px solid var(--accent);
+  border-radius: 0 6px 6px 0; font-size: 1.08rem; overflow-wrap: anywhere; }
+.notes { margin: .8rem 0; padding: .6rem 1.1rem .6rem 2.2rem; border: 1px solid var(--bad); border-radius: 6px; }
+.soft, figcaption { color: var(--soft); font-size: .88rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 600; color: var(--soft); }
+th, td { padding: .38rem .9rem .38rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th:last-child, td:last-child { padding-right: 0; }
+.number { text-align: right; white-space: nowrap; }
+figure { margin: 1.4rem 0 0; }
+figure svg { width: 100%; height: auto; display: block; }
+figcaption { margin-top: .35rem; }
+.sample { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
+.sample .prompt { padding: .6rem .9rem; background: var(--panel); white-space: pre-wrap; overflow-wrap: anywhere; }
+.sample dl { margin: 0; padding: .5rem .9rem; display: grid; grid-template-columns: minmax(8rem, 16rem) 1fr;
+  gap: .25rem .9rem; font-size: .9rem; }
+.sample dt { color: var(--soft); overflow-wrap: anywhere; }
+.sample dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.right { color: var(--good); } .wrong, .failed { color: var(--bad); }
+details { margin: .5rem 0; } summary { cursor: pointer; color: var(--soft); font-size: .9rem; }
+pre { overflow-x: auto; padding: .7rem .9rem; background: var(--panel); border-radius: 6px; font-size: .8rem; }
+code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .88em; overflow-wrap: anywhere; }
+footer { margin-top: 2.6rem; padding-top: .8rem; border-top: 1px solid var(--line); color: var(--soft);
+  font-size: .85rem; overflow-wrap: anywhere; }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --panel: #f5f5f5; }
+  body { font-size: 11pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
+  figure, .sample, tr { break-inside: avoid; } .wide { overflow: visible; } }
+"""
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole HTML document; `body` is HTML, `title` is text."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+    )
+
+
+def section(heading: str, *content: str) -> str:
+    """Return the content under a heading; nothing where there is no content."""
+    inside = "".join(content)
+    return f"<section>\n<h2>{escape(heading)}</h2>\n{inside}</section>\n" if inside else ""
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<p{attribute}>{escape(text)}</p>\n"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
+    """Return a table that scrolls where the page is narrow.
+
+    Args:
+        columns: headings, as text.
+        rows: cells, as HTML.
+        left: the columns that hold text; the others hold numbers and are set to the right.
+    """
+    kinds = ["" if column in left else ' class="number"' for column in columns]
+    head = "".join(f"<th{kind}>{escape(column)}</th>" for kind, column in zip(kinds, columns, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>\n"
+        for row in rows
+    )
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
+
+
+def figure(svg: str, caption: str) -> str:
+    return f"<figure>\n{svg}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
+
+
+def details(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>\n{content}</details>\n"
+
+
+def bullet_list(items: list[str], kind: str = "") -> str:
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<ul{attribute}>\n" + "".join(f"<li>{escape(item)}</li>\n" for item in items) + "</ul>\n" if items else ""

@@ -1,0 +1,123 @@
+"""A study as one self-contained HTML file and as a block of text for the terminal.
+
+    python -m analysis.report RUNS_OR_STUDY_FOLDER
+
+writes the report of a study (a folder with plan.json), or of all the runs in a folder, from the run folders alone.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import sections
+from analysis.answer import Answer, compare
+from analysis.arms import IDENTITY_GROUPS, arms_of_runs, varying_axes
+from analysis.load import load_run, load_runs, runs_frame
+from analysis.page import page
+from analysis.plan import StudyPlan, read_plan
+from analysis.samples import choose_samples
+from analysis.tables import write_csv
+from analysis.terminal import answer_text
+from qlora_lab.errors import QloraLabError, RunFolderError
+from qlora_lab.runs.files import write_atomic
+
+
+def summarize_study(study_folder: Path, runs_dir: Path) -> Answer:
+    """Answer a planned study from its run folders; write table.csv and report.html into its folder.
+
+    Returns:
+        The answer, with `text` (table, sentence, runs that are not counted, paths) and `paths`.
+
+    Raises:
+        RunFolderError: the plan is missing or damaged.
+        ConfigError: the study's metric is none of the runs'.
+    """
+    plan = read_plan(study_folder)
+    runs = runs_frame([load_run(runs_dir / run_id) | {"run_id": run_id} for run_id in plan.places])
+    return _summarize(plan, runs, study_folder)
+
+
+def summarize_runs(runs_dir: Path, out: Path, metric: str, goal: str) -> Answer:
+    """Answer for all the runs in a folder, planned or not: arms are told apart by what varies in their configurations.
+
+    Raises:
+        RunFolderError: there is no run folder.
+        ConfigError: the metric is none of the runs'.
+    """
+    runs = load_runs(runs_dir)
+    if runs.empty:
+        raise RunFolderError(
+            f"{runs_dir} holds no run folder; give the folder of the runs, or of a study (with plan.json)"
+        )
+    readable = runs[runs["seed"].notna()]
+    axes = varying_axes(readable)
+    plan = StudyPlan(
+        name=str(runs_dir),
+        metric=metric,
+        goal=goal,
+        axes=[*axes, "seed"],
+        places={run_id: {a: str(v) for a, v in place.items()} for run_id, place in arms_of_runs(runs, axes).items()},
+        fixed=_shared_configuration(readable),
+    )
+    return _summarize(plan, runs, out)
+
+
+def _shared_configuration(runs: pd.DataFrame) -> dict[str, object]:
+    columns = [c for c in runs.columns if c.startswith(tuple(f"config.{group}." for group in IDENTITY_GROUPS))]
+    return {c.removeprefix("config."): runs[c].iloc[0] for c in columns if runs[c].map(str).nunique() == 1}
+
+
+def _summarize(plan: StudyPlan, runs: pd.DataFrame, out: Path) -> Answer:
+    answer = compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places)
+    table = out / "table.csv"
+    write_csv(answer.table, table)
+    answer.paths = {"report": write_report(out, answer, plan), "table": table}
+    answer.text = answer_text(answer, plan)
+    return answer
+
+
+def write_report(folder: Path, answer: Answer, plan: StudyPlan) -> Path:
+    """Write report.html into `folder`; it needs no other file and no network."""
+    body = [
+        sections.header(answer, plan),
+        sections.arms(answer),
+        sections.comparisons(answer),
+        sections.training(answer),
+        sections.samples(choose_samples(answer)),
+        sections.runs(answer, folder),
+        sections.design(answer, plan),
+        sections.method(answer),
+        sections.footer(answer, plan),
+    ]
+    path = folder / "report.html"
+    write_atomic(path, page(plan.question or plan.name, "".join(body)))
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a report again; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.report", description="Write a report from run folders.")
+    parser.add_argument("folder", type=Path, help="a study's folder (with plan.json), or a folder of run folders")
+    parser.add_argument("--runs-dir", type=Path, help="where a study's runs are (default: two folders above it)")
+    parser.add_argument("--out", type=Path, help="where to write, for a folder of runs (default: that folder)")
+    parser.add_argument("--metric", default="eval/loss", help="for a folder of runs (default: eval/loss)")
+    parser.add_argument("--goal", default="min", choices=("min", "max"), help="for a folder of runs (default: min)")
+    options = parser.parse_args(arguments)
+    try:
+        if (options.folder / "plan.json").exists():
+            runs_dir = options.runs_dir or options.folder.resolve().parent.parent
+            answer = summarize_study(options.folder, runs_dir)
+        else:
+            answer = summarize_runs(options.folder, options.out or options.folder, options.metric, options.goal)
+    except QloraLabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(answer.text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

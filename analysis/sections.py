@@ -1,0 +1,215 @@
+"""The sections of a report, each as HTML; an empty text where an answer has nothing for one."""
+
+import os
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from analysis.answer import Answer
+from analysis.figures import arm_figure, curve_figure, row_difference_figure, to_svg
+from analysis.load import load_history
+from analysis.metrics import describe, format_value
+from analysis.page import bullet_list, details, figure, paragraph, section, table
+from analysis.plan import StudyPlan
+from analysis.samples import Sample
+from analysis.statistics import DRAWS
+from analysis.tables import arm_table, comparison_table, to_html
+from analysis.terminal import metric_line, seed_text, what_happened
+
+MOST_PAIRS_DRAWN = 4
+MOST_CHARACTERS = 600  # of a prompt or a generation
+
+
+def header(answer: Answer, plan: StudyPlan) -> str:
+    planned, missed = len(answer.runs), len(answer.not_counted)
+    states = answer.not_counted["state"].value_counts()
+    others = ", ".join(f"{count} {str(state).replace('_', ' ')}" for state, count in states.items())
+    counted = f"{planned - missed} of {planned} runs are counted" + (f"; not counted: {others}." if missed else ".")
+    return (
+        paragraph(f"Study {plan.name}", "study")
+        + f"<h1>{escape(plan.question or plan.name)}</h1>\n"
+        + paragraph(answer.sentence, "answer")
+        + paragraph(counted, "soft failed" if missed else "soft")
+        + bullet_list(answer.notes, "notes")
+    )
+
+
+def arms(answer: Answer) -> str:
+    content = [to_html(arm_table(answer)), paragraph(metric_line(answer), "soft")]
+    if answer.table["n"].any():
+        caption = (
+            "Mean of each arm, every seed as a dot, and the 95 % interval over seeds and held-out rows. Arms are "
+            "compared on the same rows, so arms whose bands overlap may still be separated: the comparisons decide."
+        )
+        content.append(figure(to_svg(arm_figure(answer), f"{answer.metric} of each arm"), caption))
+    return section("Arms", *content)
+
+
+def comparisons(answer: Answer) -> str:
+    if not answer.comparisons:
+        return ""
+    metric = describe(answer.metric)
+    unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
+    content = [
+        to_html(comparison_table(answer), text_columns=["verdict"]),
+        paragraph(f"First arm minus second in {answer.metric}{unit}, on the seeds and rows that both have.", "soft"),
+    ]
+    of_the_best = [pair for pair in answer.comparisons if pair.first == answer.arms[0]]
+    drawn = row_difference_figure(answer, of_the_best[:MOST_PAIRS_DRAWN])
+    if drawn is not None:
+        caption = (
+            f"{answer.metric} of the first arm minus the second on each held-out row, mean over seeds. The dashed line "
+            "is the difference over all rows, as the metric weighs them."
+        )
+        content.append(figure(to_svg(drawn, "Differences row by row"), caption))
+    return section("Comparisons", *content)
+
+
+def training(answer: Answer) -> str:
+    folders = {str(run["run_id"]): Path(str(run["folder"])) for run in answer.runs.to_dict("records")}
+    histories = {
+        run_id: load_history(folder) for run_id, folder in folders.items() if (folder / "metrics.jsonl").exists()
+    }
+    drawn = curve_figure(answer, histories)
+    if drawn is None:
+        return ""
+    caption = (
+        "One line a run; a cross marks where a run that did not finish stopped. Each arm is trained on its own rows, "
+        "so these losses cannot be compared between arms as the held-out ones can."
+    )
+    damaged = sum(history.attrs["damaged_lines"] for history in histories.values())
+    if damaged:
+        caption += f" {damaged} damaged lines of metrics.jsonl are left out (a killed run leaves one)."
+    return section("Training", figure(to_svg(drawn, "Training loss over the steps"), caption))
+
+
+def samples(chosen: Sequence[Sample]) -> str:
+    if not chosen:
+        return ""
+    intro = "The first held-out rows that every arm answered, one of each kind first; not chosen by result."
+    return section("What the arms wrote", paragraph(intro, "soft"), *(_sample(sample) for sample in chosen))
+
+
+def _sample(sample: Sample) -> str:
+    lines = [f"<dt>expected</dt><dd>{_shown(sample.target)}</dd>"]
+    for written in sample.written:
+        mark = {True: ' <span class="right">right</span>', False: ' <span class="wrong">wrong</span>', None: ""}
+        cut = ' <span class="soft">(stopped at the length limit)</span>' if written.stopped_by_length else ""
+        lines.append(f"<dt>{escape(written.arm)}</dt><dd>{_shown(written.text)}{mark[written.exact_match]}{cut}</dd>")
+    return f'<div class="sample"><div class="prompt">{_shown(sample.prompt)}</div><dl>\n{"".join(lines)}</dl></div>\n'
+
+
+def _shown(text: str) -> str:
+    text = text.strip()
+    if not text:
+        return '<span class="soft">(nothing)</span>'
+    return escape(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} … (shortened)")
+
+
+def runs(answer: Answer, folder: Path) -> str:
+    """List every run, with a link relative to `folder`, its value or what became of it, and its traceback."""
+    not_counted = set(answer.not_counted["run_id"])
+    order = answer.runs["arm"].map(answer.arms.index)
+    records = answer.runs.assign(order=order).sort_values(["order", "seed"]).to_dict("records")
+    rows = [_run_cells(answer, run, folder, counted=run["run_id"] not in not_counted) for run in records]
+    tracebacks = [
+        details(f"Traceback of {run['run_id']}", f"<pre>{escape(run['traceback'])}</pre>\n")
+        for run in records
+        if run["run_id"] in not_counted and isinstance(run["traceback"], str)
+    ]
+    columns = ["run", "arm", "seed", answer.metric, "state"]
+    return section("Runs", table(columns, rows, left={"run", "arm", "state"}), *tracebacks)
+
+
+def _run_cells(answer: Answer, run: Mapping[Hashable, Any], folder: Path, *, counted: bool) -> list[str]:
+    run_folder = Path(str(run["folder"]))
+    name = f"<code>{escape(str(run['run_id']))}</code>"
+    if run_folder.is_dir():
+        link = quote(os.path.relpath(run_folder, folder).replace(os.sep, "/"))
+        name = f'<a href="{link}/">{name}</a>'
+    value = format_value(describe(answer.metric), float(run[answer.metric])) if counted else "–"
+    state = "finished" if counted else f'<span class="failed">{escape(what_happened(answer, run))}</span>'
+    return [name, escape(str(run["arm"])), seed_text(run["seed"]), value, state]
+
+
+def design(answer: Answer, plan: StudyPlan) -> str:
+    varied = []
+    for axis in plan.axes:
+        values = dict.fromkeys(str(place[axis]) for place in plan.places.values() if axis in place)
+        if axis == "seed" and not values:
+            values = dict.fromkeys(seed_text(seed) for seed in sorted(answer.runs["seed"].dropna()))
+        varied.append({"varied": axis, "values": ", ".join(values)})
+    content = [to_html(pd.DataFrame(varied), text_columns=["values"])] if varied else []
+    if plan.fixed:
+        fixed = pd.DataFrame(
+            {"held fixed": list(plan.fixed), "value": [_plain(value) for value in plan.fixed.values()]}
+        )
+        content.append(details(f"Held fixed: {len(fixed)} settings", to_html(fixed, text_columns=["value"])))
+    return section("Varied and held fixed", *content)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def method(answer: Answer) -> str:
+    pairs = len(answer.comparisons)
+    corrected = (
+        f"every seed's difference has the same sign, and the difference survives Holm's correction for all {pairs} "
+        "comparisons of the study at 5 %."
+        if pairs > 1
+        else "and every seed's difference has the same sign."
+    )
+    text = (
+        "An arm is a configuration without its seed. Its row in the table is the mean over its finished runs; runs "
+        "that did not finish are listed, never counted.",
+        "Two arms are compared on the seeds and the held-out rows that both have. The difference is that of the "
+        "reported metric (for a loss: nats summed over all target tokens, over the number of these tokens). Its 95 % interval "
+        f"adds two variances: that of the rows (bootstrap, {DRAWS:,} resamples, the same rows for all seeds and both "
+        "arms) and that of the seeds' differences. It is widened by Student's t with Satterthwaite's degrees of "
+        "freedom, because few seeds say little about their own spread. With one seed it covers the rows only.",
+        "Two arms are called separated only if at least two seeds are shared, the interval excludes 0, " + corrected,
+    )
+    return section("How this was computed", *(paragraph(part) for part in text))
+
+
+def footer(answer: Answer, plan: StudyPlan) -> str:
+    lines = [escape(line) for line in environment_lines(answer.runs)]
+    if plan.command:
+        lines.append(f"Command: <code>{escape(plan.command)}</code>")
+    if plan.created_at:
+        lines.append(escape(f"Planned: {plan.created_at}"))
+    return f"<footer>\n{'<br>'.join(lines)}\n</footer>\n"
+
+
+def environment_lines(runs: pd.DataFrame) -> list[str]:
+    """Return one line for each kind of environment that the finished runs report."""
+    counts = Counter(_environment_of(run) for run in runs[runs["state"] == "finished"].to_dict("records"))
+    many = len(counts) > 1
+    return [f"Environment{f' of {count} runs' if many else ''}: {line}" for line, count in counts.items()]
+
+
+def _environment_of(run: Mapping[Hashable, Any]) -> str:
+    def value(key: str) -> str | None:
+        found = run.get(f"environment.{key}")
+        return None if pd.isna(found) else f"{found:.0f}" if isinstance(found, float) else str(found)
+
+    commit, _, changes = (value("git_commit") or "").partition("+")
+    parts = [
+        (value("device"), "{}"),
+        (value("cpu"), "{}"),
+        (value("threads"), "{} threads"),
+        (value("compute_dtype"), "{}"),
+        (value("kernels"), "kernels: {}"),
+        (value("packages.torch"), "torch {}"),
+        (value("packages.transformers"), "transformers {}"),
+        (commit[:12], "commit {} with changes" if changes else "commit {}"),
+    ]
+    return ", ".join(text.format(found) for found, text in parts if found) or "not recorded"

@@ -1,0 +1,64 @@
+"""The answer as a block of text for a terminal."""
+
+import textwrap
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.answer import Answer
+from analysis.metrics import describe
+from analysis.plan import StudyPlan
+from analysis.tables import WIDTH, arm_table, to_text
+
+MOST_CHARACTERS = 300  # of an error; the whole one is in the run's status.json
+
+
+def answer_text(answer: Answer, plan: StudyPlan) -> str:
+    """Return the answer for a terminal: the table, the sentence, what is not counted, the files."""
+    blocks = [
+        _wrapped(f"{plan.name}: {plan.question}" if plan.question else plan.name),
+        to_text(arm_table(answer)) + "\n" + _wrapped(metric_line(answer)),
+        _wrapped(answer.sentence),
+    ]
+    if len(answer.not_counted):
+        lines = [f"- {line}" for line in _not_counted_lines(answer)]
+        blocks.append("\n".join(["Runs that are not in the table's means:", *(_wrapped(line, "  ") for line in lines)]))
+    if answer.notes:
+        blocks.append("\n".join(_wrapped(f"- {note}", "  ") for note in answer.notes))
+    blocks.append("\n".join(f"{name}: {path}" for name, path in answer.paths.items()))
+    return "\n\n".join(blocks)
+
+
+def metric_line(answer: Answer) -> str:
+    """Say what the table's numbers are."""
+    unit = describe(answer.metric).unit
+    better = "lower" if answer.goal == "min" else "higher"
+    return (
+        f"{answer.metric}{f' in {unit}' if unit else ''}, {better} is better: mean and standard deviation over seeds."
+    )
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _not_counted_lines(answer: Answer) -> list[str]:
+    return [
+        f"{run['run_id']} ({run['arm']}, seed {seed_text(run['seed'])}): {what_happened(answer, run)}"
+        for run in answer.not_counted.to_dict("records")
+    ]
+
+
+def what_happened(answer: Answer, run: Mapping[Hashable, Any]) -> str:
+    """Say why a run of `answer.not_counted` is not counted."""
+    state = str(run["state"]).replace("_", " ")
+    if state == "finished":
+        return f"finished without {answer.metric}"
+    if state == "running":
+        return "still running, or its process died without a word"
+    return state if pd.isna(run["reason"]) else f"{state}: {textwrap.shorten(str(run['reason']), MOST_CHARACTERS)}"
+
+
+def seed_text(seed: Any) -> str:
+    return "unknown" if pd.isna(seed) else str(seed)

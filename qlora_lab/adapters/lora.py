@@ -1,0 +1,129 @@
+"""LoRA: a frozen linear layer plus a trained product of two thin matrices."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qlora_lab.adapters.placement import Linear, target_modules
+from qlora_lab.config.schema import AdapterConfig
+from qlora_lab.errors import ModelError
+from qlora_lab.quant.linear import QuantizedLinear
+
+
+class LoraLinear(nn.Module):
+    """y = base(x) + scaling * (dropout(x) @ lora_A^T) @ lora_B^T.
+
+    Args:
+        base: the layer to adapt; it is not trained.
+        rank: rows of lora_A, columns of lora_B.
+        scaling: factor of the adapter's output.
+        dropout: share of the adapter's inputs that are zeroed while training.
+        generator: draws lora_A, on the CPU so that it is the same on every device; lora_B starts at zero.
+
+    Parameters are float32 whatever the base is, so that small steps are not lost: `lora_A` (rank, in_features) and
+    `lora_B` (out_features, rank). They are used in the dtype of x.
+
+    Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+    """
+
+    def __init__(self, base: Linear, *, rank: int, scaling: float, dropout: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base = base
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.in_features = base.in_features
+        self.out_features = base.out_features
+        device = next(iter([*base.parameters(), *base.buffers()])).device
+        # As PEFT does: kaiming_uniform_ with a = sqrt(5) is a uniform of this bound.
+        bound = 1 / math.sqrt(base.in_features)
+        drawn = torch.empty(rank, base.in_features, dtype=torch.float32, device="cpu")
+        self.lora_A = nn.Parameter(drawn.uniform_(-bound, bound, generator=generator).to(device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
+        return self.base(x) + self.scaling * F.linear(low, self.lora_B.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scaling={self.scaling:g}"
+
+
+def scaling_of(rank: int, alpha: float, rslora: bool) -> float:
+    """Return alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (Kalajdzievski 2023)."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def add_adapters(model: nn.Module, config: AdapterConfig, generator: torch.Generator) -> list[str]:
+    """Freeze the model and adapt the layers that `config` places adapters on, in place.
+
+    Args:
+        generator: on the CPU; draws every lora_A in the model's order.
+
+    Returns:
+        The paths of the adapted layers.
+
+    Raises:
+        ConfigError: the placement matches no layer.
+        ModelError: the model has adapters already.
+    """
+    if adapted_layers(model):
+        raise ModelError("the model has adapters already; load it afresh to place others")
+    names = target_modules(model, config)
+    scaling = scaling_of(config.rank, config.alpha, config.rslora)
+    adapt_layers(model, names, rank=config.rank, scaling=scaling, dropout=config.dropout, generator=generator)
+    return names
+
+
+def adapt_layers(
+    model: nn.Module,
+    names: Sequence[str],
+    *,
+    rank: int,
+    scaling: float,
+    dropout: float,
+    generator: torch.Generator,
+) -> None:
+    """Freeze the model and put a LoraLinear around each of the linear layers `names`, drawing in their order."""
+    model.requires_grad_(False)
+    for name in names:
+        base = model.get_submodule(name)
+        assert isinstance(base, Linear)
+        adapted = LoraLinear(base, rank=rank, scaling=scaling, dropout=dropout, generator=generator)
+        model.set_submodule(name, adapted.train(base.training))
+
+
+def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """Return the adapted layers by their path, which is the path of the plain layer in the model without adapters."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def train_everything(model: nn.Module) -> None:
+    """Full fine-tuning: every parameter is trained, in float32 (small steps vanish in 16 bits).
+
+    Raises:
+        ModelError: the model is quantized, so that most of its weights could not move.
+    """
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise ModelError("a quantized model cannot be trained as a whole; load it with quant.format=none")
+    model.float().requires_grad_(True)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name, in the model's order; tied ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return (trained, all) parameters; packed weights count as weights, and tied ones once."""
+    trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    packed = sum(
+        module.in_features * module.out_features for module in model.modules() if isinstance(module, QuantizedLinear)
+    )
+    return trained, packed + sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,195 @@
+"""Adapters on disk, in PEFT's format: what we save loads in PEFT, and what PEFT saved loads here."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qlora_lab.adapters.lora import LoraLinear, adapt_layers, adapted_layers, scaling_of
+from qlora_lab.adapters.new_folder import new_folder
+from qlora_lab.adapters.placement import linear_names
+from qlora_lab.config.schema import AdapterConfig
+from qlora_lab.errors import ModelError, nearest
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.(?P<matrix>lora_[AB])\.weight")
+# Settings of PEFT that change what an adapter computes, or which other weights it brings, in ways we do not have.
+UNSUPPORTED = (
+    *("use_dora", "lora_bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "bias"),
+    *("layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora"),
+)
+OFF: tuple[Any, ...] = (None, False, "none", {}, [])
+# Other ways to initialise change the base weights as well.
+PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+Weights = dict[str, dict[str, Tensor]]  # layer path -> lora_A and lora_B
+
+
+def save_adapter(model: nn.Module, folder: Path, config: AdapterConfig, base_model_name: str) -> None:
+    """Write the model's adapters to `folder`; an adapter that is there already survives a failure.
+
+    Args:
+        base_model_name: what PEFT should load the base model from: a hub id, or a name.
+
+    Raises:
+        ModelError: the model has no adapters.
+        OSError: the disk is full or not writable.
+    """
+    layers = adapted_layers(model)
+    if not layers:
+        raise ModelError("the model has no adapters to save; add_adapters places them")
+    weights = {
+        f"base_model.model.{name}.{matrix}.weight": getattr(layer, matrix).detach().cpu().contiguous()
+        for name, layer in layers.items()
+        for matrix in ("lora_A", "lora_B")
+    }
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model_name,
+        "r": config.rank,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "target_modules": _target_modules(model, list(layers)),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    with new_folder(folder) as fresh:
+        save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+        (fresh / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _target_modules(model: nn.Module, names: list[str]) -> list[str]:
+    """Return the layers' last names where no other module has them, else their whole paths; PEFT takes either."""
+    last_names = {name.rpartition(".")[2] for name in names}
+    inside = tuple(f"{name}." for name in names)  # parts of an adapter, which PEFT's model does not have
+    alike = [
+        name
+        for name, _ in model.named_modules()
+        if name.rpartition(".")[2] in last_names and not name.startswith(inside)
+    ]
+    return sorted(last_names) if alike == names else names
+
+
+def load_adapter(model: nn.Module, folder: Path) -> list[str]:
+    """Put a saved adapter on a model, or its values into the same adapters where the model has them.
+
+    Returns:
+        The paths of the adapted layers, in the model's order.
+
+    Raises:
+        ModelError: the adapter is missing, damaged, of another model, or of a kind that is not plain LoRA; the
+            model is unchanged.
+    """
+    settings, weights = _read(folder)
+    rank, dropout = int(settings["r"]), float(settings.get("lora_dropout") or 0.0)
+    scaling = scaling_of(rank, float(settings["lora_alpha"]), bool(settings.get("use_rslora")))
+    present = adapted_layers(model)
+    if present:
+        _check_same(folder, present, weights, rank, scaling)
+        names = list(present)
+    else:
+        linears = linear_names(model)
+        _check_known(folder, weights, linears)
+        names = [name for name in linears if name in weights]
+    _check_shapes(model, folder, weights, rank)
+    if not present:
+        adapt_layers(model, names, rank=rank, scaling=scaling, dropout=dropout, generator=torch.Generator())
+    with torch.no_grad():
+        for name, layer in adapted_layers(model).items():
+            layer.lora_A.copy_(weights[name]["lora_A"])
+            layer.lora_B.copy_(weights[name]["lora_B"])
+    return names
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Weights]:
+    """Return an adapter's settings, and its matrices by layer."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} must hold {CONFIG} and {WEIGHTS}; it has no {name}")
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise ModelError(f"the adapter in {folder} is damaged ({error}); save or copy it again") from error
+    _check_settings(folder, settings)
+    weights: Weights = {}
+    for key, tensor in tensors.items():
+        found = KEY.fullmatch(key)
+        if found is None:
+            raise ModelError(f"{folder} must hold only lora_A and lora_B weights of linear layers; got '{key}'")
+        weights.setdefault(found["layer"], {})[found["matrix"]] = tensor
+    return settings, weights
+
+
+def _check_settings(folder: Path, settings: Any) -> None:
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+        raise ModelError(f"{folder} must hold an adapter with peft_type 'LORA'; got {json.dumps(settings)[:60]}")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(settings.get(key), int | float):
+            raise ModelError(f"{folder / CONFIG} must say {key} as a number; got {json.dumps(settings.get(key))}")
+    for key in UNSUPPORTED:
+        if settings.get(key) not in OFF:
+            raise ModelError(f"{folder} must hold a plain LoRA adapter; got {key} {json.dumps(settings[key])}")
+    if settings.get("init_lora_weights") not in PLAIN_INITIALISATIONS:
+        raise ModelError(
+            f"{folder} was initialised with '{settings['init_lora_weights']}', which changes the base model too; "
+            "convert it to plain LoRA with PEFT first"
+        )
+
+
+def _check_known(folder: Path, weights: Weights, linears: list[str]) -> None:
+    for name in weights:
+        if name not in linears:
+            raise ModelError(
+                f"{folder} adapts '{name}', which is no linear layer of this model (heads are not adapted)"
+                f"{nearest(name, linears)}"
+            )
+
+
+def _check_same(folder: Path, present: dict[str, LoraLinear], weights: Weights, rank: int, scaling: float) -> None:
+    odd = sorted(present.keys() ^ weights.keys())
+    if odd:
+        where = "the model" if odd[0] in present else folder
+        raise ModelError(
+            f"{folder} adapts {len(weights)} layers and the model {len(present)}; only {where} adapts '{odd[0]}'"
+        )
+    for layer in present.values():
+        if (layer.rank, layer.scaling) != (rank, scaling):
+            raise ModelError(
+                f"{folder} has adapters of rank {rank} and scaling {scaling:g}, but the model's have rank "
+                f"{layer.rank} and scaling {layer.scaling:g}; adapter.rank, alpha and rslora must be the same"
+            )
+
+
+def _check_shapes(model: nn.Module, folder: Path, weights: Weights, rank: int) -> None:
+    for name, matrices in weights.items():
+        layer: Any = model.get_submodule(name)
+        expected = {"lora_A": (rank, layer.in_features), "lora_B": (layer.out_features, rank)}
+        for matrix, shape in expected.items():
+            found = tuple(matrices[matrix].shape) if matrix in matrices else "nothing"
+            if found != shape:
+                raise ModelError(
+                    f"{folder} must hold {matrix} of shape {shape} for '{name}'; got {found}; "
+                    "is it an adapter of another model?"
+                )
+
+
+def save_full(model: PreTrainedModel, folder: Path) -> None:
+    """Write a fully fine-tuned model to `folder`, which then loads as model.source=folder (without a tokenizer).
+
+    Tied weights are written once. A model that is there already survives a failure.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    with new_folder(folder) as fresh:
+        model.save_pretrained(fresh, max_shard_size="1TB")  # one file: model.safetensors

@@ -1,0 +1,69 @@
+"""Turn every `auto` and None of a configuration into the value a run will use.
+
+Resolving comes before the run id, so that the id names what really runs: the same study resolved on a
+laptop and on a GPU node gives different runs.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from qlora_lab.config.hardware import BFLOAT16_CPU_FLAGS, Hardware
+from qlora_lab.config.schema import AUTO, RunConfig, SourceConfig
+
+# Tokens of a micro-batch that fit beside a small model on a laptop; a measured memory plan may raise it.
+MICRO_BATCH_TOKENS = 4096
+PROMPT_TOKENS = 16  # what a prompt format adds to a row
+
+Fingerprint = Callable[[SourceConfig], str | None]
+
+
+def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> RunConfig:
+    """Return `config` with nothing left to choose.
+
+    Args:
+        config: as composed.
+        hardware: of the machine that plans; a SLURM run is resolved for a GPU node instead.
+        fingerprint: gives the sha256 of a source's file, or None where it has no local file.
+    """
+    device = _device(config, hardware)
+    dtype = _compute_dtype(config, hardware, device)
+    return replace(
+        config,
+        trainer=replace(
+            config.trainer,
+            device=device,
+            compute_dtype=dtype,
+            micro_batch_size=config.trainer.micro_batch_size or _micro_batch_size(config),
+        ),
+        data=replace(config.data, source=_with_fingerprint(config.data.source, fingerprint)),
+        evaluation=replace(
+            config.evaluation,
+            sets={name: _with_fingerprint(s, fingerprint) for name, s in config.evaluation.sets.items()},
+        ),
+    )
+
+
+def _device(config: RunConfig, hardware: Hardware) -> str:
+    if config.trainer.device != AUTO:
+        return config.trainer.device
+    if config.launcher.kind == "slurm":
+        return "cuda" if config.launcher.slurm.gpus_per_run > 0 else "cpu"
+    return "cuda" if hardware.gpus else "cpu"
+
+
+def _compute_dtype(config: RunConfig, hardware: Hardware, device: str) -> str:
+    if config.trainer.compute_dtype != AUTO:
+        return config.trainer.compute_dtype
+    if device == "cuda":
+        return "bfloat16"  # every GPU since Ampere; older ones set trainer.compute_dtype
+    fast_bfloat16 = bool(hardware.cpu_flags & BFLOAT16_CPU_FLAGS)
+    return "bfloat16" if fast_bfloat16 else "float32"
+
+
+def _micro_batch_size(config: RunConfig) -> int:
+    row_tokens = config.data.max_source_tokens + config.data.max_target_tokens + PROMPT_TOKENS
+    return min(config.trainer.batch_size, max(1, MICRO_BATCH_TOKENS // row_tokens))
+
+
+def _with_fingerprint(source: SourceConfig, fingerprint: Fingerprint) -> SourceConfig:
+    return replace(source, content_sha256=source.content_sha256 or fingerprint(source))

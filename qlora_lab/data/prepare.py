@@ -1,0 +1,197 @@
+"""A run's data from its configuration: training examples, evaluation sets and a count of everything."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from qlora_lab.config.schema import DataConfig, EvaluationConfig, SourceConfig
+from qlora_lab.data.held_out import (
+    check_disjoint,
+    choose_evaluation_rows,
+    draw_training_rows,
+    question_sets,
+    remove_overlap,
+)
+from qlora_lab.data.noise import put_in_wrong_answers
+from qlora_lab.data.procedural import procedural_rows
+from qlora_lab.data.prompts import PromptFormat, find_prompt_format
+from qlora_lab.data.report import DataReport, SetReport
+from qlora_lab.data.rows import Row
+from qlora_lab.data.sources import load_rows
+from qlora_lab.data.tokenization import EvalExample, Example, Limits, encode_rows
+from qlora_lab.errors import ConfigError, DataError
+
+HELD_OUT = "held_out"  # the set's name when evaluation rows come from the run's own source
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    train: list[Example]
+    held_out: dict[str, list[EvalExample]]
+    report: DataReport
+
+
+@dataclass(frozen=True)
+class Folders:
+    cache_dir: Path
+    data_dir: Path
+
+
+def prepare_data(
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    *,
+    prompt_format: str,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    cache_dir: Path,
+    data_dir: Path,
+) -> PreparedData:
+    """Read, hold out, draw, spoil and tokenize the data of one run.
+
+    Evaluation rows depend on the evaluation's own seed and source; training rows on the run's seed. What
+    asks the same as an evaluation row is kept out of training, and this is checked on the result.
+
+    Args:
+        data: the training set; its token limits hold for evaluation too.
+        evaluation: rows to hold out, or sets of their own.
+        prompt_format: name of a format of `prompts`.
+        tokenizer: of the model.
+        seed: of the run.
+        cache_dir: where fetched wheels lie.
+        data_dir: where relative paths are looked up first.
+
+    Raises:
+        DataError: a source is missing, broken, empty or too small, or no target survives its limit.
+        ConfigError: an unknown template, family or prompt format.
+        ModelError: the tokenizer does not fit the prompt format.
+    """
+    folders = Folders(cache_dir, data_dir)
+    report = DataReport()
+    formatted = find_prompt_format(prompt_format, tokenizer)
+    pool = load_pool(data.source, folders, report.train)
+    held_out = choose_held_out(data.source, evaluation, pool, folders, report)
+    rows = training_rows(data, pool, held_out, seed, report)
+    check_disjoint(rows, held_out)
+    limits = Limits(data.max_source_tokens, data.max_target_tokens)
+    train = encode_rows(
+        rows, formatted, tokenizer, limits, loss_on=data.loss_on, set_name=data.name, counts=report.train
+    )
+    return PreparedData(
+        train=[example for _, example in train],
+        held_out={
+            name: encode_held_out(chosen, formatted, tokenizer, limits, name, report.held_out[name])
+            for name, chosen in held_out.items()
+        },
+        report=report,
+    )
+
+
+def load_pool(source: SourceConfig, folders: Folders, counts: SetReport) -> list[Row] | None:
+    """Return all rows of a source; None for procedural rows, of which there is no end."""
+    if source.kind == "procedural":
+        if source.template != "procedural":
+            raise ConfigError(
+                "data.source.template must be procedural when data.source.kind is 'procedural'; "
+                f"got '{source.template}'"
+            )
+        return None
+    return load_rows(source, cache_dir=folders.cache_dir, data_dir=folders.data_dir, counts=counts)
+
+
+def choose_held_out(
+    own_source: SourceConfig,
+    evaluation: EvaluationConfig,
+    own_pool: Sequence[Row] | None,
+    folders: Folders,
+    report: DataReport,
+) -> dict[str, list[Row]]:
+    """Choose the rows of every evaluation set; of the run's own source where none is configured."""
+    if not evaluation.sets:
+        report.held_out[HELD_OUT] = SetReport()
+        return {HELD_OUT: evaluation_rows(own_source, own_pool, evaluation, HELD_OUT)}
+    held_out: dict[str, list[Row]] = {}
+    for name, source in evaluation.sets.items():
+        report.held_out[name] = SetReport()
+        pool = load_pool(source, folders, report.held_out[name])
+        held_out[name] = evaluation_rows(source, pool, evaluation, name)
+    return held_out
+
+
+def evaluation_rows(
+    source: SourceConfig, pool: Sequence[Row] | None, evaluation: EvaluationConfig, name: str
+) -> list[Row]:
+    if pool is not None:
+        return choose_evaluation_rows(pool, evaluation.rows, evaluation.seed, name)
+    return procedural_rows(
+        evaluation.rows, seed=evaluation.seed, role="evaluation", families=source.families, distinct=True
+    )
+
+
+def training_rows(
+    data: DataConfig,
+    pool: Sequence[Row] | None,
+    held_out: Mapping[str, Sequence[Row]],
+    seed: int,
+    report: DataReport,
+) -> list[Row]:
+    """Return the run's training rows: none that overlaps evaluation, the wrong answers put in."""
+    if pool is None:
+        rows = procedural_training_rows(data, held_out, seed)
+    else:
+        kept, removed = remove_overlap(pool, held_out)
+        report.overlap_removed = beyond_held_out(removed, held_out)
+        if not kept:
+            raise DataError(
+                f"data set '{data.name}' has no row left to train on: all {len(pool)} ask what evaluation rows "
+                "ask; try a smaller evaluation.rows"
+            )
+        rows = draw_training_rows(kept, data.rows, seed)
+    noisy = put_in_wrong_answers(rows, data.wrong_answer_share, seed)
+    report.wrong_answers = noisy.wrong
+    report.wrong_answers_impossible = noisy.impossible
+    return noisy.rows
+
+
+def procedural_training_rows(data: DataConfig, held_out: Mapping[str, Sequence[Row]], seed: int) -> list[Row]:
+    if data.rows is None:
+        raise DataError(
+            "data.rows must be set when data.source.kind is 'procedural'; got null (its rows have no end)"
+        )
+    return procedural_rows(
+        data.rows,
+        seed=seed,
+        role="training",
+        families=data.source.families,
+        exclude=question_sets(held_out).keys(),
+    )
+
+
+def beyond_held_out(removed: Mapping[str, int], held_out: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+    """Of the rows removed, those that are not themselves the run's held-out rows."""
+    return {name: count - (len(held_out[name]) if name == HELD_OUT else 0) for name, count in removed.items()}
+
+
+def encode_held_out(
+    rows: Sequence[Row],
+    prompt_format: PromptFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Limits,
+    name: str,
+    counts: SetReport,
+) -> list[EvalExample]:
+    """Tokenize evaluation rows; always scored on the target, whatever training's loss is on."""
+    encoded = encode_rows(
+        rows, prompt_format, tokenizer, limits, loss_on="target", set_name=name, counts=counts
+    )
+    return [
+        EvalExample(
+            example=example,
+            prompt_ids=example.input_ids[: example.target_start],
+            prompt=prompt_format.text(row.source),
+            target=row.target,
+        )
+        for row, example in encoded
+    ]

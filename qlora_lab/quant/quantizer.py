@@ -1,0 +1,230 @@
+"""Quantization through transformers' own hooks: `from_pretrained(..., quantization_config=QloraLabConfig(...))`.
+
+Importing this module registers the quantizer under "qlora_lab". While a checkpoint streams in, transformers hands
+over each linear weight as it is read; it is quantized at once and released, so the peak of loading is the
+quantized model plus one weight. Layers are exchanged when everything is loaded, because models initialise
+missing weights through their plain linear layers.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from qlora_lab.errors import ConfigError, ModelError, QloraLabError, unknown_name
+from qlora_lab.ops.blockwise.checks import DTYPES, check_block_size
+from qlora_lab.ops.formats import format_named
+from qlora_lab.quant.linear import QuantizedLinear
+
+METHOD = "qlora_lab"
+logger = logging.getLogger(__name__)
+
+
+@register_quantization_config(METHOD)
+class QloraLabConfig(QuantizationConfigMixin):
+    """How the linear layers of a transformers model are quantized.
+
+    Args:
+        format: a name of `ops.formats.FORMATS`.
+        block_size: weights that share one absmax.
+        double_quant: whether absmax is kept in 8 bits.
+        double_quant_block_size: absmax values that share one second-level absmax.
+        compute_dtype: of the products, a torch dtype or its name; a name is what is kept (JSON has no dtypes).
+        skip_modules: module paths, path endings or regular expressions left as they are, besides the output
+            head, tied weights and what the model keeps in float32.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        format: str = "nf4",
+        block_size: int = 64,
+        double_quant: bool = True,
+        double_quant_block_size: int = 256,
+        compute_dtype: torch.dtype | str = "float32",
+        skip_modules: list[str] | None = None,
+        quant_method: str = METHOD,
+    ) -> None:
+        format_named(format)
+        check_block_size("block_size", block_size)
+        check_block_size("double_quant_block_size", double_quant_block_size)
+        self.quant_method = quant_method  # type: ignore[assignment]  # an enum of transformers' own methods
+        self.format = format
+        self.block_size = block_size
+        self.double_quant = double_quant
+        self.double_quant_block_size = double_quant_block_size
+        self.compute_dtype = str(compute_dtype).removeprefix("torch.")
+        self.skip_modules = list(skip_modules or [])
+        if self.compute_dtype not in DTYPES:
+            raise ConfigError(unknown_name("compute_dtype", self.compute_dtype, DTYPES))
+
+    def layer_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `QuantizedLinear.from_linear`."""
+        return {
+            "format": self.format,
+            "block_size": self.block_size,
+            "double_quant": self.double_quant,
+            "double_quant_block_size": self.double_quant_block_size,
+            "compute_dtype": DTYPES[self.compute_dtype],
+        }
+
+
+def quantization_config(
+    fmt: str, block_size: int, double_quant: bool, double_quant_block_size: int, compute_dtype: torch.dtype
+) -> QloraLabConfig | None:
+    """Return what `from_pretrained` takes as `quantization_config`; None for the format "none".
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    if fmt == "none":
+        return None
+    return QloraLabConfig(fmt, block_size, double_quant, double_quant_block_size, compute_dtype)
+
+
+@register_quantizer(METHOD)
+class QloraLabQuantizer(HfQuantizer):
+    """Called by transformers around and during loading; `quantize_model` drives it over a model in memory."""
+
+    requires_calibration = False
+    quantization_config: QloraLabConfig
+
+    def __init__(self, quantization_config: QloraLabConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.targets: set[str] = set()  # paths of the linear layers to quantize
+        self.quantized: dict[str, QuantizedLinear] = {}  # those whose weight has come in
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        if self.pre_quantized:
+            raise ModelError(
+                "this checkpoint says it was quantized by qlora_lab, which saves no quantized checkpoints; "
+                "load the original model with quantization_config"
+            )
+        if isinstance(device_map, dict) and len(set(device_map.values())) > 1:
+            raise ConfigError(
+                f"device_map must name one device for the whole model; got {sorted(map(str, device_map.values()))}"
+            )
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        self.targets = set(linears_to_quantize(model, self.quantization_config))
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        path, _, name = param_name.rpartition(".")
+        return name == "weight" and path in self.targets
+
+    def get_quantize_ops(self) -> "QuantizeOnArrival":
+        return QuantizeOnArrival(self)
+
+    def quantize(self, path: str, linear: nn.Linear, weight: Tensor) -> None:
+        """Quantize a weight that belongs to the layer at `path`; the layer itself is exchanged later."""
+        layer = QuantizedLinear(
+            linear.in_features,
+            linear.out_features,
+            bias=False,
+            device="meta",
+            **self.quantization_config.layer_arguments(),
+        )
+        try:
+            layer.load_weight(weight)
+        except QloraLabError as error:
+            raise ModelError(f"{path}: {error}") from error
+        self.quantized[path] = layer
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        for path in sorted(self.targets):
+            linear = linear_at(model, path)
+            if path not in self.quantized:  # not in the checkpoint, so just initialised; or already in memory
+                self.quantize(path, linear, linear.weight)
+            layer = self.quantized.pop(path)
+            layer.bias = linear.bias
+            model.set_submodule(path, layer.train(linear.training))
+        return model
+
+    def is_serializable(self) -> bool:
+        logger.warning(
+            "a model quantized by qlora_lab is not saved: the original checkpoint and this quantization give it "
+            "back exactly; save its adapters instead"
+        )
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+class QuantizeOnArrival(ConversionOps):
+    """The loading step of one weight: quantize it, and leave nothing to store in the plain layer."""
+
+    def __init__(self, quantizer: QloraLabQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        model: nn.Module | None = None,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        assert model is not None and missing_keys is not None  # given whenever a checkpoint is loaded
+        for name, weights in input_dict.items():
+            weight = weights[0] if isinstance(weights, list) else weights
+            path = name.removesuffix(".weight")
+            self.quantizer.quantize(path, linear_at(model, path), weight)
+            missing_keys.discard(name)  # nothing is to be made up for it: the plain weight stays on meta
+        return {}
+
+
+def linear_at(model: nn.Module, path: str) -> nn.Linear:
+    """Return the linear layer at a path of `linears_to_quantize`."""
+    linear = model.get_submodule(path)
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+def linears_to_quantize(model: PreTrainedModel, config: QloraLabConfig) -> list[str]:
+    """Return the paths of the linear layers that quantization replaces, in the model's order.
+
+    Left out are the output head, tied weights, `config.skip_modules`, and what the model wants in float32: some
+    of it always, some only against overflow in float16.
+    """
+    kept = set(model._keep_in_fp32_modules_strict or ())
+    if torch.float16 in (model.dtype, DTYPES[config.compute_dtype]):
+        kept |= set(model._keep_in_fp32_modules or ())
+    skipped = HfQuantizer.get_modules_to_not_convert(model, config.skip_modules, sorted(kept), add_default_skips=True)
+    return [
+        path
+        for path, module in model.named_modules()
+        if type(module) is nn.Linear and should_convert_module(path, skipped)
+    ]
+
+
+def quantize_model(model: PreTrainedModel, config: QloraLabConfig) -> PreTrainedModel:
+    """Replace the linear layers of a model in memory by quantized ones, in place, one after the other.
+
+    The same layers are replaced, and the same bytes result, as with `from_pretrained`; for models built from a
+    configuration with random weights.
+
+    Raises:
+        ModelError: a weight holds NaN or infinite values; the model is then quantized up to that layer.
+    """
+    quantizer = QloraLabQuantizer(config, pre_quantized=False)
+    quantizer.preprocess_model(model)
+    quantizer._process_model_after_weight_loading(model)
+    # So that save_pretrained refuses. The model's config may be shared with other models and says nothing of it.
+    model.hf_quantizer = quantizer  # type: ignore[assignment]
+    return model

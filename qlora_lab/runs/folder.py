@@ -1,0 +1,175 @@
+"""The run folder: the truth about one run, on disk.
+
+runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.json
+              evaluation/rows.jsonl  generations/held_out.jsonl  checkpoints/  adapter/
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from omegaconf import OmegaConf
+
+from qlora_lab.config.load import from_plain
+from qlora_lab.config.schema import RunConfig
+from qlora_lab.errors import RunFolderError
+from qlora_lab.runs.files import read_json, write_atomic, write_json, write_json_lines
+
+FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunFolder:
+    """Paths and files of one run; every write is atomic."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run_id = path.name
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+
+    @classmethod
+    def create(cls, runs_dir: Path, run_id: str, config: RunConfig) -> "RunFolder":
+        """Return the folder of `run_id`, writing its configuration unless a run has begun there."""
+        folder = cls(runs_dir / run_id)
+        if not (folder.path / "status.json").exists():
+            values = {"run_id": run_id, **asdict(config)}
+            write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+        return folder
+
+    def config(self) -> RunConfig:
+        """Read the resolved configuration.
+
+        Raises:
+            RunFolderError: there is none, or it is damaged.
+        """
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise RunFolderError(f"{file} is missing; plan the run again with qlora_lab.train or qlora_lab.sweep")
+        values = OmegaConf.to_container(OmegaConf.load(file))
+        if not isinstance(values, dict) or values.pop("run_id", None) != self.run_id:
+            raise RunFolderError(f"{file} does not belong to run {self.run_id}; was the folder renamed?")
+        return from_plain({str(key): value for key, value in values.items()})
+
+    def state(self) -> str:
+        """Return new, running, finished, failed or interrupted; a run whose process died is interrupted."""
+        status = self.status()
+        if status is None:
+            return NEW
+        state = str(status["state"])
+        return INTERRUPTED if state == RUNNING and not self.is_locked() else state
+
+    def status(self) -> dict[str, Any] | None:
+        file = self.path / "status.json"
+        return read_json(file) if file.exists() else None
+
+    def begin(self) -> None:
+        """Record that an attempt at the run starts now, in this process."""
+        before = self.status()
+        self._write_status(
+            state=RUNNING,
+            started_at=now(),
+            ended_at=None,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            attempt=1 + (before["attempt"] if before else 0),
+            error=None,
+        )
+
+    def end(self, state: str, error: BaseException | None = None) -> None:
+        """Record how the attempt ended, with the traceback of what ended it."""
+        status = self.status() or {}
+        details = None
+        if error is not None:
+            trace = "".join(traceback.format_exception(error))
+            details = {"type": type(error).__name__, "message": str(error), "traceback": trace}
+        self._write_status(**{**status, "state": state, "ended_at": now(), "error": details})
+
+    def _write_status(self, **status: Any) -> None:
+        write_json(self.path / "status.json", status)
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        write_json(self.path / "environment.json", environment)
+
+    def environment(self) -> dict[str, Any] | None:
+        file = self.path / "environment.json"
+        return read_json(file) if file.exists() else None
+
+    def write_evaluation(self, rows: list[dict[str, Any]], generations: list[dict[str, Any]]) -> None:
+        write_json_lines(self.path / "evaluation" / "rows.jsonl", rows)
+        write_json_lines(self.path / "generations" / "held_out.jsonl", generations)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_json(self.path / "result.json", result)
+
+    def result(self) -> dict[str, Any]:
+        return read_json(self.path / "result.json")
+
+    def last_metrics(self) -> dict[str, Any] | None:
+        """Return the newest whole line of metrics.jsonl, for showing progress."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return None
+        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+        return json.loads(whole.rpartition("\n")[2]) if whole else None
+
+    def is_locked(self) -> bool:
+        """Say whether a living process holds the run."""
+        try:
+            with self._lock_file() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+    @contextmanager
+    def lock(self, *, poll_s: float = 0.5, log: Any = print) -> Iterator[None]:
+        """Hold the run, waiting while another process executes it; the kernel frees it if we die."""
+        with self._lock_file() as file:
+            waiting = False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not waiting:
+                        log(f"run {self.run_id} is being executed by another process; waiting for it")
+                        waiting = True
+                    time.sleep(poll_s)
+            yield
+
+    def _lock_file(self) -> TextIO:
+        self.path.mkdir(parents=True, exist_ok=True)
+        return (self.path / ".lock").open("a")
+
+
+class MetricsFile:
+    """metrics.jsonl: a line is written whole and flushed, so a killed run loses at most the one being written."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = folder.path / "metrics.jsonl"
+        self._start = time.monotonic()
+
+    def append(self, step: int, metrics: dict[str, float]) -> None:
+        record = {"step": step, "time_s": round(time.monotonic() - self._start, 3), **metrics}
+        with self._path.open("a", encoding="utf-8") as file:
+            if file.tell() and not self._ends_whole():
+                file.write("\n")  # a killed attempt left half a line
+            file.write(json.dumps(record) + "\n")
+
+    def _ends_whole(self) -> bool:
+        with self._path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"

@@ -1,0 +1,42 @@
+"""A run's id: a hash of everything that can change its result, and of nothing else."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from qlora_lab.config.schema import RunConfig
+
+ID_LENGTH = 12  # hex digits; a collision among a million runs has a chance of 2e-3
+# Whole groups, and single keys, that change where and how a run happens but not what comes out.
+# Threads change rounding only; a resumed run keeps the number it started with.
+NOT_IDENTITY = ("paths", "tracking", "launcher", "study", "sweep")
+NOT_IDENTITY_KEYS = {"trainer": ("threads", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")}
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Return what the id is a hash of. `config` must be resolved."""
+    values = {key: value for key, value in asdict(config).items() if key not in NOT_IDENTITY}
+    for group, keys in NOT_IDENTITY_KEYS.items():
+        values[group] = {key: value for key, value in values[group].items() if key not in keys}
+    for source in (values["data"]["source"], *values["evaluation"]["sets"].values()):
+        if source["content_sha256"] is not None:
+            del source["path"]  # the content counts, not where it lies
+    return values
+
+
+def run_id(config: RunConfig) -> str:
+    """Return the run's id: 12 hex digits of SHA-256 over the canonical JSON of its identity."""
+    return _digest(identity(config))
+
+
+def group_id(config: RunConfig) -> str:
+    """Return the id shared by runs that differ only in their seed."""
+    values = identity(config)
+    del values["seed"]
+    return _digest(values)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:ID_LENGTH]

@@ -1,0 +1,126 @@
+"""Hand the runs of a plan to a launcher: this process, local processes, or SLURM, through submitit.
+
+A job is a function by name and the path of a run folder; everything else it needs lies in that folder.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from qlora_lab.config import hardware
+from qlora_lab.config.schema import LauncherConfig
+from qlora_lab.errors import LaunchError
+from qlora_lab.runs.folder import RunFolder
+from qlora_lab.sweep.plan import Plan, parallel_runs
+from qlora_lab.sweep.progress import SweepProgress
+from qlora_lab.sweep.worker import RunJob
+
+POLL_S = 0.5
+MAX_RUN_MIN = 60 * 24 * 365  # a local run takes as long as it takes; submitit wants a limit
+
+
+def launch(plan: Plan, launcher: LauncherConfig) -> None:
+    """Execute what the plan has left to do; returns when nothing is left, with failures recorded in the run folders.
+
+    Raises:
+        KeyboardInterrupt: after every local run was told to stop and has recorded that it did.
+    """
+    runs = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
+    if not runs:
+        return
+    folders = [run.folder(plan.runs_dir) for run in runs]
+    LAUNCHERS[launcher.kind](plan, folders, launcher)
+
+
+def _in_process(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
+    for index, folder in enumerate(folders, start=1):
+        print(f"run {index} of {len(folders)}: {folder.run_id}", flush=True)
+        with contextlib.suppress(SystemExit):  # a failure is recorded in its folder, and the others go on
+            RunJob()(str(folder.path))
+
+
+def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
+    """Keep up to `max_parallel` submitit jobs running; submitit itself would start all of them at once."""
+    import submitit
+
+    machine = hardware.detect()
+    executor = submitit.LocalExecutor(folder=plan.folder / "jobs")
+    slots = list(range(parallel_runs(plan.runs[0].config, machine)))
+    waiting, active = list(folders), {}
+    progress = SweepProgress(folders, sys.stdout)
+    try:
+        while waiting or active:
+            while waiting and slots:
+                folder, slot = waiting.pop(0), slots.pop(0)
+                executor.update_parameters(timeout_min=MAX_RUN_MIN, **_gpu_of(slot, machine.gpus))
+                active[folder.run_id] = slot, executor.submit(RunJob(), str(folder.path))
+            for run_id in [run_id for run_id, (_, job) in active.items() if job.done()]:
+                slots.append(active.pop(run_id)[0])
+            progress.show()
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        _stop([job for _, job in active.values()], [folder for folder in folders if folder.run_id in active])
+        raise
+    progress.show(final=True)
+
+
+def _gpu_of(slot: int, gpus: tuple[str, ...]) -> dict[str, Any]:
+    """Give a run one GPU of its own; with more runs than GPUs they share."""
+    return {"gpus_per_node": 1, "visible_gpus": (slot % len(gpus),)} if gpus else {"gpus_per_node": 0}
+
+
+def _stop(jobs: Any, folders: list[RunFolder], grace_s: float = 20.0) -> None:
+    """Interrupt running jobs and wait until each has let go of its folder."""
+    print("stopping the running runs ...", file=sys.stderr, flush=True)
+    for job in jobs:
+        job.cancel(check=False)
+    deadline = time.monotonic() + grace_s
+    while any(folder.is_locked() for folder in folders) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
+def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
+    """Submit one job array and wait for it, watching the run folders rather than SLURM's word."""
+    import submitit
+
+    slurm = launcher.slurm
+    folder = plan.folder / "jobs"
+    try:
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=1000)
+    except RuntimeError as error:
+        raise LaunchError(
+            "launcher=slurm needs sbatch on this machine; got none; run from a login node, or use launcher=local"
+        ) from error
+    options = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos}
+    executor.update_parameters(
+        job_name=f"qlora_lab_{plan.name}",
+        time=slurm.time_limit_min,
+        cpus_per_task=slurm.cpus_per_run,
+        mem=f"{slurm.memory_gb}GB",
+        array_parallelism=launcher.max_parallel or len(folders),
+        setup=slurm.setup or None,
+        additional_parameters=slurm.extra,
+        **({"gpus_per_node": slurm.gpus_per_run} if slurm.gpus_per_run else {}),
+        **{key: value for key, value in options.items() if value is not None},
+    )
+    jobs = executor.map_array(RunJob(), [str(run.path.resolve()) for run in folders])
+    print(f"submitted {len(jobs)} runs as job array {jobs[0].job_id.split('_')[0]}; logs in {folder}", flush=True)
+    progress = SweepProgress(folders, sys.stdout)
+    for _ in _until(lambda: all(job.done() for job in jobs), pause_s=5.0):
+        progress.show()
+    progress.show(final=True)
+
+
+def _until(condition: Callable[[], bool], pause_s: float) -> Iterator[None]:
+    while not condition():
+        yield
+        time.sleep(pause_s)
+
+
+LAUNCHERS: dict[str, Callable[[Plan, list[RunFolder], LauncherConfig], None]] = {
+    "in_process": _in_process,
+    "local": _local,
+    "slurm": _slurm,
+}

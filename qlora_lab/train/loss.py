@@ -1,0 +1,242 @@
+"""Cross-entropy of target tokens, with the logits of a few tokens in memory at a time.
+
+A vocabulary of 49,152 makes 200 kB of float32 logits a token, and autograd keeps several copies, so the
+logits of a whole batch would be the largest thing in memory. Here the transformer body gives hidden states,
+and the output head runs over chunks of the target positions only. Their gradient is worked out in the same
+pass, which leaves nothing of the size of the logits for the backward pass.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from qlora_lab.data.batching import IGNORE_INDEX
+from qlora_lab.errors import ModelError, ShapeError
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The linear map from hidden states to logits.
+
+    `weight` is (vocabulary, hidden), `bias` (vocabulary,) or None; `softcap` bounds the logits to
+    `softcap * tanh(logits / softcap)` in architectures that do so (Gemma 2).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+
+
+def output_head(model: PreTrainedModel) -> OutputHead:
+    """Return the output head of a causal language model.
+
+    Raises:
+        ModelError: the head is no plain linear layer.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ModelError(
+            f"the output head of {type(model).__name__} must be a plain linear layer; got {type(head).__name__}; "
+            "leave lm_head out of quantization and of adapter.target_regex"
+        )
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return OutputHead(head.weight, head.bias, softcap)
+
+
+@torch.no_grad()
+def check_output_head(model: PreTrainedModel, input_ids: Tensor) -> None:
+    """Make sure that body and head taken apart give the logits of the whole model.
+
+    Some architectures scale their logits in ways that no common name announces; training on logits that the
+    model would not produce must be refused, not left to be found in the results.
+
+    Args:
+        input_ids: (1, tokens); a few tokens are enough.
+
+    Raises:
+        ModelError: they do not.
+    """
+    seen: list[Tensor] = []
+    body = model.get_decoder()
+    handle = body.register_forward_hook(lambda _module, _args, output: seen.append(output.last_hidden_state))
+    try:
+        expected = model(input_ids=input_ids, use_cache=False).logits.float()
+    finally:
+        handle.remove()
+    if not seen:
+        raise ModelError(
+            f"{type(model).__name__} does not call its decoder {type(body).__name__}; "
+            "only causal language models of transformers can be trained"
+        )
+    head = output_head(model)
+    actual = _logits(seen[-1].flatten(0, 1), head.weight, head.bias, head.softcap).view_as(expected)
+    # bfloat16 logits carry 8 bits; a scale or a cap that is left out changes far more than 2 %
+    allowed = 0.02 * expected.abs().max().item() + 1e-4
+    difference = (actual - expected).abs().max().item()
+    if difference > allowed:  # not so where both are NaN: that is for the guard of the first step
+        raise ModelError(
+            f"the output head of {type(model).__name__} does more than a linear layer (its logits differ by "
+            f"{difference:.3g} from weight times hidden state); this architecture is not supported in training"
+        )
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    chunk_tokens: int,
+    softcap: float | None = None,
+) -> Tensor:
+    """Sum the cross-entropy over the positions whose label is not -100.
+
+    Args:
+        hidden: (N, hidden size), floating.
+        lm_head_weight: (vocabulary, hidden size); gets a gradient only if it requires one.
+        bias: (vocabulary,) or None.
+        labels: (N,) int64; the token that position i must predict, or -100.
+        chunk_tokens: rows of logits in memory at once.
+        softcap: bound of the logits, see OutputHead.
+
+    Returns:
+        0-d, nats; float32, or float64 where hidden is.
+
+    Raises:
+        ShapeError: hidden, head and labels do not belong together.
+    """
+    if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or lm_head_weight.shape[1:] != hidden.shape[1:]:
+        raise ShapeError(
+            f"hidden must be (N, H), lm_head_weight (V, H) and labels (N,); got {tuple(hidden.shape)}, "
+            f"{tuple(lm_head_weight.shape)} and {tuple(labels.shape)}"
+        )
+    positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+    if not torch.is_grad_enabled():
+        losses = _token_losses(hidden, OutputHead(lm_head_weight, bias, softcap), labels, positions, chunk_tokens)
+        return losses.sum()
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, lm_head_weight, bias, labels, positions, chunk_tokens, softcap)
+    return loss
+
+
+def target_loss(model: PreTrainedModel, batch: dict[str, Tensor], chunk_tokens: int) -> tuple[Tensor, int]:
+    """Return the summed loss of a batch's target tokens (0-d, nats, differentiable) and their number.
+
+    Args:
+        batch: input_ids, attention_mask and labels, each (rows, tokens), right padded; a label is the token at
+            its own position, predicted from the position before it, so a label at position 0 is no target.
+        chunk_tokens: rows of logits in memory at once.
+    """
+    head = output_head(model)
+    labels = _next_token_labels(batch["labels"])
+    hidden = _hidden_states(model, batch).flatten(0, 1)
+    loss = chunked_cross_entropy(hidden, head.weight, head.bias, labels.flatten(), chunk_tokens, head.softcap)
+    return loss, count_target_tokens(batch["labels"])
+
+
+@torch.no_grad()
+def row_losses(model: PreTrainedModel, batch: dict[str, Tensor], chunk_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return each row's summed loss and number of target tokens, without gradients.
+
+    Args:
+        batch: as in `target_loss`.
+
+    Returns:
+        (rows,) float64 nats, and (rows,) int64.
+    """
+    labels = _next_token_labels(batch["labels"])
+    flat = labels.flatten()
+    positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
+    hidden = _hidden_states(model, batch).flatten(0, 1)
+    losses = _token_losses(hidden, output_head(model), flat, positions, chunk_tokens)
+    sums = torch.zeros(labels.shape[0], dtype=torch.float64, device=losses.device)
+    sums.index_add_(0, positions // labels.shape[1], losses.double())
+    return sums, (labels != IGNORE_INDEX).sum(1)
+
+
+def count_target_tokens(labels: Tensor) -> int:
+    """Count the labels (rows, tokens) that a position before them can predict."""
+    return int((labels[:, 1:] != IGNORE_INDEX).sum())
+
+
+def _next_token_labels(labels: Tensor) -> Tensor:
+    """Shift labels (rows, tokens) so that each stands at the position that predicts it."""
+    return functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def _hidden_states(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Run the transformer body: (rows, tokens, hidden size)."""
+    output = model.get_decoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    """Return a fresh tensor of logits, in float32 at least."""
+    logits = functional.linear(hidden, weight, bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _token_losses(hidden: Tensor, head: OutputHead, labels: Tensor, positions: Tensor, chunk_tokens: int) -> Tensor:
+    """Return the loss at each of `positions`, in nats."""
+    losses = []
+    for chunk in positions.split(chunk_tokens):
+        logits = _logits(hidden[chunk], head.weight, head.bias, head.softcap)
+        losses.append(functional.cross_entropy(logits, labels[chunk], reduction="none"))
+    return torch.cat(losses) if losses else hidden.new_zeros(0)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Works out the gradients in the forward pass, chunk by chunk; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        positions: Tensor,
+        chunk_tokens: int,
+        softcap: float | None,
+    ) -> Tensor:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        loss = hidden.new_zeros((), dtype=exact)
+        grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wants_bias else None
+        for chunk in positions.split(chunk_tokens):
+            states, targets = hidden[chunk], labels[chunk].unsqueeze(1)
+            logits = _logits(states, weight, bias, softcap)
+            slope = None if softcap is None else 1 - (logits / softcap).square()
+            # softmax in place: one buffer of logits is all that exists
+            logits.sub_(logits.amax(1, keepdim=True))
+            target_logits = logits.gather(1, targets)
+            total = logits.exp_().sum(1, keepdim=True)
+            loss += (total.log() - target_logits).sum()
+            grad_logits = logits.div_(total).scatter_add_(1, targets, -torch.ones_like(total))
+            if slope is not None:
+                grad_logits.mul_(slope)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.T, states.to(exact))
+            if grad_hidden is not None:
+                grad_hidden[chunk] = grad_logits.to(weight.dtype) @ weight
+        ctx.grads = (
+            grad_hidden,
+            grad_weight.to(weight.dtype) if grad_weight is not None else None,
+            grad_bias.to(bias.dtype) if bias is not None and grad_bias is not None else None,
+        )
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = tuple(None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.grads)
+        return (*scaled, None, None, None, None)

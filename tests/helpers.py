@@ -1,0 +1,37 @@
+"""What several test files build: a composed configuration without the command line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+
+from qlora_lab.config.command import PLUGINS, shipped
+from qlora_lab.config.load import from_hydra
+from qlora_lab.config.schema import RunConfig
+
+TINY = ["model=tiny_random", "trainer.max_steps=3", "evaluation.rows=16", "tracking=none"]
+
+
+@contextmanager
+def hydra_on_conf() -> Iterator[None]:
+    if str(PLUGINS) not in sys.path:
+        sys.path.append(str(PLUGINS))
+    GlobalHydra.instance().clear()
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> RunConfig:
+    """Return what `python -m qlora_lab.train OVERRIDES` would run, unresolved."""
+    with hydra_on_conf():
+        return from_hydra(compose("train", list(overrides)))
+
+
+def tiny(runs_dir: Path, *overrides: str) -> RunConfig:
+    """Return a configuration of a run that takes a second: random weights, three steps."""
+    return composed(*TINY, f"paths.runs_dir={runs_dir}", *overrides)

@@ -1,0 +1,210 @@
+"""The registered ops: schema, fake kernels, autograd, compilation, and what they refuse."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import opcheck
+
+from qlora_lab.errors import ConfigError, ShapeError
+from qlora_lab.ops.blockwise import tables
+from qlora_lab.ops.blockwise.op import (
+    dequantize_absmax,
+    dequantize_blockwise,
+    quantize_absmax,
+    quantize_blockwise,
+    quantized_linear,
+)
+from qlora_lab.ops.formats import FORMATS
+
+OPS = torch.ops.qlora_lab
+State = tuple[Tensor, Tensor, Any, Any]  # packed, absmax, nested_absmax or None, offset or None
+OUT, IN = 37, 65  # neither a multiple of a block
+nested_or_not = pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+every_format = pytest.mark.parametrize("fmt", FORMATS)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def quantized(fmt: str, nested: bool) -> tuple[State, Tensor]:
+    """Return the tuple (packed, absmax, nested_absmax, offset) of a random weight, and the weight they stand for."""
+    packed, absmax = quantize_blockwise(normal(OUT, IN), fmt, 64)
+    if not nested:
+        return (packed, absmax, None, None), dequantize_blockwise(packed, absmax, fmt, 64, OUT * IN).view(OUT, IN)
+    codes, nested_absmax, offset = quantize_absmax(absmax, 32)
+    restored = dequantize_absmax(codes, nested_absmax, offset, 32)
+    weight = dequantize_blockwise(packed, restored, fmt, 64, OUT * IN).view(OUT, IN)
+    return (packed, codes, nested_absmax, offset), weight
+
+
+@pytest.mark.parametrize("fmt", ["nf4", "int8"])
+def test_quantize_ops_are_well_registered(fmt: str) -> None:
+    weight = normal(OUT, IN)
+    packed, absmax = quantize_blockwise(weight, fmt, 64)
+    opcheck(OPS.quantize_blockwise.default, (weight, fmt, 64))
+    opcheck(OPS.dequantize_blockwise.default, (packed, absmax, fmt, 64, OUT * IN, torch.bfloat16))
+
+
+def test_double_quantization_ops_are_well_registered() -> None:
+    absmax = normal(300).abs()
+    opcheck(OPS.quantize_absmax.default, (absmax, 256))
+    opcheck(OPS.dequantize_absmax.default, (*quantize_absmax(absmax), 256))
+
+
+@nested_or_not
+def test_linear_ops_are_well_registered(nested: bool) -> None:
+    state, _ = quantized("nf4", nested)
+    layout = ("nf4", 64, 32, OUT, IN)
+    x = normal(2, 3, IN).requires_grad_()
+    bias = normal(OUT).requires_grad_() if nested else None
+    opcheck(OPS.quantized_linear.default, (x, *state, bias, *layout))
+    opcheck(OPS.quantized_linear_grad_input.default, (normal(3, OUT).requires_grad_(), *state, *layout))
+
+
+@every_format
+@nested_or_not
+@pytest.mark.parametrize("leading", [(), (1,), (2, 3), (0, 4)], ids=str)
+def test_linear_equals_the_dense_one_in_forward_and_backward(fmt: str, nested: bool, leading: tuple[int, ...]) -> None:
+    state, weight = quantized(fmt, nested)
+    x, bias = normal(*leading, IN).requires_grad_(), normal(OUT, seed=1).requires_grad_()
+    dense_x, dense_bias = x.detach().clone().requires_grad_(), bias.detach().clone().requires_grad_()
+    actual = quantized_linear(x, *state, bias, fmt, 64, 32, OUT, IN)
+    expected = F.linear(dense_x, weight, dense_bias)
+    assert torch.equal(actual, expected)  # the same product of the same numbers
+
+    gradient = normal(*actual.shape, seed=2)
+    actual.backward(gradient)
+    expected.backward(gradient)
+    torch.testing.assert_close(x.grad, dense_x.grad)  # summed in another order
+    torch.testing.assert_close(bias.grad, dense_bias.grad)
+
+
+def test_second_derivative_equals_the_dense_one() -> None:
+    state, weight = quantized("nf4", nested=False)
+
+    def second(linear: Any) -> Tensor:
+        x = normal(3, IN).requires_grad_()
+        (gradient,) = torch.autograd.grad(linear(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    actual = second(lambda x: quantized_linear(x, *state, None, "nf4", 64, 32, OUT, IN))
+    torch.testing.assert_close(actual, second(lambda x: F.linear(x, weight)), rtol=1e-4, atol=1e-3)
+
+
+def test_backward_keeps_the_packed_weight_and_nothing_larger() -> None:
+    state, _ = quantized("nf4", nested=True)
+    saved: list[Tensor] = []
+
+    def record(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    x = normal(4, IN).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        quantized_linear(x, *state, None, "nf4", 64, 32, OUT, IN)
+    assert {tensor.data_ptr() for tensor in saved} == {part.data_ptr() for part in state if part is not None}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_computes_in_half_precision(dtype: torch.dtype) -> None:
+    state, weight = quantized("nf4", nested=True)
+    x, bias = normal(5, IN).to(dtype), normal(OUT)
+    actual = quantized_linear(x, *state, bias, "nf4", 64, 32, OUT, IN)
+    assert torch.equal(actual, F.linear(x, weight.to(dtype), bias.to(dtype)))
+
+
+def test_autocast_does_not_change_the_dtype_of_the_computation() -> None:
+    state, weight = quantized("nf4", nested=False)
+    x = normal(5, IN).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = quantized_linear(x, *state, None, "nf4", 64, 32, OUT, IN)
+    assert torch.equal(actual, F.linear(x, weight))
+
+
+def test_meta_tensors_give_shapes_without_data() -> None:
+    state, _ = quantized("nf4", nested=True)
+    packed, absmax, nested_absmax, offset = (part.to("meta") for part in state)
+    parts = (packed, absmax, nested_absmax, offset)
+    result = quantized_linear(torch.empty(2, 3, IN, device="meta"), *parts, None, "nf4", 64, 32, OUT, IN)
+    assert result.shape == (2, 3, OUT) and result.is_meta
+
+
+def test_linear_compiles_into_one_graph() -> None:
+    state, _ = quantized("nf4", nested=True)
+
+    def function(x: Tensor) -> Tensor:
+        return quantized_linear(x, *state, None, "nf4", 64, 32, OUT, IN)
+
+    results = []
+    for run in (function, torch.compile(function, fullgraph=True)):
+        x = normal(3, IN).requires_grad_()
+        run(x).sum().backward()
+        results.append((run(x), x.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)  # the op is opaque to the compiler
+
+
+def test_tables_made_under_inference_mode_serve_training() -> None:
+    weight, x = normal(OUT, IN), normal(2, IN).requires_grad_()
+    for table in (tables.encode_table, tables.decode_table, tables.dynamic_map):
+        table.cache_clear()
+    with torch.inference_mode():
+        packed, absmax = quantize_blockwise(weight, "fp4_e3m0", 64)
+        dequantize_blockwise(packed, absmax, "fp4_e3m0", 64, OUT * IN)
+        dequantize_absmax(*quantize_absmax(absmax))
+    assert not tables.decode_table(FORMATS["fp4_e3m0"], x.device).is_inference()
+    state, dense = quantized("fp4_e3m0", nested=True)
+    quantized_linear(x, *state, None, "fp4_e3m0", 64, 32, OUT, IN).sum().backward()
+    torch.testing.assert_close(x.grad, dense.sum(dim=0).expand(2, IN))
+
+
+@pytest.mark.parametrize("block_size", [0, 16, 48, 8192])
+def test_block_size_is_a_power_of_two_in_range(block_size: int) -> None:
+    with pytest.raises(ConfigError, match=f"power of two from 32 to 4096; got {block_size}"):
+        quantize_blockwise(normal(64), "nf4", block_size)
+    with pytest.raises(ConfigError, match=f"got {block_size}"):
+        quantize_absmax(normal(64), block_size)
+
+
+def test_quantize_refuses_what_it_cannot_read() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'nf4'"):
+        quantize_blockwise(normal(64), "nf", 64)
+    with pytest.raises(ConfigError, match="must be one of float32, bfloat16, float16; got float64"):
+        quantize_blockwise(normal(64).double(), "nf4", 64)
+    with pytest.raises(ShapeError, match="no elements"):
+        quantize_blockwise(torch.empty(0, 64), "nf4", 64)
+    with pytest.raises(ShapeError, match="float32 vector; got bfloat16 of shape"):
+        quantize_absmax(normal(2, 3).bfloat16())
+
+
+def test_dequantize_refuses_parts_that_do_not_belong_together() -> None:
+    packed, absmax = quantize_blockwise(normal(256), "nf4", 64)
+    with pytest.raises(ShapeError, match="256 weights make 2 blocks of 128, but absmax has 4"):
+        dequantize_blockwise(packed, absmax, "nf4", 128, 256)
+    with pytest.raises(ShapeError, match="256 weights in int8 take 256 bytes"):
+        dequantize_blockwise(packed, absmax, "int8", 64, 256)
+    with pytest.raises(ConfigError, match="got float64"):
+        dequantize_blockwise(packed, absmax, "nf4", 64, 256, torch.float64)
+    codes, nested_absmax, offset = quantize_absmax(normal(300).abs(), 256)
+    with pytest.raises(ShapeError, match="300 absmax codes make 5 blocks of 64"):
+        dequantize_absmax(codes, nested_absmax, offset, 64)
+    with pytest.raises(ShapeError, match="it is float32"):
+        dequantize_absmax(normal(300), nested_absmax, offset, 256)
+
+
+def test_linear_refuses_parts_that_do_not_belong_together() -> None:
+    (packed, absmax, _, _), _ = quantized("nf4", nested=False)
+    layout = ("nf4", 64, 256, OUT, IN)
+    with pytest.raises(ShapeError, match=rf"x must have {IN} features in its last dimension; got shape \(2, {OUT}\)"):
+        quantized_linear(normal(2, OUT), packed, absmax, None, None, None, *layout)
+    with pytest.raises(ShapeError, match=rf"bias must have shape \({OUT},\); got \({IN},\)"):
+        quantized_linear(normal(2, IN), packed, absmax, None, None, normal(IN), *layout)
+    with pytest.raises(ShapeError, match="got only one of them"):
+        quantized_linear(normal(2, IN), packed, absmax, normal(1), None, None, *layout)
+    with pytest.raises(ShapeError, match="but packed is"):
+        quantized_linear(normal(2, IN), packed[1:], absmax, None, None, None, *layout)
+    with pytest.raises(ConfigError, match="the dtype of x"):
+        quantized_linear(normal(2, IN).double(), packed, absmax, None, None, None, *layout)

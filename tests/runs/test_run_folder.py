@@ -1,0 +1,117 @@
+"""The run folder survives what happens to processes and disks."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from qlora_lab.errors import RunFolderError
+from qlora_lab.runs import files
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, MetricsFile, RunFolder
+from qlora_lab.runs.identity import run_id
+from tests.helpers import tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    config = tiny(tmp_path)
+    return RunFolder.create(tmp_path, run_id(config), config)
+
+
+def test_config_survives_the_round_trip(folder: RunFolder, tmp_path: Path) -> None:
+    assert folder.config() == tiny(tmp_path)
+
+
+def test_a_renamed_folder_is_refused(folder: RunFolder) -> None:
+    moved = folder.path.rename(folder.path.with_name("0" * 12))
+    with pytest.raises(RunFolderError, match="was the folder renamed"):
+        RunFolder(moved).config()
+
+
+def test_a_run_that_began_keeps_its_config(folder: RunFolder, tmp_path: Path) -> None:
+    folder.begin()
+    RunFolder.create(tmp_path, folder.run_id, tiny(tmp_path, "trainer.threads=7"))
+    assert folder.config().trainer.threads is None  # a resumed run keeps the threads it started with
+
+
+def test_states(folder: RunFolder) -> None:
+    assert folder.state() == NEW
+    with folder.lock():
+        folder.begin()
+        assert folder.state() == RUNNING
+    assert folder.state() == INTERRUPTED  # nobody holds it: its process died without a word
+    folder.begin()
+    folder.end(FAILED, ValueError("bad luck"))
+    assert folder.state() == FAILED
+    status = folder.status()
+    assert status is not None
+    assert status["attempt"] == 2
+    assert status["error"]["type"] == "ValueError" and "bad luck" in status["error"]["traceback"]
+
+
+def test_the_lock_of_a_killed_process_is_free(folder: RunFolder) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from qlora_lab.runs.folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline()
+    assert folder.is_locked()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert not folder.is_locked()
+
+
+def test_a_second_process_waits_and_says_so(folder: RunFolder) -> None:
+    said: list[str] = []
+    order: list[str] = []
+
+    def second() -> None:
+        with folder.lock(poll_s=0.01, log=said.append):
+            order.append("second")
+
+    with folder.lock():
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.1)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    assert len(said) == 1 and "is being executed by another process" in said[0]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "result.json"
+    files.write_json(file, {"loss": 1.0})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_json(file, {"loss": 2.0})
+    assert json.loads(file.read_text()) == {"loss": 1.0}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_metrics_after_half_a_line(folder: RunFolder) -> None:
+    MetricsFile(folder).append(1, {"train/loss": 2.0})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "tra')  # killed while writing
+    assert folder.last_metrics() == pytest.approx({"step": 1, "time_s": 0.0, "train/loss": 2.0}, abs=1.0)
+    MetricsFile(folder).append(2, {"train/loss": 1.5})
+    last = folder.last_metrics()
+    assert last is not None and last["step"] == 2 and last["train/loss"] == 1.5
+
+
+def test_finished_is_not_undone_by_a_missing_lock(folder: RunFolder) -> None:
+    folder.begin()
+    folder.end(FINISHED)
+    assert folder.state() == FINISHED

@@ -1,0 +1,81 @@
+"""Axes: the study's own, narrowed and widened from the command line."""
+
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from qlora_lab.config.command import shipped
+from qlora_lab.errors import ConfigError
+from qlora_lab.sweep.plan import make_plan
+from qlora_lab.sweep.study import Axes, axes_of
+from tests.helpers import tiny
+
+parse = OverridesParser.create().parse_overrides
+
+
+def test_axes_multiply_with_the_last_fastest() -> None:
+    axes = axes_of(parse(["data=a,b", "seed=range(2)"]), [])
+    assert axes.points() == [
+        {"data": "a", "seed": "0"},
+        {"data": "a", "seed": "1"},
+        {"data": "b", "seed": "0"},
+        {"data": "b", "seed": "1"},
+    ]
+
+
+def test_the_command_line_wins_narrows_and_widens() -> None:
+    axes = axes_of(parse(["data=a,b", "seed=range(2)"]), parse(["seed=5", "adapter.rank=4,8", "quant=none"]))
+    assert axes.values == {"data": ["a", "b"], "seed": ["5"], "adapter.rank": ["4", "8"]}
+    assert axes.shared == ["quant=none"]
+
+
+def test_a_value_listed_twice_is_one_run() -> None:
+    assert axes_of([], parse(["data=a,b,a"])).values == {"data": ["a", "b"]}
+
+
+def test_only_lists_are_axes() -> None:
+    with pytest.raises(ConfigError, match="learning_rate must be a list of values"):
+        axes_of([], parse(["optim.learning_rate=interval(0,1)"]))
+
+
+def test_no_axes_is_one_run() -> None:
+    assert Axes({}, []).points() == [{}]
+
+
+def test_equal_runs_are_planned_once(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    plan = make_plan("study", [({"adapter.rank": "8"}, config), ({"adapter.rank": "08"}, config)])
+    assert len(plan.runs) == 1 and plan.repeated == 1
+    assert "1 repeated combinations left out" in plan.text()
+
+
+def test_fixed_values_are_what_all_runs_share(tmp_path: Path) -> None:
+    plan = make_plan("study", [({"seed": str(seed)}, tiny(tmp_path, f"seed={seed}")) for seed in (0, 1)])
+    fixed = plan.fixed()
+    assert "seed" not in fixed
+    assert fixed["model.name"] == "tiny_random"
+
+
+def test_an_adapter_that_matches_no_layer_is_refused_in_the_plan(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.target_regex"):
+        make_plan("study", [({}, tiny(tmp_path, "adapter=regex", "adapter.target_regex=qq_proj"))])
+
+
+@pytest.mark.parametrize("study", sorted(file.stem for file in (shipped("sweeps") / "experiment").glob("*.yaml")))
+def test_every_study_composes_with_axes_and_a_question(study: str) -> None:
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    from qlora_lab.config.load import from_hydra
+    from tests.helpers import hydra_on_conf
+
+    with hydra_on_conf():
+        node = compose("sweep", [f"+experiment={study}"], return_hydra_config=True)
+        params = OmegaConf.to_container(node.hydra.sweeper.params)
+        assert isinstance(params, dict) and "seed" in params
+        axes = axes_of(parse([f"{key}={value}" for key, value in params.items()]), [])
+        for point in axes.points():
+            overrides = [f"{key}={value}" for key, value in point.items()]
+            config = from_hydra(compose("sweep", [f"+experiment={study}", *overrides]))
+            assert config.study.question and config.study.question.endswith("?")

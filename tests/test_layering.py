@@ -1,0 +1,62 @@
+"""Imports point down two chains that meet only in run.py, and planning starts without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qlora_lab
+
+PACKAGE = Path(qlora_lab.__file__).parent
+LIGHT = ["errors", "config", "fetch", "runs", "memory", "tracking", "sweep"]
+HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation"]
+SHARED = {"errors", "config", "fetch", "runs"}  # what the heavy chain may use of the light one
+COMMAND_LINES = {"__main__.py"}
+
+
+def imported(file: Path) -> set[str]:
+    """Return the names below qlora_lab that a file imports at its top level."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("qlora_lab"):
+            inside = node.module.split(".")[1:]
+            names |= {inside[0]} if inside else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("qlora_lab.")}
+    return names
+
+
+def allowed(part: str) -> set[str]:
+    if part in LIGHT:
+        return set(LIGHT[: LIGHT.index(part) + 1])
+    # train and evaluation stand side by side
+    chain = HEAVY[: HEAVY.index(part) + 1] if part != "evaluation" else [name for name in HEAVY if name != "train"]
+    return set(chain) | SHARED
+
+
+FILES = [
+    file
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if file.name not in COMMAND_LINES and file.relative_to(PACKAGE).parts[0] not in ("run.py", "plugins", "__init__.py")
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_down(file: Path) -> None:
+    part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert part in LIGHT + HEAVY, f"{file} belongs to no layer"
+    assert imported(file) <= allowed(part), f"{file} imports {imported(file) - allowed(part)}"
+
+
+def test_the_light_chain_never_imports_torch() -> None:
+    modules = [
+        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for file in FILES
+        if file.relative_to(PACKAGE).parts[0].removesuffix(".py") in LIGHT and file.name != "__init__.py"
+    ]
+    modules += ["qlora_lab.sweep.__main__", "qlora_lab.train.__main__", "analysis.report", "analysis.load"]
+    code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
+    code += "heavy = {'torch', 'transformers', 'lightning', 'datasets'} & set(sys.modules)\nassert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True)
