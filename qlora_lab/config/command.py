@@ -34,10 +34,21 @@ def command(config_name: str, task: Callable[[DictConfig], None]) -> None:
     # Hydra looks for its plugins (our sweeper, the search path of studies) below sys.path.
     sys.path.append(str(PLUGINS))
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    refused: list[QloraLabError] = []
+
+    def guarded(node: DictConfig) -> None:
+        # An error that leaves the task would make Hydra print a line of its own first.
+        try:
+            task(node)
+        except QloraLabError as error:
+            refused.append(error)
+
     show_trace = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us; Hydra's own report is several lines
     try:
-        hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name=config_name)(task)()
+        hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name=config_name)(guarded)()
+        if refused:
+            raise refused[0]
     except (HydraException, OmegaConfBaseException, QloraLabError) as error:
         if show_trace:
             raise

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import DataError
+from qlora_lab.models.loss import IGNORE_INDEX
 
 WINDOW_STEPS = 16  # steps whose rows are sorted by length together
-IGNORE_INDEX = -100  # label of a position without loss
 
 
 def plan_steps(
@@ -59,18 +59,14 @@ def plan_steps(
     return steps
 
 
-def endless_steps(
-    lengths: Sequence[int], batch_size: int, seed: int, group_by_length: bool
-) -> Iterator[list[int]]:
+def endless_steps(lengths: Sequence[int], batch_size: int, seed: int, group_by_length: bool) -> Iterator[list[int]]:
     epoch = 0
     while True:
         yield from epoch_steps(lengths, batch_size, random.Random(f"epoch {epoch} {seed}"), group_by_length)
         epoch += 1
 
 
-def epoch_steps(
-    lengths: Sequence[int], batch_size: int, rng: random.Random, group_by_length: bool
-) -> list[list[int]]:
+def epoch_steps(lengths: Sequence[int], batch_size: int, rng: random.Random, group_by_length: bool) -> list[list[int]]:
     """Cut one epoch's random order of rows into steps."""
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -104,9 +100,7 @@ def within_budget(step: Sequence[int], lengths: Sequence[int], tokens_left: int)
     return kept, tokens_left
 
 
-def split_micro_batches(
-    step: Sequence[int], lengths: Sequence[int], micro_batch_size: int
-) -> list[list[int]]:
+def split_micro_batches(step: Sequence[int], lengths: Sequence[int], micro_batch_size: int) -> list[list[int]]:
     """Cut a step into micro-batches of like length, the longest first, so that memory peaks at once."""
     order = sorted(step, key=lambda row: -lengths[row])
     return [order[start : start + micro_batch_size] for start in range(0, len(order), micro_batch_size)]

@@ -45,9 +45,7 @@ def keyed_hash(text: str, seed: int) -> str:
     return hashlib.blake2b(text.encode(), key=str(seed).encode(), digest_size=16).hexdigest()
 
 
-def remove_overlap(
-    rows: Sequence[Row], held_out: Mapping[str, Sequence[Row]]
-) -> tuple[list[Row], dict[str, int]]:
+def remove_overlap(rows: Sequence[Row], held_out: Mapping[str, Sequence[Row]]) -> tuple[list[Row], dict[str, int]]:
     """Leave out training rows that ask what an evaluation row asks.
 
     Returns:

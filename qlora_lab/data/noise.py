@@ -59,9 +59,7 @@ def put_in_wrong_answers(rows: Sequence[Row], share: float, seed: int) -> NoisyR
     answers = {family: AnswersOfFamily(targets) for family, targets in by_family.items()}
     wanted = round(share * len(rows))
     able = [
-        index
-        for index, row in enumerate(rows)
-        if row.source.strip() and answers[row.family].has_other_than(row.target)
+        index for index, row in enumerate(rows) if row.source.strip() and answers[row.family].has_other_than(row.target)
     ]
     if wanted and not able:
         raise DataError(

@@ -157,9 +157,7 @@ def training_rows(
 
 def procedural_training_rows(data: DataConfig, held_out: Mapping[str, Sequence[Row]], seed: int) -> list[Row]:
     if data.rows is None:
-        raise DataError(
-            "data.rows must be set when data.source.kind is 'procedural'; got null (its rows have no end)"
-        )
+        raise DataError("data.rows must be set when data.source.kind is 'procedural'; got null (its rows have no end)")
     return procedural_rows(
         data.rows,
         seed=seed,
@@ -183,9 +181,7 @@ def encode_held_out(
     counts: SetReport,
 ) -> list[EvalExample]:
     """Tokenize evaluation rows; always scored on the target, whatever training's loss is on."""
-    encoded = encode_rows(
-        rows, prompt_format, tokenizer, limits, loss_on="target", set_name=name, counts=counts
-    )
+    encoded = encode_rows(rows, prompt_format, tokenizer, limits, loss_on="target", set_name=name, counts=counts)
     return [
         EvalExample(
             example=example,

@@ -104,9 +104,7 @@ def procedural_rows(
     for name in names:
         if name not in FAMILIES:
             raise ConfigError(unknown_name("data.source.families", name, FAMILIES))
-    streams = {
-        name: tasks(name, random.Random(f"{role} {name} {seed}"), set(exclude), distinct) for name in names
-    }
+    streams = {name: tasks(name, random.Random(f"{role} {name} {seed}"), set(exclude), distinct) for name in names}
     turns = itertools.islice(itertools.cycle(names), count)
     return [next(streams[name]) for name in turns]
 

@@ -67,9 +67,7 @@ def find_prompt_format(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptF
     if name not in PROMPT_FORMATS:
         raise ConfigError(unknown_name("model.prompt_format", name, PROMPT_FORMATS))
     if tokenizer.eos_token_id is None:
-        raise ModelError(
-            "the tokenizer has no eos token, so no answer could end; set model.tokenizer to one that has"
-        )
+        raise ModelError("the tokenizer has no eos token, so no answer could end; set model.tokenizer to one that has")
     bos_id = tokenizer.bos_token_id
     if name == "plain":
         before, after = tokenizer.bos_token or "", "\n"
@@ -111,6 +109,4 @@ def markup_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]
 
 def data_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Tokenize texts of a data set, in which a control token's name is only text."""
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)[
-        "input_ids"
-    ]
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]

@@ -61,8 +61,7 @@ def reader_for(name: str) -> Callable[[BinaryIO, BrokenRows], Iterator[Record]]:
     suffix = PurePosixPath(name.removesuffix(".gz")).suffix.lower()
     if suffix not in READERS or (suffix == ".parquet" and name.endswith(".gz")):
         raise DataError(
-            f"'{name}' is of no kind that can be read; allowed are {', '.join(READERS)}, "
-            "and .gz of all but the last"
+            f"'{name}' is of no kind that can be read; allowed are {', '.join(READERS)}, and .gz of all but the last"
         )
     return READERS[suffix]
 
@@ -104,9 +103,7 @@ def read_json_array(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
     try:
         value = json.loads(stream.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{broken.origin} is not UTF-8 text ({error.reason} at byte {error.start + 1})"
-        ) from error
+        raise DataError(f"{broken.origin} is not UTF-8 text ({error.reason} at byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
         hint = "; is it one object a line? then name it .jsonl" if error.msg == "Extra data" else ""
         raise DataError(
@@ -146,9 +143,7 @@ def read_delimited(stream: BinaryIO, broken: BrokenRows, delimiter: str) -> Iter
             if header is None:
                 header = checked_header(fields, broken.origin)
             elif len(fields) != len(header):
-                broken.add(
-                    f"line {reader.line_num}", f"{len(fields)} fields where the header has {len(header)}"
-                )
+                broken.add(f"line {reader.line_num}", f"{len(fields)} fields where the header has {len(header)}")
             else:
                 yield Record(f"line {reader.line_num}", dict(zip(header, fields, strict=True)))
     except csv.Error as error:  # the reader cannot find the next row's start after this
@@ -175,9 +170,7 @@ def read_parquet(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
                 number += 1
                 yield Record(f"row {number}", columns)
     except pyarrow.ArrowException as error:
-        raise DataError(
-            f"{broken.origin} is damaged, or no Parquet file ({error}); fetch it again"
-        ) from error
+        raise DataError(f"{broken.origin} is damaged, or no Parquet file ({error}); fetch it again") from error
 
 
 READERS: dict[str, Callable[[BinaryIO, BrokenRows], Iterator[Record]]] = {

@@ -43,9 +43,7 @@ class DataReport:
     def summary(self) -> str:
         """Return the counts in one line, leaving out what did not happen."""
         train = self.train
-        parts = [
-            f"{train.rows:,} training rows ({train.tokens:,} tokens, {train.target_tokens:,} of targets)"
-        ]
+        parts = [f"{train.rows:,} training rows ({train.tokens:,} tokens, {train.target_tokens:,} of targets)"]
         parts += [f"{counts.rows:,} rows held out as {name}" for name, counts in self.held_out.items()]
         parts += worded(
             {

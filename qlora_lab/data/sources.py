@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_lab.config.schema import SourceConfig
-from qlora_lab.data.fingerprint import check_fingerprint, locate_file
 from qlora_lab.data.hub import read_hub
 from qlora_lab.data.readers import read_file, read_wheel_member
 from qlora_lab.data.records import BrokenRowError, BrokenRows, Record
@@ -13,6 +12,7 @@ from qlora_lab.data.rows import Row
 from qlora_lab.data.templates import find_template
 from qlora_lab.errors import DataError
 from qlora_lab.fetch import wheel_file
+from qlora_lab.runs.fingerprint import check_fingerprint, locate_file
 
 
 def load_rows(source: SourceConfig, *, cache_dir: Path, data_dir: Path, counts: SetReport) -> list[Row]:
@@ -63,9 +63,7 @@ def origin_of(source: SourceConfig, data_dir: Path) -> str:
     return f"hub set '{source.hub_id}'"
 
 
-def read_records(
-    source: SourceConfig, broken: BrokenRows, cache_dir: Path, data_dir: Path
-) -> Iterator[Record]:
+def read_records(source: SourceConfig, broken: BrokenRows, cache_dir: Path, data_dir: Path) -> Iterator[Record]:
     if source.kind == "file":
         path = locate_file(source.path or "", data_dir)
         check_fingerprint(path, source.content_sha256)

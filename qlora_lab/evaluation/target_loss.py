@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from qlora_lab.data.batching import collate
 from qlora_lab.data.tokenization import EvalExample
 from qlora_lab.evaluation.batches import budget_batches
-from qlora_lab.train.loss import row_losses
+from qlora_lab.models.loss import row_losses
 
 
 @dataclass(frozen=True)

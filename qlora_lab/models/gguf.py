@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from qlora_lab.errors import ModelError
 from qlora_lab.fetch import WHEELS, model_folder, wheel_file
+from qlora_lab.models.progress_bars import bars_in_terminals_only
 
 # `tokenizer.ggml.pre` of vocabularies whose pre-tokenizer splits digits one by one before all else.
 DIGIT_SPLITTING = ("smollm",)
@@ -80,7 +81,8 @@ def convert_gguf(path: Path, folder: Path) -> None:
         if folder.is_dir():
             return
         with _scratch_folder(folder.parent) as scratch:
-            _convert(path, scratch / folder.name)
+            with bars_in_terminals_only():
+                _convert(path, scratch / folder.name)
             try:
                 (scratch / folder.name).rename(folder)
             except OSError:

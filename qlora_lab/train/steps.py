@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qlora_lab.data.batching import collate, split_micro_batches
 from qlora_lab.data.tokenization import Example
-from qlora_lab.train.loss import count_target_tokens
+from qlora_lab.models.loss import count_target_tokens
 
 
 class StepBatch(NamedTuple):

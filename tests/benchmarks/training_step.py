@@ -59,7 +59,7 @@ def ours(started: float) -> dict[str, float]:
     from qlora_lab.config.schema import OptimConfig
     from qlora_lab.fetch import default_cache_dir
     from qlora_lab.models.load import load_model
-    from qlora_lab.train.loss import target_loss
+    from qlora_lab.models.loss import target_loss
     from qlora_lab.train.optimizer import build_optimizer
     from tests.helpers import composed
 
@@ -97,8 +97,8 @@ def theirs(started: float) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from qlora_lab.models.load import model_folder
     from qlora_lab.fetch import default_cache_dir
+    from qlora_lab.models.load import model_folder
     from tests.helpers import composed
 
     torch.manual_seed(0)

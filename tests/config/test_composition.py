@@ -17,6 +17,8 @@ NEEDS = {  # options that are incomplete on purpose, and what completes them
     "model/gguf": ["model.path=/models/mine.gguf"],
     "adapter/regex": ["adapter.target_regex=.*q_proj"],
     "adapter/none": ["quant=none"],
+    "data/file": ["data.source.path=rows.jsonl"],
+    "data/hub": ["data.source.hub_id=some/rows"],
 }
 GROUPS = [folder for folder in shipped("conf").iterdir() if folder.is_dir()]
 OPTIONS = sorted(f"{group.name}/{file.stem}" for group in GROUPS for file in group.glob("*.yaml"))

@@ -33,9 +33,7 @@ def plan(
 
 @given(lengths=lengths_lists, batch_size=st.integers(1, 9), seed=st.integers(0, 3), grouped=st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_every_epoch_holds_every_row_once(
-    lengths: list[int], batch_size: int, seed: int, grouped: bool
-) -> None:
+def test_every_epoch_holds_every_row_once(lengths: list[int], batch_size: int, seed: int, grouped: bool) -> None:
     steps_an_epoch = -(-len(lengths) // batch_size)
     steps = plan(lengths, batch_size, max_steps=3 * steps_an_epoch, seed=seed, group_by_length=grouped)
     assert len(steps) == 3 * steps_an_epoch

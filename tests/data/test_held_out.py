@@ -35,9 +35,7 @@ def test_no_question_is_held_out_twice() -> None:
     twice = POOL[:10] + [Row(row.source.upper(), "another answer") for row in POOL[:10]]
     chosen = choose_evaluation_rows(twice, 10, 7, "held_out")
     assert len({row.source_key for row in chosen}) == 10
-    with pytest.raises(
-        DataError, match=r"asks for 11 rows but .* 'chat' has 10 different questions \(20 rows\)"
-    ):
+    with pytest.raises(DataError, match=r"asks for 11 rows but .* 'chat' has 10 different questions \(20 rows\)"):
         choose_evaluation_rows(twice, 11, 7, "chat")
 
 
@@ -58,8 +56,6 @@ def test_small_draw_is_the_beginning_of_a_large_one() -> None:
     large = draw_training_rows(POOL, 50, seed=3)
     assert draw_training_rows(shuffled(POOL, 1), 10, seed=3) == large[:10]
     assert draw_training_rows(POOL, 50, seed=4) != large
-    assert sorted(row.key for row in draw_training_rows(POOL, None, seed=3)) == sorted(
-        row.key for row in POOL
-    )
+    assert sorted(row.key for row in draw_training_rows(POOL, None, seed=3)) == sorted(row.key for row in POOL)
     with pytest.raises(DataError, match=r"data\.rows asks for 101 rows but 100 are left"):
         draw_training_rows(POOL, 101, seed=3)

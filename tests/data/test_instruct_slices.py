@@ -51,9 +51,7 @@ def test_arms_of_different_sets_share_evaluation_and_never_train_on_it(
     instruct_dir: Path, byte_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     sets = {
-        "chat": SourceConfig(
-            kind="file", template="conversation_first_turn", path="oasst1_guanaco_style.jsonl.gz"
-        ),
+        "chat": SourceConfig(kind="file", template="conversation_first_turn", path="oasst1_guanaco_style.jsonl.gz"),
         "alpaca": SourceConfig(kind="file", template="alpaca_chat", path="alpaca_cherry_5pct.jsonl.gz"),
     }
     trained_on = {
@@ -73,9 +71,7 @@ def test_arms_of_different_sets_share_evaluation_and_never_train_on_it(
             cache_dir=instruct_dir,
             data_dir=instruct_dir,
         )
-        held_out[name] = {
-            set_name: [e.example.key for e in items] for set_name, items in prepared.held_out.items()
-        }
+        held_out[name] = {set_name: [e.example.key for e in items] for set_name, items in prepared.held_out.items()}
         removed = prepared.report.overlap_removed
         assert (removed["chat"] >= 30) == (name == "oasst1_guanaco_style")
         assert (removed["alpaca"] >= 30) == (name == "alpaca_cherry_5pct")

@@ -23,9 +23,7 @@ row_lists = st.lists(
 
 @given(rows=row_lists, share=st.floats(0, 1), seed=st.integers(0, 5))
 @settings(max_examples=150, deadline=None)
-def test_share_is_exact_and_wrong_answers_are_wrong_and_of_the_family(
-    rows: list[Row], share: float, seed: int
-) -> None:
+def test_share_is_exact_and_wrong_answers_are_wrong_and_of_the_family(rows: list[Row], share: float, seed: int) -> None:
     try:
         noisy = put_in_wrong_answers(rows, share, seed)
     except DataError:

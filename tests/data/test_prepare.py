@@ -13,10 +13,7 @@ PROCEDURAL = SourceConfig(kind="procedural", template="procedural")
 
 
 def questions(path: Path, count: int, first: int = 0) -> SourceConfig:
-    lines = [
-        json.dumps({"question": f"Question {n}?", "answer": f"Answer {n}"})
-        for n in range(first, first + count)
-    ]
+    lines = [json.dumps({"question": f"Question {n}?", "answer": f"Answer {n}"}) for n in range(first, first + count)]
     path.write_text("\n".join(lines))
     return SourceConfig(kind="file", template="question_answer", path=str(path))
 
@@ -112,9 +109,7 @@ def test_duplicates_of_held_out_questions_are_removed_and_counted(prepare: Any, 
 
 
 def test_evaluation_is_scored_on_the_target_whatever_training_is_on(prepare: Any, tmp_path: Path) -> None:
-    prepared = prepare(
-        questions(tmp_path / "rows.jsonl", 30), EvaluationConfig(rows=10), loss_on="everything"
-    )
+    prepared = prepare(questions(tmp_path / "rows.jsonl", 30), EvaluationConfig(rows=10), loss_on="everything")
     assert {example.loss_start for example in prepared.train} == {1}
     for item in prepared.held_out["held_out"]:
         assert item.example.loss_start == item.example.target_start > 1
@@ -137,13 +132,8 @@ def test_report_counts_everything_and_prints_one_line(prepare: Any, tmp_path: Pa
     assert counts["train"]["tokens"] == sum(example.length for example in prepared.train)
     summary = prepared.report.summary()
     assert summary.startswith(f"data: 20 training rows ({counts['train']['tokens']:,} tokens, ")
-    assert (
-        "), 10 rows held out as held_out, 10 wrong answers put in; training: 1 rows with an empty target"
-        in summary
-    )
-    assert summary.endswith(
-        f"evaluation: {counts['held_out']['held_out']['targets_truncated']} targets truncated"
-    )
+    assert "), 10 rows held out as held_out, 10 wrong answers put in; training: 1 rows with an empty target" in summary
+    assert summary.endswith(f"evaluation: {counts['held_out']['held_out']['targets_truncated']} targets truncated")
     assert "\n" not in summary
 
 

@@ -97,7 +97,5 @@ def test_family_that_is_used_up_is_said() -> None:
 
 
 def test_unknown_family_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"data\.source\.families must be one of .* did you mean 'sort_words'"
-    ):
+    with pytest.raises(ConfigError, match=r"data\.source\.families must be one of .* did you mean 'sort_words'"):
         procedural_rows(1, seed=0, role="training", families=["sort_word"])

@@ -22,9 +22,7 @@ def test_chat_template_is_the_tokenizers_own(chat_tokenizer: PreTrainedTokenizer
     expected = chat_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert prompt_ids("chat_template", chat_tokenizer, "the cat sat") == expected
     prompt = find_prompt_format("chat_template", chat_tokenizer).text("the cat sat")
-    assert prompt.startswith(
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nthe cat sat<|im_end|>"
-    )
+    assert prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nthe cat sat<|im_end|>")
 
 
 def test_plain_is_bos_source_and_a_line_break(

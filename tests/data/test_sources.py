@@ -8,11 +8,11 @@ import pytest
 
 from qlora_lab.config.schema import SourceConfig
 from qlora_lab.data import sources
-from qlora_lab.data.fingerprint import source_fingerprint
 from qlora_lab.data.report import SetReport
 from qlora_lab.data.rows import Row
 from qlora_lab.data.sources import load_rows
 from qlora_lab.errors import DataError
+from qlora_lab.runs.fingerprint import source_fingerprint
 
 
 def load(tmp_path: Path, rows: list[Any], template: str = "question_answer") -> tuple[list[Row], SetReport]:

@@ -82,9 +82,7 @@ def pairs(template: str, columns: dict[str, Any]) -> list[tuple[str, str]]:
         ("procedural", {"source": "a", "target": "b", "family": "f"}, [("a", "b")]),
     ],
 )
-def test_template_gives_its_pairs(
-    template: str, columns: dict[str, Any], expected: list[tuple[str, str]]
-) -> None:
+def test_template_gives_its_pairs(template: str, columns: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     assert pairs(template, columns) == expected
 
 
@@ -144,9 +142,7 @@ def test_family_is_the_column_that_names_the_task() -> None:
         ("procedural", {"source": " ", "target": "b"}, "'source' is empty"),
     ],
 )
-def test_row_without_what_the_template_needs_is_broken(
-    template: str, columns: dict[str, Any], message: str
-) -> None:
+def test_row_without_what_the_template_needs_is_broken(template: str, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(BrokenRowError, match=message):
         find_template(template).to_rows(columns)
 

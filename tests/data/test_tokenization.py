@@ -36,9 +36,7 @@ def decoded(ids: object) -> str:
     loss_on=st.sampled_from(["target", "everything"]),
 )
 @settings(max_examples=120, deadline=None)
-def test_eos_is_last_and_limits_hold(
-    source: str, target: str, room: int, max_target: int, loss_on: str
-) -> None:
+def test_eos_is_last_and_limits_hold(source: str, target: str, room: int, max_target: int, loss_on: str) -> None:
     try:
         [example], counts = encode([Row(source, target)], MARKUP + room, max_target, loss_on)
     except DataError:
@@ -62,10 +60,7 @@ def test_eos_is_last_and_limits_hold(
 
 def test_long_source_loses_its_middle_and_nothing_else() -> None:
     [example], counts = encode([Row("Instruction: " + "x" * 50 + " Why?", "ok")], MARKUP + 20, 10)
-    assert (
-        decoded(example.input_ids[: example.target_start])
-        == CHATML.before + "Instructioxxxxx Why?" + CHATML.after
-    )
+    assert decoded(example.input_ids[: example.target_start]) == CHATML.before + "Instructioxxxxx Why?" + CHATML.after
     assert (counts.sources_truncated, counts.targets_truncated) == (1, 0)
 
 
@@ -113,9 +108,7 @@ def test_set_without_any_target_left_is_refused() -> None:
 
 
 def test_limit_without_room_for_a_source_is_refused() -> None:
-    with pytest.raises(
-        DataError, match=rf"leaves no room for a source: prompt format 'chatml' takes {MARKUP}"
-    ):
+    with pytest.raises(DataError, match=rf"leaves no room for a source: prompt format 'chatml' takes {MARKUP}"):
         encode([Row("a", "b")], MARKUP, 8)
     encode([Row("", "b")], 1, 8)  # a text without a source has no markup
 

@@ -70,6 +70,15 @@ def test_a_folder_loads_ready_for_training(make_folder) -> None:
     assert loaded(of_folder(folder), dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_a_log_gets_no_progress_bars(make_folder, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder()
+    capfd.readouterr()
+    loaded(of_folder(folder))
+    assert "Loading weights" not in capfd.readouterr().err
+    AutoModelForCausalLM.from_pretrained(folder)
+    assert "Loading weights" in capfd.readouterr().err  # other code's bars are its own affair
+
+
 def test_linear_layers_are_quantized_while_loading(make_folder) -> None:
     model = loaded(of_folder(make_folder()), NF4, dtype=torch.bfloat16)
     quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]

@@ -11,7 +11,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, Granite
 
 from qlora_lab.data.batching import collate
 from qlora_lab.errors import ModelError, ShapeError
-from qlora_lab.train.loss import (
+from qlora_lab.models.loss import (
     check_output_head,
     chunked_cross_entropy,
     count_target_tokens,

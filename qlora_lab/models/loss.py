@@ -15,8 +15,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from qlora_lab.data.batching import IGNORE_INDEX
 from qlora_lab.errors import ModelError, ShapeError
+
+IGNORE_INDEX = -100  # label of a position without loss
 
 
 @dataclass(frozen=True)

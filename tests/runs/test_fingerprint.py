@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qlora_lab.config.schema import SourceConfig
-from qlora_lab.data.fingerprint import check_fingerprint, locate_file, source_fingerprint
+from qlora_lab.runs.fingerprint import check_fingerprint, locate_file, source_fingerprint
 from qlora_lab.errors import DataError
 
 
@@ -61,7 +61,7 @@ def test_changed_file_is_refused(tmp_path: Path) -> None:
 def test_fingerprint_is_light() -> None:
     heavy = "torch transformers datasets pandas pyarrow"
     code = (
-        "import sys, qlora_lab.data.fingerprint, qlora_lab.data.templates, qlora_lab.data.procedural\n"
+        "import sys, qlora_lab.runs.fingerprint, qlora_lab.data.templates, qlora_lab.data.procedural\n"
         f"print([name for name in {heavy.split()} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
