@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Tol's "bright" scheme: told apart with any colour vision, on white and on black
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
-INK, FAINT = "#1f2428", "#9aa4ad"  # become the page's own colours in SVG
+INK, FAINT, PAPER = "#1f2428", "#9aa4ad", "#fffffe"  # become the page's own colours in SVG
 WIDTH_INCHES = 7.6
 RASTER_POINTS = 20_000  # more points than this are drawn as an image inside the SVG, which stays small
 SMOOTHING_SHARE = 0.05  # of the steps: the window of the running mean over noisy training losses
@@ -78,7 +78,7 @@ def arm_figure(answer: Answer) -> "Figure":
             axes.plot([low, high], [place, place], color=colour, linewidth=7, alpha=0.25, solid_capstyle="round")
         axes.plot(mean, place, "|", color=colour, markersize=18, markeredgewidth=2.5)
         seeds = scale * answer.counted_runs(row["arm"])[answer.metric].to_numpy(dtype=float)
-        axes.plot(seeds, np.full(seeds.size, place), "o", color=colour, markersize=6, markeredgecolor="white")
+        axes.plot(seeds, np.full(seeds.size, place), "o", color=colour, markersize=6, markeredgecolor=PAPER)
     axes.set_yticks(range(len(table)), table["arm"])
     axes.set_ylim(len(table) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
@@ -210,4 +210,4 @@ def to_svg(figure: "Figure", description: str) -> str:
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
     # the browser's own font; matplotlib's is not on every machine
     svg = re.sub(r"font-family: [^;\"]+", "font-family: system-ui, sans-serif", svg)
-    return svg.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
+    return svg.replace(INK, "currentColor").replace(FAINT, "var(--faint)").replace(PAPER, "var(--page)")

@@ -171,9 +171,9 @@ def method(answer: Answer) -> str:
         "An arm is a configuration without its seed. Its row in the table is the mean over its finished runs; runs "
         "that did not finish are listed, never counted.",
         "Two arms are compared on the seeds and the held-out rows that both have. The difference is that of the "
-        "reported metric (for a loss: nats summed over all target tokens, over the number of these tokens). Its 95 % interval "
-        f"adds two variances: that of the rows (bootstrap, {DRAWS:,} resamples, the same rows for all seeds and both "
-        "arms) and that of the seeds' differences. It is widened by Student's t with Satterthwaite's degrees of "
+        "reported metric (for a loss: nats summed over all target tokens, over the number of these tokens). Its 95 % "
+        f"interval adds two variances: that of the rows (bootstrap, {DRAWS:,} resamples, the same rows for all seeds and "
+        "both arms) and that of the seeds' differences. It is widened by Student's t with Satterthwaite's degrees of "
         "freedom, because few seeds say little about their own spread. With one seed it covers the rows only.",
         "Two arms are called separated only if at least two seeds are shared, the interval excludes 0, " + corrected,
     )

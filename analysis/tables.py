@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis import page
 from analysis.answer import Answer, secondary_metrics
+from analysis.comparison import Comparison
 from analysis.metrics import describe, format_differences, format_value
 from qlora_lab.runs.files import write_atomic
 
@@ -37,6 +38,7 @@ def arm_table(answer: Answer) -> pd.DataFrame:
 def comparison_table(answer: Answer) -> pd.DataFrame:
     """Return one row a pair of arms: the difference, its interval, each seed's, and the verdict."""
     metric = describe(answer.metric)
+    any_p = any(_shows_p(pair) for pair in answer.comparisons)
     rows = []
     for pair in answer.comparisons:
         estimate = pair.difference
@@ -47,12 +49,16 @@ def comparison_table(answer: Answer) -> pd.DataFrame:
             row |= {"difference": value, "each seed": ", ".join(seeds)}
             row["95 % interval"] = "–" if "nan" in low else f"{low} to {high}"
         row["rows"] = f"{estimate.n_rows:,}" if estimate is not None and estimate.n_rows else "–"
-        # with two seeds a p-value would look more exact than it is
-        many_seeds = estimate is not None and estimate.n_seeds > 2
-        row["p (Holm)"] = f"{pair.adjusted_p:.2g}" if many_seeds else "–"
+        if any_p:
+            row["p (Holm)"] = f"{pair.adjusted_p:.2g}" if _shows_p(pair) else "–"
         row["verdict"] = "separated" if pair.separated else f"not separated: {pair.verdict.value}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _shows_p(pair: Comparison) -> bool:
+    """Say whether a p-value is shown: with two seeds it would look more exact than it is."""
+    return pair.difference is not None and pair.difference.n_seeds > 2
 
 
 def _signed(text: str) -> str:

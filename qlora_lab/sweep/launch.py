@@ -56,7 +56,7 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
                 folder, slot = waiting.pop(0), slots.pop(0)
                 executor.update_parameters(timeout_min=MAX_RUN_MIN, **_gpu_of(slot, machine.gpus))
                 active[folder.run_id] = slot, executor.submit(RunJob(), str(folder.path))
-            for run_id in [run_id for run_id, (_, job) in active.items() if job.done()]:
+            for run_id in [run_id for run_id, (_, job) in active.items() if job.done(force_check=True)]:
                 slots.append(active.pop(run_id)[0])
             progress.show()
             time.sleep(POLL_S)

@@ -70,6 +70,18 @@ def test_a_folder_loads_ready_for_training(make_folder) -> None:
     assert loaded(of_folder(folder), dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_training_a_loaded_model_leaves_its_file_alone(make_folder) -> None:
+    """Weights in the dtype of the file are views of it, mapped into memory."""
+    folder = make_folder()
+    before = (folder / "model.safetensors").read_bytes()
+    model = loaded(of_folder(folder))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    del model
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
 def test_a_log_gets_no_progress_bars(make_folder, capfd: pytest.CaptureFixture[str]) -> None:
     folder = make_folder()
     capfd.readouterr()
