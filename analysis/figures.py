@@ -4,10 +4,12 @@ matplotlib is imported where a figure is drawn, so that tables and sentences nev
 """
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 # Tol's "bright" scheme: told apart with any colour vision, on white and on black
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 INK, FAINT, PAPER = "#1f2428", "#9aa4ad", "#fffffe"  # become the page's own colours in SVG
+DASHES = ("-", "--", ":", "-.")
 WIDTH_INCHES = 7.6
+LEGEND_LINE_INCHES = 0.22
+LABEL_CHARACTERS = 36  # longer ones are wrapped, or get a line of a legend for themselves
 RASTER_POINTS = 20_000  # more points than this are drawn as an image inside the SVG, which stays small
 SMOOTHING_SHARE = 0.05  # of the steps: the window of the running mean over noisy training losses
 STYLE: dict[str, Any] = {
@@ -64,6 +69,11 @@ def colour_of(answer: Answer, arm: str) -> str:
     return COLOURS[answer.arms.index(arm) % len(COLOURS)]
 
 
+def dashes_of(answer: Answer, arm: str) -> str:
+    """Return a line style that tells arms of the same colour apart."""
+    return DASHES[answer.arms.index(arm) // len(COLOURS) % len(DASHES)]
+
+
 @_styled()
 def arm_figure(answer: Answer) -> "Figure":
     """Draw the metric of each arm: its mean, the 95 % interval over rows and seeds, and every seed as a dot."""
@@ -79,7 +89,7 @@ def arm_figure(answer: Answer) -> "Figure":
         axes.plot(mean, place, "|", color=colour, markersize=18, markeredgewidth=2.5)
         seeds = scale * answer.counted_runs(row["arm"])[answer.metric].to_numpy(dtype=float)
         axes.plot(seeds, np.full(seeds.size, place), "o", color=colour, markersize=6, markeredgecolor=PAPER)
-    axes.set_yticks(range(len(table)), table["arm"])
+    axes.set_yticks(range(len(table)), [fill(arm, LABEL_CHARACTERS, break_on_hyphens=False) for arm in table["arm"]])
     axes.set_ylim(len(table) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
@@ -102,22 +112,23 @@ def curve_figure(answer: Answer, histories: dict[str, pd.DataFrame], column: str
     lines = [line for line in lines if len(line[2]) > 1]
     if not lines:
         return None
-    figure, axes = _figure(height=3.4)
+    drawn = [arm for arm in answer.arms if any(arm == name for name, _, _ in lines)]
+    columns = 2 if max(map(len, drawn)) <= LABEL_CHARACTERS else 1
+    figure, axes = _figure(height=3.0 + LEGEND_LINE_INCHES * math.ceil(len(drawn) / columns))
     window = max(1, round(SMOOTHING_SHARE * max(len(points) for _, _, points in lines)))
     raster = sum(len(points) for _, _, points in lines) > RASTER_POINTS
     for arm, state, points in lines:
         smooth = points[column].rolling(window, min_periods=1, center=True).mean()
-        colour = colour_of(answer, arm)
-        axes.plot(points["step"], smooth, color=colour, linewidth=1.1, alpha=0.85, rasterized=raster)
+        colour, dashes = colour_of(answer, arm), dashes_of(answer, arm)
+        axes.plot(points["step"], smooth, dashes, color=colour, linewidth=1.1, alpha=0.85, rasterized=raster)
         if state != "finished":
             axes.plot(points["step"].iloc[-1], smooth.iloc[-1], "x", color=colour, markersize=7, markeredgewidth=2)
-    for arm in answer.arms:
-        if any(arm == name for name, _, _ in lines):
-            axes.plot([], [], color=colour_of(answer, arm), linewidth=2.5, label=arm)
+    for arm in drawn:
+        axes.plot([], [], dashes_of(answer, arm), color=colour_of(answer, arm), linewidth=2.5, label=arm)
     axes.grid(axis="y")
     axes.set_xlabel(f"optimizer step; running mean of {window} steps" if window > 1 else "optimizer step")
     axes.set_ylabel(axis_label(describe(column)))
-    _legend_above(axes, columns=2)
+    _legend_above(axes, columns)
     return figure
 
 
@@ -150,21 +161,18 @@ def row_difference_figure(answer: Answer, pairs: Sequence[Comparison]) -> "Figur
 
 def _two_colours(axes: "Axes", sorted_rows: np.ndarray, answer: Answer, pair: Comparison) -> None:
     """Fill the sorted differences in the colour of the arm that does better on each row."""
+    better = sorted_rows < 0 if answer.goal == "min" else sorted_rows > 0
+    worse = ~better & (sorted_rows != 0)
     edges = np.repeat(np.arange(sorted_rows.size + 1), 2)[1:-1]
-    steps = np.repeat(sorted_rows, 2)
-    first_is_better = steps < 0 if answer.goal == "min" else steps > 0
-    for arm, better, count in (
-        (pair.first, first_is_better, int(first_is_better.sum()) // 2),
-        (pair.second, ~first_is_better & (steps != 0), int((~first_is_better & (steps != 0)).sum()) // 2),
-    ):
+    for arm, chosen in ((pair.first, better), (pair.second, worse)):
         axes.fill_between(
             edges,
-            np.where(better, steps, 0),
+            np.repeat(np.where(chosen, sorted_rows, 0), 2),
             color=colour_of(answer, arm),
             alpha=0.8,
             linewidth=0,
-            rasterized=steps.size > RASTER_POINTS // 4,
-            label=f"{arm} is better on {count:,} of {sorted_rows.size:,} rows",
+            rasterized=edges.size > RASTER_POINTS // 4,
+            label=f"{arm} is better on {chosen.sum():,} of {sorted_rows.size:,} rows",
         )
 
 
@@ -206,7 +214,7 @@ def to_svg(figure: "Figure", description: str) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing)
     svg = re.sub(r"^.*?<svg", "<svg", buffer.getvalue(), count=1, flags=re.DOTALL)
-    svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"| height="[\d.]+pt"| width="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
     # the browser's own font; matplotlib's is not on every machine
     svg = re.sub(r"font-family: [^;\"]+", "font-family: system-ui, sans-serif", svg)

@@ -53,7 +53,7 @@ def describe(name: str) -> Metric:
     """Return what is known of a metric by its last name: `eval/loss` and `eval/held_out/loss` are both a loss."""
     last = name.rsplit("/", 1)[-1]
     if last not in BY_LAST_NAME:
-        return Metric(name=name, short=last, unit="", difference_unit="", decimals=4)
+        return Metric(name=name, short=last, unit="", difference_unit="")
     short, unit, difference_unit, kind, decimals, numerator, denominator, scale = BY_LAST_NAME[last]
     if not name.startswith("eval/"):  # training has no rows
         numerator = denominator = None
@@ -101,9 +101,8 @@ def format_value(metric: Metric, value: float) -> str:
         return format_seconds(value)
     if metric.kind == "bytes":
         return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3g}"
-    return f"{value:.{metric.decimals}f}"
+    # a metric that is not known may have any size
+    return f"{value:.{metric.decimals}f}" if metric.unit else f"{value:.4g}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -55,11 +55,15 @@ def comparisons(answer: Answer) -> str:
         return ""
     metric = describe(answer.metric)
     unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
+    of_the_best = [pair for pair in answer.comparisons if pair.first == answer.arms[0]]
+    others = [pair for pair in answer.comparisons if pair.first != answer.arms[0]]
     content = [
-        to_html(comparison_table(answer), text_columns=["verdict"]),
+        to_html(comparison_table(answer, of_the_best), text_columns=["verdict"]),
         paragraph(f"First arm minus second in {answer.metric}{unit}, on the seeds and rows that both have.", "soft"),
     ]
-    of_the_best = [pair for pair in answer.comparisons if pair.first == answer.arms[0]]
+    if others:
+        hidden = to_html(comparison_table(answer, others), text_columns=["verdict"])
+        content.append(details(f"The other {len(others)} pairs", hidden))
     drawn = row_difference_figure(answer, of_the_best[:MOST_PAIRS_DRAWN])
     if drawn is not None:
         caption = (
@@ -172,9 +176,9 @@ def method(answer: Answer) -> str:
         "that did not finish are listed, never counted.",
         "Two arms are compared on the seeds and the held-out rows that both have. The difference is that of the "
         "reported metric (for a loss: nats summed over all target tokens, over the number of these tokens). Its 95 % "
-        f"interval adds two variances: that of the rows (bootstrap, {DRAWS:,} resamples, the same rows for all seeds and "
-        "both arms) and that of the seeds' differences. It is widened by Student's t with Satterthwaite's degrees of "
-        "freedom, because few seeds say little about their own spread. With one seed it covers the rows only.",
+        f"interval adds two variances: that of the rows (bootstrap, {DRAWS:,} resamples, the same rows for all seeds "
+        "and both arms) and that of the seeds' differences. It is widened by Student's t with Satterthwaite's degrees "
+        "of freedom, because few seeds say little about their own spread. With one seed it covers the rows only.",
         "Two arms are called separated only if at least two seeds are shared, the interval excludes 0, " + corrected,
     )
     return section("How this was computed", *(paragraph(part) for part in text))

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from qlora_lab.runs.files import write_atomic
 
 WIDTH = 100
 GAP = "  "
-SHORTEST_FIRST_COLUMN = 24
+CONTINUED = "  "
 
 
 def arm_table(answer: Answer) -> pd.DataFrame:
@@ -35,12 +36,12 @@ def arm_table(answer: Answer) -> pd.DataFrame:
     return shown
 
 
-def comparison_table(answer: Answer) -> pd.DataFrame:
+def comparison_table(answer: Answer, pairs: Sequence[Comparison]) -> pd.DataFrame:
     """Return one row a pair of arms: the difference, its interval, each seed's, and the verdict."""
     metric = describe(answer.metric)
-    any_p = any(_shows_p(pair) for pair in answer.comparisons)
+    any_p = any(_shows_p(pair) for pair in pairs)
     rows = []
-    for pair in answer.comparisons:
+    for pair in pairs:
         estimate = pair.difference
         row = {"arms": f"{pair.first} − {pair.second}", "difference": "–", "95 % interval": "–", "each seed": "–"}
         if estimate is not None:
@@ -68,39 +69,32 @@ def _signed(text: str) -> str:
 def to_text(table: pd.DataFrame, width: int = WIDTH) -> str:
     """Align a table for a terminal: the first column to the left, the others to the right.
 
-    Where the lines would be wider than `width`, the first column is shortened in its middle, and then the last
-    columns are left out; a line below says which.
+    Where the lines would be wider than `width`, the first column is wrapped between its words, and if that is not
+    enough the last columns are left out; a line below says which.
     """
-    columns = list(table.columns)
-    widths = {name: max([len(name), *(len(cell) for cell in table[name])]) for name in columns}
-    first, others = columns[0], columns[1:]
+    cells = [{str(name): str(name) for name in table.columns}, *_cells(table)]
+    first, *others = cells[0]
+    widths = {name: max(len(row[name]) for row in cells) for name in cells[0]}
+    longest_word = max(len(word) for row in cells for word in row[first].split(" ")) + len(CONTINUED)
 
-    def total(names: Sequence[str], first_width: int) -> int:
-        return first_width + sum(len(GAP) + widths[name] for name in names)
+    def left_for_first(shown: Sequence[str]) -> int:
+        return width - sum(len(GAP) + widths[name] for name in shown)
 
     shown = list(others)
-    while shown and total(shown, min(widths[first], SHORTEST_FIRST_COLUMN)) > width:
+    while shown and left_for_first(shown) < min(widths[first], longest_word):
         shown.pop()
-    first_width = min(widths[first], width - total(shown, 0))
+    first_width = min(widths[first], left_for_first(shown))
     lines = []
-    for row in [{name: name for name in columns}, *_cells(table)]:
-        numbers = [row[name].rjust(widths[name]) for name in shown]
-        lines.append(GAP.join([_shortened(row[first], first_width).ljust(first_width), *numbers]))
-    left_out = [name for name in others if name not in shown]
-    if left_out:
-        lines.append(f"(not shown: {', '.join(left_out)})")
+    for row in cells:
+        label, *more = wrap(row[first], first_width, subsequent_indent=CONTINUED, break_on_hyphens=False) or [""]
+        lines += [GAP.join([label.ljust(first_width), *(row[name].rjust(widths[name]) for name in shown)]), *more]
+    if len(shown) < len(others):
+        lines.append(f"(not shown: {', '.join(others[len(shown) :])})")
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _cells(table: pd.DataFrame) -> list[dict[str, str]]:
     return [{str(name): str(cell) for name, cell in row.items()} for row in table.to_dict("records")]
-
-
-def _shortened(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    end = (width - 1) // 2
-    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def to_html(table: pd.DataFrame, *, text_columns: Sequence[str] = ()) -> str:

@@ -48,7 +48,8 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
     machine = hardware.detect()
     executor = submitit.LocalExecutor(folder=plan.folder / "jobs")
     slots = list(range(parallel_runs(plan.runs[0].config, machine)))
-    waiting, active = list(folders), {}
+    waiting = list(folders)
+    active: dict[str, tuple[int, Any]] = {}  # slot and submitit job of each run that is going on
     progress = SweepProgress(folders, sys.stdout)
     try:
         while waiting or active:
