@@ -11,7 +11,7 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 54rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
+main { max-width: 57rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
 .study { margin: 0; color: var(--soft); font-size: .9rem; letter-spacing: .03em; }
 h1 { margin: .2rem 0 1.2rem; font-size: 1.65rem; line-height: 1.25; font-weight: 650; text-wrap: balance; }
 h2 { margin: 2.6rem 0 .6rem; font-size: 1.12rem; font-weight: 650; }
@@ -24,7 +24,7 @@ a { color: var(--accent); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--soft); }
-th, td { padding: .38rem .9rem .38rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: .38rem .75rem .38rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; white-space: nowrap; }
 figure { margin: 1.4rem 0 0; }

@@ -21,7 +21,7 @@ from analysis.statistics import DRAWS
 from analysis.tables import arm_table, comparison_table, to_html
 from analysis.terminal import metric_line, seed_text, what_happened
 
-MOST_PAIRS_DRAWN = 4
+MOST_PAIRS_DRAWN = 3
 MOST_CHARACTERS = 600  # of a prompt or a generation
 
 

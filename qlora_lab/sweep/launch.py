@@ -6,18 +6,19 @@ A job is a function by name and the path of a run folder; everything else it nee
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from qlora_lab.config import hardware
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.errors import LaunchError
-from qlora_lab.runs.folder import RunFolder
+from qlora_lab.runs.folder import FINISHED, RunFolder
 from qlora_lab.sweep.plan import Plan, parallel_runs
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.worker import RunJob
 
 POLL_S = 0.5
+SLURM_POLL_S = 5.0
 MAX_RUN_MIN = 60 * 24 * 365  # a local run takes as long as it takes; submitit wants a limit
 
 
@@ -87,9 +88,9 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
     import submitit
 
     slurm = launcher.slurm
-    folder = plan.folder / "jobs"
+    jobs_folder = plan.folder / "jobs"
     try:
-        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=1000)
+        executor = submitit.SlurmExecutor(folder=jobs_folder, max_num_timeout=1000)
     except RuntimeError as error:
         raise LaunchError(
             "launcher=slurm needs sbatch on this machine; got none; run from a login node, or use launcher=local"
@@ -107,17 +108,13 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
         **{key: value for key, value in options.items() if value is not None},
     )
     jobs = executor.map_array(RunJob(), [str(run.path.resolve()) for run in folders])
-    print(f"submitted {len(jobs)} runs as job array {jobs[0].job_id.split('_')[0]}; logs in {folder}", flush=True)
+    print(f"submitted {len(jobs)} runs as job array {jobs[0].job_id.split('_')[0]}; logs in {jobs_folder}", flush=True)
     progress = SweepProgress(folders, sys.stdout)
-    for _ in _until(lambda: all(job.done() for job in jobs), pause_s=5.0):
+    # A run's folder knows first; SLURM's word counts for jobs that died without one.
+    while not all(folder.state() == FINISHED or job.done() for folder, job in zip(folders, jobs, strict=True)):
         progress.show()
+        time.sleep(SLURM_POLL_S)
     progress.show(final=True)
-
-
-def _until(condition: Callable[[], bool], pause_s: float) -> Iterator[None]:
-    while not condition():
-        yield
-        time.sleep(pause_s)
 
 
 LAUNCHERS: dict[str, Callable[[Plan, list[RunFolder], LauncherConfig], None]] = {

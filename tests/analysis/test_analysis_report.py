@@ -1,0 +1,191 @@
+"""From a planned study to its files: one page without requests, a table, a text; and quick to import."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis.report import main, summarize_study
+from qlora_lab.errors import RunFolderError
+from tests.analysis.study_folders import FakeRun, two_arms, write, write_json, write_study
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Links(HTMLParser):
+    """Collects what a page links to, and every tag that would make it ask for something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.requests: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            if tag == "a" and name == "href":
+                self.links.append(value or "")
+            elif name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
+                self.requests.append(f"{tag} {name}={value}")
+
+
+def parsed(html: str) -> Links:
+    links = Links()
+    links.feed(html)
+    return links
+
+
+def test_a_study_becomes_a_table_a_page_and_a_text(tmp_path: Path) -> None:
+    study = write_study(tmp_path, two_arms())
+    answer = summarize_study(study, tmp_path)
+    assert answer.paths == {"report": study / "report.html", "table": study / "table.csv"}
+    with (study / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == answer.arms
+    assert float(rows[0]["eval/loss mean"]) == answer.table["eval/loss mean"][0]  # unrounded
+    unwrapped = " ".join(answer.text.split())
+    assert answer.sentence in unwrapped
+    assert str(study / "report.html") in answer.text
+    assert max(len(line) for line in answer.text.splitlines() if ": /" not in line) <= 100
+    assert not list(study.glob(".*"))  # written, then renamed
+
+
+def test_the_page_needs_nothing_else_and_links_to_the_runs(tmp_path: Path) -> None:
+    study = write_study(tmp_path, two_arms())
+    answer = summarize_study(study, tmp_path)
+    html = (study / "report.html").read_text()
+    page = parsed(html)
+    assert page.requests == []
+    assert "url(http" not in html
+    assert "@import" not in html
+    assert len(html) < 200_000
+    assert {(study / link).resolve() for link in page.links} == {tmp_path / run for run in answer.runs["run_id"]}
+    assert html.count("<svg") == 3
+    assert answer.sentence in html
+    assert "torch 2.13.0+cpu" in html
+    assert "commit 0123456789ab" in html
+    assert "python -m qlora_lab.sweep +experiment=dataset_quality" in html
+
+
+def test_what_a_model_wrote_cannot_become_part_of_the_page(tmp_path: Path) -> None:
+    study = write_study(tmp_path, [replace(run, mean_loss=2.0) for run in two_arms()])
+    summarize_study(study, tmp_path)
+    html = (study / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert not parsed(html).tags & {"script", "b"}
+
+
+def test_samples_are_the_same_rows_for_every_arm_one_of_each_family(tmp_path: Path) -> None:
+    study = write_study(tmp_path, two_arms())
+    summarize_study(study, tmp_path)
+    html = (study / "report.html").read_text()
+    assert re.findall(r'class="prompt">[^<]*, row (\d+)\.', html) == ["0", "1", "2", "3"]
+    assert html.count("<dt>procedural_half_wrong_2048</dt>") == 4
+
+
+def test_runs_that_did_not_finish_are_shown_with_their_error(tmp_path: Path) -> None:
+    runs = [
+        *two_arms(),
+        FakeRun("bad", "procedural_clean_128", 2, "failed"),
+        FakeRun("gone", "procedural_clean_128", 3, "missing"),
+        FakeRun("busy", "procedural_clean_128", 4, "running"),
+        FakeRun("torn", "procedural_clean_128", 5),
+    ]
+    study = write_study(tmp_path, runs)
+    write(tmp_path / "torn" / "config.yaml", "a: [")
+    answer = summarize_study(study, tmp_path)
+    text = " ".join(answer.text.split())
+    assert "bad (procedural_clean_128, seed 2): failed: TrainingError: the loss is not finite at step 12" in text
+    assert "gone (procedural_clean_128, seed 3): missing: there is no run folder" in text
+    assert "busy (procedural_clean_128, seed 4): still running, or its process died" in text
+    assert "torn (procedural_clean_128, seed 5): unreadable:" in text  # the plan knows its seed
+    assert "2 of 6" in answer.text
+    html = (study / "report.html").read_text()
+    assert "4 of 8 runs are counted; not counted: 1 failed, 1 missing, 1 running, 1 unreadable." in html
+    assert "Traceback of bad" in html
+    assert "lora_B &lt;model.layers.3&gt;" in html
+    assert "../../gone" not in html
+
+
+def test_a_study_in_which_nothing_finished_is_reported(tmp_path: Path) -> None:
+    study = write_study(tmp_path, [FakeRun("a", state="failed"), FakeRun("b", "other", state="missing")])
+    answer = summarize_study(study, tmp_path)
+    assert "nothing to compare" in answer.text
+    assert "0 of 1" in answer.text
+    assert (study / "report.html").exists()
+
+
+def test_runs_outside_the_plan_do_not_count(tmp_path: Path) -> None:
+    write_study(tmp_path, two_arms(seeds=3))
+    study = write_study(tmp_path, two_arms(seeds=2))
+    assert len(summarize_study(study, tmp_path).runs) == 4
+
+
+def test_several_arms_and_sets_are_reported(tmp_path: Path) -> None:
+    runs = [
+        FakeRun(
+            f"{quant}{rank}{seed}", seed=seed, mean_loss=0.4 + 0.01 * rank, sets=("chat", "tasks"), exact_match=False
+        )
+        for quant in ("nf4", "none")
+        for rank in (4, 16)
+        for seed in range(2)
+    ]
+    runs = [
+        replace(
+            run, axes={"quant": run.run_id[:-2].rstrip("1"), "adapter.rank": run.run_id[-3:-1], "seed": str(run.seed)}
+        )
+        for run in runs
+    ]
+    study = write_study(tmp_path, runs)
+    answer = summarize_study(study, tmp_path)
+    assert len(answer.arms) == 4
+    assert "chat loss" in answer.text
+    assert "The other 3 pairs" in (study / "report.html").read_text()
+
+
+def test_the_command_writes_a_study_again_and_answers_for_a_folder_of_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path, two_arms())
+    summarize_study(study, tmp_path)
+    first = (study / "report.html").read_bytes()
+    (study / "report.html").unlink()
+    assert main([str(study)]) == 0
+    assert (study / "report.html").read_bytes() == first  # the same runs give the same page
+    out = tmp_path / "elsewhere"
+    assert main([str(tmp_path), "--out", str(out), "--metric", "eval/exact_match", "--goal", "max"]) == 0
+    assert "procedural_clean_128 has a higher eval/exact_match" in " ".join(capsys.readouterr().out.split())
+    assert (out / "report.html").exists()
+
+
+def test_the_command_says_what_is_wrong_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "holds no run folder" in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"plan\.json is not there; plan the study"):
+        summarize_study(tmp_path, tmp_path)
+    study = write_study(tmp_path, two_arms())
+    plan = json.loads((study / "plan.json").read_text())
+    del plan["study"]["metric"]
+    write_json(study / "plan.json", plan)
+    with pytest.raises(RunFolderError, match=r"plan\.json is not a plan that can be read \(KeyError: 'metric'\)"):
+        summarize_study(study, tmp_path)
+
+
+def test_analysis_imports_neither_torch_nor_what_is_slow() -> None:
+    modules = [f"analysis.{file.stem}" for file in (REPOSITORY / "analysis").glob("*.py") if file.stem != "__init__"]
+    code = f"import importlib, sys\nfor name in {sorted(modules)!r}: importlib.import_module(name)\n"
+    code += "slow = {'torch', 'transformers', 'hydra', 'wandb', 'matplotlib', 'scipy.stats'} & set(sys.modules)\n"
+    code += "assert not slow, slow"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
