@@ -207,7 +207,7 @@ def test_bad_questions_are_refused(tmp_path: Path) -> None:
         compare(frame, ["data"], "eval/los", "min")
     with pytest.raises(ConfigError, match=r"study\.goal must be one of min, max; got 'minimum'"):
         compare(frame, ["data"], "eval/loss", "minimum")
-    with pytest.raises(ConfigError, match="has several runs with seed 0 .*add the configuration key"):
+    with pytest.raises(ConfigError, match=r"has several runs with seed 0 .*add the configuration key"):
         compare(frame, ["quant.format"], "eval/loss", "min")
     with pytest.raises(ConfigError, match="run clean0 has no place on the axes data"):
         compare(frame, ["data"], "eval/loss", "min", arms={"clean1": {"data": "x"}})

@@ -131,21 +131,21 @@ def test_runs_outside_the_plan_do_not_count(tmp_path: Path) -> None:
 def test_several_arms_and_sets_are_reported(tmp_path: Path) -> None:
     runs = [
         FakeRun(
-            f"{quant}{rank}{seed}", seed=seed, mean_loss=0.4 + 0.01 * rank, sets=("chat", "tasks"), exact_match=False
+            f"{quant}{rank}{seed}",
+            seed=seed,
+            mean_loss=0.4 + 0.01 * rank,
+            sets=("chat", "tasks"),
+            exact_match=False,
+            axes={"quant": quant, "adapter.rank": str(rank), "seed": str(seed)},
         )
         for quant in ("nf4", "none")
         for rank in (4, 16)
         for seed in range(2)
     ]
-    runs = [
-        replace(
-            run, axes={"quant": run.run_id[:-2].rstrip("1"), "adapter.rank": run.run_id[-3:-1], "seed": str(run.seed)}
-        )
-        for run in runs
-    ]
     study = write_study(tmp_path, runs)
     answer = summarize_study(study, tmp_path)
     assert len(answer.arms) == 4
+    assert "none, rank=16" in answer.arms
     assert "chat loss" in answer.text
     assert "The other 3 pairs" in (study / "report.html").read_text()
 

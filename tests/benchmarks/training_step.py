@@ -75,7 +75,7 @@ def ours(started: float) -> dict[str, float]:
     )
     add_adapters(model, config.adapter, torch.Generator().manual_seed(0))
     parameters = trainable_parameters(model)
-    optimizer = build_optimizer(OptimConfig(learning_rate=1e-3), list(parameters.items()))
+    optimizer = build_optimizer(OptimConfig(learning_rate=1e-3), parameters)
     model.train()
 
     def step(batch: torch.Tensor) -> None:
@@ -98,8 +98,7 @@ def theirs(started: float) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     from qlora_lab.fetch import default_cache_dir
-    from qlora_lab.models.load import model_folder
-    from tests.helpers import composed
+    from qlora_lab.models.gguf import wheel_model
 
     torch.manual_seed(0)
     quantization = BitsAndBytesConfig(
@@ -109,7 +108,7 @@ def theirs(started: float) -> dict[str, float]:
         bnb_4bit_compute_dtype=torch.float32,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        model_folder(composed().model, default_cache_dir()),
+        wheel_model("smollm2_135m", default_cache_dir()),
         quantization_config=quantization,
         dtype=torch.float32,
         device_map={"": "cpu"},
