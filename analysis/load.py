@@ -37,7 +37,6 @@ RUN_MARKS = (
     "evaluation",
     "generations",
 )
-NOT_RUNS = ("studies",)
 ROW_COLUMNS = ("set", "key", "family", "loss_sum", "target_tokens", "target_bytes", "exact_match")
 
 
@@ -85,11 +84,7 @@ def find_run_folders(source: Path) -> list[Path]:
     if _looks_like_a_run(source):
         return [source]
     inside = sorted(child for child in source.iterdir() if child.is_dir())
-    return [
-        child
-        for child in inside
-        if not child.name.startswith(".") and child.name not in NOT_RUNS and _looks_like_a_run(child)
-    ]
+    return [child for child in inside if not child.name.startswith(".") and _looks_like_a_run(child)]
 
 
 def _looks_like_a_run(folder: Path) -> bool:

@@ -190,7 +190,7 @@ def test_a_run_without_rows_is_left_out_of_the_comparisons_with_a_note(tmp_path:
 
 def test_only_shared_rows_are_compared_and_that_is_noted(tmp_path: Path) -> None:
     runs = two_arms()
-    runs[0] = replace(runs[0], rows=100)
+    runs[3] = replace(runs[3], rows=100)
     answer = answered(tmp_path, runs)
     difference = answer.comparisons[0].difference
     assert difference is not None

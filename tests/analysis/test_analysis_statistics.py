@@ -53,6 +53,14 @@ def test_several_sets_weigh_the_same_however_many_rows_they_have() -> None:
     assert estimate.n_rows == 52
 
 
+def test_the_variance_of_a_mean_over_sets_is_the_sum_over_the_square_of_their_number() -> None:
+    random = np.random.default_rng(9)
+    sets = [Ratios(random.gamma(2, 1, (1, 50)), np.ones((1, 50))) for _ in range(2)]
+    alone = [estimate_arm([one], rng(), draws=8000).standard_error for one in sets]
+    together = estimate_arm(sets, rng(), draws=8000).standard_error
+    assert together == pytest.approx(math.hypot(*alone) / 2, rel=0.05)  # 8,000 draws: 0.8 % standard error each
+
+
 def test_seeds_alone_give_the_paired_t_test() -> None:
     effects = [0.2, 0.4]
     estimate = estimate_over_seeds(effects)
