@@ -10,7 +10,7 @@ from qlora_lab.sweep import study
 def sweep_one(node: DictConfig) -> None:
     """Treat a composed configuration without axes (hydra.mode=RUN) as a study of one run."""
     name = HydraConfig.get().runtime.choices.get("experiment")
-    study.run_study(study.Axes({}, []), compose=lambda _: node, name=name)
+    study.run_study(study.Axes({}, []), compose=lambda _: node, name=name, exclude=[])
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
@@ -54,35 +54,41 @@ def axes_of(params: list[Override], arguments: list[Override]) -> Axes:
     return Axes(values, shared)
 
 
-def run_study(axes: Axes, compose: Compose, name: str | None) -> None:
-    """Plan every run of the study, execute what is not finished, and print the answer."""
-    points = axes.points()
-    configs = [
-        from_hydra(compose([*axes.shared, *(f"{key}={value}" for key, value in point.items())])) for point in points
-    ]
-    first = configs[0]
-    name = first.study.name or name or "study"
-    kept = [(point, config) for point, config in zip(points, configs, strict=True) if not _excluded(point, config)]
-    if not kept:
+def run_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dict[str, Any]]) -> None:
+    """Plan every run of the study, execute what is not finished, and print the answer.
+
+    Args:
+        compose: gives the configuration of a list of overrides.
+        name: of the study, unless study.name is set.
+        exclude: combinations to leave out, before they are composed: they may be ones that cannot work.
+
+    Raises:
+        ConfigError: nothing is left to run, or a run cannot work.
+    """
+    points = [point for point in axes.points() if not any(_matches(point, left_out) for left_out in exclude)]
+    if not points:
         raise ConfigError("study.exclude leaves no run; remove one of its combinations")
-    plan = planning.make_plan(name, kept)
+    configs = [_composed(axes, point, compose, name) for point in points]
+    plan = planning.make_plan(configs[0].study.name or "study", list(zip(points, configs, strict=True)))
     print(plan.text(), flush=True)
-    if first.sweep.action == "plan":
+    if configs[0].sweep.action == "plan":
         return
     plan.write()
-    launch(plan, first.launcher)
+    launch(plan, configs[0].launcher)
     _answer(plan)
 
 
-def _excluded(point: dict[str, str], config: RunConfig) -> bool:
-    """Say whether a combination of `study.exclude` holds: each of its axes has one of the listed values."""
-    for combination in config.study.exclude:
-        unknown = [key for key in combination if key not in point]
-        if unknown:
-            raise ConfigError(f"study.exclude names '{unknown[0]}', which is no axis; the axes are {', '.join(point)}")
-        if all(point[key] in _as_list(allowed) for key, allowed in combination.items()):
-            return True
-    return False
+def _composed(axes: Axes, point: dict[str, str], compose: Compose, name: str | None) -> RunConfig:
+    config = from_hydra(compose([*axes.shared, *(f"{key}={value}" for key, value in point.items())]))
+    return replace(config, study=replace(config.study, name=config.study.name or name))
+
+
+def _matches(point: dict[str, str], combination: dict[str, Any]) -> bool:
+    """Say whether each axis of the combination has one of its listed values."""
+    unknown = [key for key in combination if key not in point]
+    if unknown:
+        raise ConfigError(f"study.exclude names '{unknown[0]}', which is no axis; the axes are {', '.join(point)}")
+    return all(point[key] in _as_list(values) for key, values in combination.items())
 
 
 def _as_list(value: object) -> list[str]:
@@ -105,7 +111,3 @@ def _answer(plan: planning.Plan) -> None:
             file=sys.stderr,
         )
         sys.exit(FAILED)
-
-
-def study_folder(runs_dir: Path, name: str) -> Path:
-    return runs_dir / "studies" / name

@@ -33,7 +33,7 @@ class FakeRun:
 def write_run(runs_dir: Path, run: FakeRun) -> Path:
     """Write the folder of a run that is finished, failed, interrupted, running or not_started."""
     folder = runs_dir / run.run_id
-    config = {
+    config: dict[str, Any] = {
         "run_id": run.run_id,
         "model": {"name": "smollm2_135m", "source": "wheel"},
         "quant": {"format": "nf4", "block_size": 64, "double_quant": True},
@@ -73,7 +73,7 @@ def write_study(runs_dir: Path, runs: Sequence[FakeRun], **study: Any) -> Path:
     for run in runs:
         if run.state != "missing":
             write_run(runs_dir, run)
-    plan = {
+    plan: dict[str, Any] = {
         "study": {
             "name": "dataset_quality",
             "question": "Does a small clean data set beat a sixteen times larger one with half its answers wrong?",

@@ -2,13 +2,20 @@
 
 import json
 import math
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from analysis.load import find_run_folders, load_history, load_rows, load_runs
 from qlora_lab.errors import RunFolderError
 from tests.analysis.study_folders import FakeRun, row_key, two_arms, write, write_run, write_study
+
+
+def by_id(runs: pd.DataFrame) -> dict[str, dict[Hashable, Any]]:
+    return {str(run["run_id"]): run for run in runs.to_dict("records")}
 
 
 def test_one_row_a_run_with_configuration_metrics_and_times(tmp_path: Path) -> None:
@@ -31,20 +38,20 @@ def test_one_row_a_run_with_configuration_metrics_and_times(tmp_path: Path) -> N
 def test_a_missing_metric_stays_missing(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun("with"))
     write_run(tmp_path, FakeRun("without", exact_match=False))
-    runs = load_runs([tmp_path / "with", tmp_path / "without"]).set_index("run_id")
-    assert runs.loc["with", "eval/exact_match"] > 0
-    assert math.isnan(runs.loc["without", "eval/exact_match"])
+    runs = by_id(load_runs([tmp_path / "with", tmp_path / "without"]))
+    assert runs["with"]["eval/exact_match"] > 0
+    assert math.isnan(runs["without"]["eval/exact_match"])
 
 
 def test_a_null_metric_is_missing_and_a_word_is_damage(tmp_path: Path) -> None:
     null, word = write_run(tmp_path, FakeRun("null")), write_run(tmp_path, FakeRun("word"))
     write(null / "result.json", '{"metrics": {"eval/loss": null}}')
     write(word / "result.json", '{"metrics": {"eval/loss": "low"}}')
-    runs = load_runs(tmp_path).set_index("run_id")
-    assert runs.loc["null", "state"] == "finished"
-    assert math.isnan(runs.loc["null", "eval/loss"])
-    assert runs.loc["word", "state"] == "unreadable"
-    assert "eval/loss must be a number or null; got 'low'" in runs.loc["word", "reason"]
+    runs = by_id(load_runs(tmp_path))
+    assert runs["null"]["state"] == "finished"
+    assert math.isnan(runs["null"]["eval/loss"])
+    assert runs["word"]["state"] == "unreadable"
+    assert "eval/loss must be a number or null; got 'low'" in runs["word"]["reason"]
 
 
 @pytest.mark.parametrize("state", ["failed", "interrupted", "running", "not_started"])
@@ -95,7 +102,7 @@ def test_numbers_in_yaml_are_numbers_as_people_write_them(tmp_path: Path) -> Non
 def test_what_is_no_folder_is_refused_and_an_empty_one_has_no_runs(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="nowhere is not a folder; give a run folder"):
         load_runs(tmp_path / "nowhere")
-    (tmp_path / ".hidden").mkdir()
+    write_run(tmp_path, FakeRun(".being_written"))
     (tmp_path / "no_run").mkdir()
     runs = load_runs(tmp_path)
     assert runs.empty

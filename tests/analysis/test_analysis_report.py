@@ -68,6 +68,7 @@ def test_the_page_needs_nothing_else_and_links_to_the_runs(tmp_path: Path) -> No
     assert len(html) < 200_000
     assert {(study / link).resolve() for link in page.links} == {tmp_path / run for run in answer.runs["run_id"]}
     assert html.count("<svg") == 3
+    assert "#1f2428" not in html.partition("<svg")[2]  # ink follows the page, also a dark one
     assert answer.sentence in html
     assert "torch 2.13.0+cpu" in html
     assert "commit 0123456789ab" in html

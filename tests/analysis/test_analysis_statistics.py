@@ -185,6 +185,11 @@ def simulated(n_seeds: int, seed_noise: float, effect: float, random: np.random.
     return Ratios(tokens * (hard + own + luck + effect), tokens), Ratios(tokens * hard, tokens)
 
 
+def estimate_simulated(n_seeds: int, seed_noise: float, effect: float, random: np.random.Generator) -> Estimate:
+    first, second = simulated(n_seeds, seed_noise, effect, random)
+    return estimate_difference([first], [second], random, draws=150)
+
+
 @pytest.mark.parametrize(
     ("n_seeds", "seed_noise", "least_coverage", "most_false"),
     [
@@ -202,7 +207,7 @@ def test_intervals_hold_the_truth_and_nothing_is_found_where_nothing_is(
     held = separated = 0
     studies = 400
     for _ in range(studies):
-        estimate = estimate_difference(*([arm] for arm in simulated(n_seeds, seed_noise, 0, random)), random, draws=150)
+        estimate = estimate_simulated(n_seeds, seed_noise, 0, random)
         held += estimate.low <= 0 <= estimate.high
         separated += judge(estimate, estimate.p_value) is Verdict.SEPARATED
     assert held / studies >= least_coverage
@@ -229,6 +234,6 @@ def test_a_real_difference_is_found() -> None:
     random = np.random.default_rng(8)
     verdicts = []
     for _ in range(50):
-        estimate = estimate_difference(*([arm] for arm in simulated(2, 0.5, 1.0, random)), random, draws=150)
+        estimate = estimate_simulated(2, 0.5, 1.0, random)
         verdicts.append(judge(estimate, estimate.p_value))
     assert verdicts.count(Verdict.SEPARATED) >= 45

@@ -77,6 +77,16 @@ def test_a_plan_launches_nothing(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_excluded_combinations_are_left_out_even_if_they_cannot_work(tmp_path: Path) -> None:
+    axes = ("sweep.action=plan", "data.rows=16", "seed=0", "quant=none,nf4", "adapter=none,all_linear")
+    refused = sweep(tmp_path, *axes)
+    assert refused.returncode == 2 and "quant.format must be 'none' when adapter.kind is 'none'" in refused.stderr
+    done = sweep(tmp_path, *axes, "study.exclude=[{quant:nf4,adapter:[none]}]")
+    assert done.returncode == 0 and "3 runs: 3 new" in done.stdout, done.stderr
+    misspelt = sweep(tmp_path, *axes, "study.exclude=[{qant:nf4}]")
+    assert misspelt.returncode == 2 and "study.exclude names 'qant', which is no axis" in misspelt.stderr
+
+
 def test_a_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
     done = sweep(
         tmp_path,

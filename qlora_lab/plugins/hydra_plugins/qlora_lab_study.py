@@ -49,6 +49,7 @@ class PlanSweeper(Sweeper):
             axes,
             compose=lambda overrides: self.config_loader.load_sweep_config(self.config, overrides),
             name=OmegaConf.select(self.config, "hydra.runtime.choices.experiment"),
+            exclude=OmegaConf.to_container(self.config.study.exclude, resolve=True),
         )
 
 
