@@ -28,6 +28,7 @@ class Answer:
         table: one row an arm, the best first: `arm`, its axis values, `METRIC mean/std/low/high` (95 % interval over
             rows and seeds), `n` (runs in the mean), `planned`, and the mean of each secondary metric by its name.
         comparisons: every pair of arms that have runs in the mean, in the order of the table.
+        scores: the held-out rows behind the comparisons.
         runs: one row a run, as `load_runs` gives it, with its `arm`.
         not_counted: the rows of `runs` that are in no mean, whatever the reason.
         notes: what a reader must know beside the numbers.
@@ -41,6 +42,7 @@ class Answer:
     axes: list[str]
     table: pd.DataFrame
     comparisons: list[Comparison]
+    scores: Scores
     runs: pd.DataFrame
     not_counted: pd.DataFrame
     notes: list[str]
@@ -76,7 +78,7 @@ def compare(
         metric: a metric of the runs, such as `eval/loss`.
         goal: `min` or `max`.
         arms: run id -> axis -> value, from the plan; without it the values are read from the configurations.
-        draws: bootstrap resamples of the rows for each pair of arms.
+        draws: bootstrap resamples of the rows.
         bootstrap_seed: the same seed gives the same intervals.
 
     Raises:
@@ -91,12 +93,11 @@ def compare(
         runs = runs.assign(**{metric: np.nan})
     counted = runs[(runs["state"] == "finished") & runs[metric].notna()]
     _check_seeds(counted)
-    scores = Scores(counted, metric)
-    rng = np.random.default_rng(bootstrap_seed)
-    table = _table(runs, counted, axes, places, metric, lambda arm: estimate_of_arm(scores, arm, rng, draws))
+    scores = Scores(counted, metric, bootstrap_seed, draws)
+    table = _table(runs, counted, axes, places, metric, lambda arm: estimate_of_arm(scores, arm))
     table = table.sort_values(f"{metric} mean", ascending=goal == "min", na_position="last", ignore_index=True)
     with_runs = [arm for arm, n in zip(table["arm"], table["n"], strict=True) if n]
-    comparisons = compare_pairs(scores, with_runs, rng, draws)
+    comparisons = compare_pairs(scores, with_runs)
     not_counted = runs[~runs["run_id"].isin(counted["run_id"])]
     return Answer(
         metric=metric,
@@ -104,6 +105,7 @@ def compare(
         axes=axes_without_seed(axes),
         table=table,
         comparisons=comparisons,
+        scores=scores,
         runs=runs,
         not_counted=not_counted,
         notes=[*scores.notes, *_notes_on_rows(comparisons)],

@@ -28,9 +28,10 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 INK, FAINT, PAPER = "#1f2428", "#9aa4ad", "#fffffe"  # become the page's own colours in SVG
 DASHES = ("-", "--", ":", "-.")
 WIDTH_INCHES = 7.6
+MOST_ARMS = 12  # with curves that can be told apart
 LEGEND_LINE_INCHES = 0.22
 LABEL_CHARACTERS = 36  # longer ones are wrapped, or get a line of a legend for themselves
-RASTER_POINTS = 20_000  # more points than this are drawn as an image inside the SVG, which stays small
+RASTER_POINTS = 5_000  # more points than this are drawn as an image inside the SVG, which stays small
 SMOOTHING_SHARE = 0.05  # of the steps: the window of the running mean over noisy training losses
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -101,12 +102,14 @@ def arm_figure(answer: Answer) -> "Figure":
 def curve_figure(answer: Answer, histories: dict[str, pd.DataFrame], column: str = "train/loss") -> "Figure | None":
     """Draw a metric over the steps, one thin line a run in its arm's colour; None where no run has logged it.
 
+    Of many arms the best MOST_ARMS are drawn.
+
     Args:
         histories: run id -> `load_history` of the run; runs that did not finish may be among them.
     """
     lines = [
         (run["arm"], run["state"], history[["step", column]].dropna())
-        for run in answer.runs.to_dict("records")
+        for run in answer.runs[answer.runs["arm"].isin(answer.arms[:MOST_ARMS])].to_dict("records")
         if (history := histories.get(run["run_id"])) is not None and column in history
     ]
     lines = [line for line in lines if len(line[2]) > 1]
@@ -135,15 +138,16 @@ def curve_figure(answer: Answer, histories: dict[str, pd.DataFrame], column: str
 @_styled()
 def row_difference_figure(answer: Answer, pairs: Sequence[Comparison]) -> "Figure | None":
     """Draw, for each pair, the difference on every held-out row, sorted; None where no pair has rows."""
-    pairs = [pair for pair in pairs if pair.row_differences.size]
-    if not pairs:
+    on_rows = [(pair, answer.scores.row_differences(pair.first, pair.second)) for pair in pairs]
+    on_rows = [(pair, differences) for pair, differences in on_rows if differences.size]
+    if not on_rows:
         return None
     metric = describe(answer.metric)
     scale = _scale(metric)
-    figure, panels = _figure(height=3.2 * len(pairs) + 0.3, panels=len(pairs), many=True)
-    for axes, pair in zip(panels, pairs, strict=True):
+    figure, panels = _figure(height=3.2 * len(on_rows) + 0.3, panels=len(on_rows), many=True)
+    for axes, (pair, differences) in zip(panels, on_rows, strict=True):
         assert pair.difference is not None, "a pair with row differences has a difference"
-        sorted_rows = scale * np.sort(pair.row_differences[np.isfinite(pair.row_differences)])
+        sorted_rows = scale * np.sort(differences[np.isfinite(differences)])
         _two_colours(axes, sorted_rows, answer, pair)
         value, low, high = (scale * x for x in (pair.difference.value, pair.difference.low, pair.difference.high))
         if np.isfinite(low):
@@ -171,7 +175,7 @@ def _two_colours(axes: "Axes", sorted_rows: np.ndarray, answer: Answer, pair: Co
             color=colour_of(answer, arm),
             alpha=0.8,
             linewidth=0,
-            rasterized=edges.size > RASTER_POINTS // 4,
+            rasterized=edges.size > RASTER_POINTS,
             label=f"{arm} is better on {chosen.sum():,} of {sorted_rows.size:,} rows",
         )
 

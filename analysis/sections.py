@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from analysis.answer import Answer
-from analysis.figures import arm_figure, curve_figure, row_difference_figure, to_svg
+from analysis.figures import MOST_ARMS, arm_figure, curve_figure, row_difference_figure, to_svg
 from analysis.load import load_history
 from analysis.metrics import describe, format_value
 from analysis.page import bullet_list, details, figure, paragraph, section, table
@@ -22,6 +22,7 @@ from analysis.tables import arm_table, comparison_table, to_html
 from analysis.terminal import metric_line, seed_text, what_happened
 
 MOST_PAIRS_DRAWN = 3
+MOST_PAIRS_LISTED = 200
 MOST_CHARACTERS = 600  # of a prompt or a generation
 
 
@@ -62,8 +63,9 @@ def comparisons(answer: Answer) -> str:
         paragraph(f"First arm minus second in {answer.metric}{unit}, on the seeds and rows that both have.", "soft"),
     ]
     if others:
-        hidden = to_html(comparison_table(answer, others), text_columns=["verdict"])
-        content.append(details(f"The other {len(others)} pairs", hidden))
+        hidden = to_html(comparison_table(answer, others[:MOST_PAIRS_LISTED]), text_columns=["verdict"])
+        first = f", the first {MOST_PAIRS_LISTED} of them" if len(others) > MOST_PAIRS_LISTED else ""
+        content.append(details(f"The other {len(others):,} pairs{first}", hidden))
     drawn = row_difference_figure(answer, of_the_best[:MOST_PAIRS_DRAWN])
     if drawn is not None:
         caption = (
@@ -86,6 +88,8 @@ def training(answer: Answer) -> str:
         "One line a run; a cross marks where a run that did not finish stopped. Each arm is trained on its own rows, "
         "so these losses cannot be compared between arms as the held-out ones can."
     )
+    if len(answer.arms) > MOST_ARMS:
+        caption += f" Of {len(answer.arms)} arms the best {MOST_ARMS} are drawn."
     damaged = sum(history.attrs["damaged_lines"] for history in histories.values())
     if damaged:
         caption += f" {damaged} damaged lines of metrics.jsonl are left out (a killed run leaves one)."

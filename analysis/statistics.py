@@ -31,7 +31,7 @@ from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to i
 Array = npt.NDArray[np.float64]
 LEVEL = 0.95
 DRAWS = 2000
-DRAWS_IN_MEMORY = 2**22  # row counts held at once
+COUNTS_IN_MEMORY = 2**22  # of the bootstrap, at once
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def summarize(values: Sequence[float] | Array) -> Summary:
     return Summary(mean, std, int(present.size))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ratios:
     """What each row of one set adds to a ratio metric, in runs of one arm: (seeds, rows) each."""
 
@@ -64,14 +64,56 @@ class Ratios:
         per_seed: Array = self.numerator.sum(axis=1) / self.denominator.sum(axis=1)
         return per_seed
 
-    def per_row(self) -> Array:
-        """Return (seeds, rows): the metric on each row alone."""
-        return self.numerator / self.denominator
-
     def resampled(self, counts: Array) -> Array:
         """Return (draws, seeds): the metric where row r is there counts[d, r] times."""
         resampled: Array = (counts @ self.numerator.T) / (counts @ self.denominator.T)
         return resampled
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """An arm's metric as it is, and as it would be with other rows.
+
+    Attributes:
+        per_seed: (seeds,) the metric of each run.
+        draws: (draws, seeds) the metric on resampled rows; arms with the same rows are resampled alike. NaN where a
+            set has fewer than two rows.
+        per_row: (seeds, rows) the metric on each row alone.
+    """
+
+    per_seed: Array
+    draws: Array
+    per_row: Array
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.per_row.shape[1])
+
+
+def score(sets: Sequence[Ratios], bootstrap_seed: int, draws: int = DRAWS) -> Scored:
+    """Score an arm: the mean over `sets` of each set's ratio, and its bootstrap over rows within each set."""
+    resampled = [_resample(ratios, [bootstrap_seed, number], draws) for number, ratios in enumerate(sets)]
+    return Scored(
+        per_seed=np.mean([ratios.per_seed() for ratios in sets], axis=0),
+        draws=np.mean(resampled, axis=0),
+        per_row=np.concatenate([ratios.numerator / ratios.denominator for ratios in sets], axis=1),
+    )
+
+
+def _resample(ratios: Ratios, seed: list[int], draws: int) -> Array:
+    """Return (draws, seeds) bootstrap values; the same seed and number of rows give the same rows."""
+    n_seeds, n_rows = ratios.numerator.shape
+    if n_rows < 2:
+        return np.full((draws, n_seeds), math.nan)
+    rng = np.random.default_rng(seed)
+    even = np.full(n_rows, 1 / n_rows)
+    step = max(1, COUNTS_IN_MEMORY // n_rows)
+    sizes = [min(step, draws - start) for start in range(0, draws, step)]
+    values = [ratios.resampled(rng.multinomial(n_rows, even, size=size).astype(float)) for size in sizes]
+    # resampling n rows leaves out 1 / n of the variance
+    widened = math.sqrt(n_rows / (n_rows - 1))
+    center = ratios.per_seed()
+    return center + widened * (np.concatenate(values) - center)
 
 
 @dataclass(frozen=True)
@@ -104,54 +146,20 @@ class Estimate:
         return float(2 * stdtr(self.degrees_of_freedom, -abs(self.value) / self.standard_error))
 
 
-def estimate_arm(sets: Sequence[Ratios], rng: np.random.Generator, draws: int = DRAWS) -> Estimate:
-    """Estimate one arm's metric over its seeds and rows: the mean over `sets` of each set's ratio."""
-    per_seed = np.mean([ratios.per_seed() for ratios in sets], axis=0)
-    return _estimate(per_seed, _row_variance([[ratios] for ratios in sets], rng, draws), _count_rows(sets))
+def estimate_arm(arm: Scored) -> Estimate:
+    """Estimate one arm's metric over its seeds and rows."""
+    return _estimate(arm.per_seed, float(arm.draws.mean(axis=1).var(ddof=1)), arm.n_rows)
 
 
-def estimate_difference(
-    first: Sequence[Ratios], second: Sequence[Ratios], rng: np.random.Generator, draws: int = DRAWS
-) -> Estimate:
-    """Estimate first minus second, paired by seed and row: both hold the same sets, seeds and rows, in one order."""
-    pairs = list(zip(first, second, strict=True))
-    per_seed = np.mean([one.per_seed() - other.per_seed() for one, other in pairs], axis=0)
-    return _estimate(per_seed, _row_variance(pairs, rng, draws), _count_rows(first))
-
-
-def _count_rows(sets: Sequence[Ratios]) -> int:
-    return sum(ratios.numerator.shape[1] for ratios in sets)
+def estimate_difference(first: Scored, second: Scored) -> Estimate:
+    """Estimate first minus second, paired by seed and row: both are scored on the same seeds and rows, in one order."""
+    row_variance = float((first.draws - second.draws).mean(axis=1).var(ddof=1))
+    return _estimate(first.per_seed - second.per_seed, row_variance, first.n_rows)
 
 
 def estimate_over_seeds(per_seed: Sequence[float] | Array) -> Estimate:
     """Estimate a mean from one value a seed, where no rows stand behind the metric (time, memory)."""
     return _estimate(np.asarray(per_seed, dtype=float), None, 0)
-
-
-def _row_variance(sets: Sequence[Sequence[Ratios]], rng: np.random.Generator, draws: int) -> float:
-    """Return the variance, over resampled rows, of the mean over seeds and sets; of a difference where a set has two.
-
-    NaN where a set has fewer than two rows.
-    """
-    variances = [_row_variance_of_set(arms, rng, draws) for arms in sets]
-    return sum(variances) / len(variances) ** 2  # sets are resampled independently
-
-
-def _row_variance_of_set(arms: Sequence[Ratios], rng: np.random.Generator, draws: int) -> float:
-    n_rows = arms[0].numerator.shape[1]
-    if n_rows < 2:
-        return math.nan
-    even = np.full(n_rows, 1 / n_rows)
-    step = max(1, DRAWS_IN_MEMORY // n_rows)
-    means = []
-    for start in range(0, draws, step):
-        counts = rng.multinomial(n_rows, even, size=min(step, draws - start)).astype(float)
-        values = arms[0].resampled(counts)
-        if len(arms) == 2:
-            values = values - arms[1].resampled(counts)
-        means.append(values.mean(axis=1))
-    # resampling n rows leaves out 1 / n of the variance
-    return float(np.concatenate(means).var(ddof=1)) * n_rows / (n_rows - 1)
 
 
 def _estimate(per_seed: Array, row_variance: float | None, n_rows: int) -> Estimate:

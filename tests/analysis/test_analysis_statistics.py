@@ -1,6 +1,7 @@
 """The estimates against numbers worked out by hand, and against simulated studies whose truth is known."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy import stats
 
 from analysis import statistics
 from analysis.statistics import (
+    DRAWS,
     Estimate,
     Ratios,
     Verdict,
@@ -16,14 +18,19 @@ from analysis.statistics import (
     estimate_over_seeds,
     holm,
     judge,
+    score,
     summarize,
 )
 
 T_975_DF1 = 12.706204736  # Student's t, from any table
 
 
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
+def arm_of(sets: Sequence[Ratios], draws: int = DRAWS) -> Estimate:
+    return estimate_arm(score(sets, 0, draws))
+
+
+def difference_of(first: Sequence[Ratios], second: Sequence[Ratios], draws: int = DRAWS, seed: int = 0) -> Estimate:
+    return estimate_difference(score(first, seed, draws), score(second, seed, draws))
 
 
 def ratios(numerator: list[list[float]], denominator: list[list[float]]) -> Ratios:
@@ -42,13 +49,13 @@ def test_the_difference_is_that_of_the_reported_metric() -> None:
     # loss sums 2 + 8 over 4 + 4 tokens is 1.25; 3 + 3 over 4 + 8 is 0.5: not the mean of the rows' own losses
     first = ratios([[2.0, 8.0]], [[4.0, 4.0]])
     second = ratios([[3.0, 3.0]], [[4.0, 8.0]])
-    assert estimate_difference([first], [second], rng()).value == pytest.approx(0.75)
+    assert difference_of([first], [second]).value == pytest.approx(0.75)
 
 
 def test_several_sets_weigh_the_same_however_many_rows_they_have() -> None:
     small = ratios([[1.0, 1.0]], [[1.0, 1.0]])
     large = ratios([[3.0] * 50], [[1.0] * 50])
-    estimate = estimate_arm([small, large], rng())
+    estimate = arm_of([small, large])
     assert estimate.value == 2.0
     assert estimate.n_rows == 52
 
@@ -56,8 +63,8 @@ def test_several_sets_weigh_the_same_however_many_rows_they_have() -> None:
 def test_the_variance_of_a_mean_over_sets_is_the_sum_over_the_square_of_their_number() -> None:
     random = np.random.default_rng(9)
     sets = [Ratios(random.gamma(2, 1, (1, 50)), np.ones((1, 50))) for _ in range(2)]
-    alone = [estimate_arm([one], rng(), draws=8000).standard_error for one in sets]
-    together = estimate_arm(sets, rng(), draws=8000).standard_error
+    alone = [arm_of([one], draws=8000).standard_error for one in sets]
+    together = arm_of(sets, draws=8000).standard_error
     assert together == pytest.approx(math.hypot(*alone) / 2, rel=0.05)  # 8,000 draws: 0.8 % standard error each
 
 
@@ -75,7 +82,7 @@ def test_seeds_that_agree_on_equal_rows_leave_the_variance_of_the_seeds() -> Non
     tokens = [[1.0, 2.0, 3.0]] * 2
     first = ratios([[1.2, 2.4, 3.6], [1.4, 2.8, 4.2]], tokens)
     second = ratios([[1.0, 2.0, 3.0]] * 2, tokens)
-    estimate = estimate_difference([first], [second], rng())
+    estimate = difference_of([first], [second])
     assert estimate.value == pytest.approx(0.3)
     assert estimate.per_seed == pytest.approx((0.2, 0.4))
     assert estimate.standard_error == pytest.approx(0.1)
@@ -89,15 +96,15 @@ def test_the_bootstrap_of_rows_has_the_error_of_a_ratio() -> None:
     ratio = nats.sum() / tokens.sum()
     # linearised variance of a ratio: the sum of squared residuals over the squared denominator
     expected = math.sqrt(200 / 199 * ((nats - ratio * tokens) ** 2).sum()) / tokens.sum()
-    estimate = estimate_arm([Ratios(nats[None], tokens[None])], rng(), draws=4000)
+    estimate = arm_of([Ratios(nats[None], tokens[None])], draws=4000)
     assert estimate.standard_error == pytest.approx(expected, rel=0.05)  # 4,000 draws: 1.1 % standard error
 
 
 def test_rows_are_the_same_for_every_seed_so_more_seeds_do_not_shrink_their_error() -> None:
     random = np.random.default_rng(2)
     nats, tokens = random.gamma(2, 1, (1, 60)), np.ones((1, 60))
-    one = estimate_arm([Ratios(nats, tokens)], rng())
-    four = estimate_arm([Ratios(np.repeat(nats, 4, axis=0), np.repeat(tokens, 4, axis=0))], rng())
+    one = arm_of([Ratios(nats, tokens)])
+    four = arm_of([Ratios(np.repeat(nats, 4, axis=0), np.repeat(tokens, 4, axis=0))])
     assert four.standard_error == pytest.approx(one.standard_error)
 
 
@@ -105,8 +112,8 @@ def test_pairing_removes_what_the_rows_have_in_common() -> None:
     random = np.random.default_rng(3)
     hard = random.gamma(2, 1, 100)
     first, second = (Ratios((hard + shift)[None], np.ones((1, 100))) for shift in (0.0, 0.1))
-    assert estimate_difference([first], [second], rng()).standard_error < 1e-6
-    assert estimate_arm([first], rng()).standard_error > 0.1
+    assert difference_of([first], [second]).standard_error < 1e-6
+    assert arm_of([first]).standard_error > 0.1
 
 
 def test_freedom_goes_from_that_of_the_seeds_to_that_of_the_rows() -> None:
@@ -114,21 +121,21 @@ def test_freedom_goes_from_that_of_the_seeds_to_that_of_the_rows() -> None:
     assert few.degrees_of_freedom == pytest.approx(2)
     random = np.random.default_rng(4)
     rows = Ratios(np.repeat(random.gamma(2, 1, (1, 50)), 3, axis=0), np.ones((3, 50)))
-    assert estimate_arm([rows], rng()).degrees_of_freedom == pytest.approx(49)
+    assert arm_of([rows]).degrees_of_freedom == pytest.approx(49)
 
 
 def test_the_same_seed_gives_the_same_interval_also_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(5)
     arm = Ratios(random.gamma(2, 1, (2, 40)), np.ones((2, 40)))
-    whole = estimate_arm([arm], rng())
-    assert estimate_arm([arm], rng()) == whole
-    monkeypatch.setattr(statistics, "DRAWS_IN_MEMORY", 1000)
-    assert estimate_arm([arm], rng()).low == pytest.approx(whole.low)
+    whole = arm_of([arm])
+    assert arm_of([arm]) == whole
+    monkeypatch.setattr(statistics, "COUNTS_IN_MEMORY", 1000)
+    assert arm_of([arm]).low == pytest.approx(whole.low)
 
 
 def test_one_row_says_nothing_about_other_rows() -> None:
     row = ratios([[1.0], [2.0]], [[1.0], [1.0]])
-    estimate = estimate_difference([row], [ratios([[0.5], [0.5]], [[1.0], [1.0]])], rng())
+    estimate = difference_of([row], [ratios([[0.5], [0.5]], [[1.0], [1.0]])])
     assert estimate.value == 1.0
     assert math.isnan(estimate.low)
     assert judge(estimate, math.nan) is Verdict.TOO_FEW_ROWS
@@ -136,7 +143,7 @@ def test_one_row_says_nothing_about_other_rows() -> None:
 
 def test_equal_arms_are_not_separated() -> None:
     arm = ratios([[1.0, 2.0], [1.5, 2.5]], [[1.0, 1.0], [1.0, 1.0]])
-    estimate = estimate_difference([arm], [arm], rng())
+    estimate = difference_of([arm], [arm])
     assert (estimate.value, estimate.low, estimate.high, estimate.p_value) == (0, 0, 0, 1)
     assert judge(estimate, 1.0) is Verdict.INTERVAL_HOLDS_ZERO
 
@@ -187,7 +194,7 @@ def simulated(n_seeds: int, seed_noise: float, effect: float, random: np.random.
 
 def estimate_simulated(n_seeds: int, seed_noise: float, effect: float, random: np.random.Generator) -> Estimate:
     first, second = simulated(n_seeds, seed_noise, effect, random)
-    return estimate_difference([first], [second], random, draws=150)
+    return difference_of([first], [second], draws=150, seed=int(random.integers(2**31)))
 
 
 @pytest.mark.parametrize(
