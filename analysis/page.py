@@ -31,7 +31,8 @@ figure { margin: 1.4rem 0 0; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { margin-top: .35rem; }
 .sample { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
-.sample .prompt { padding: .6rem .9rem; font-size: .92rem; background: var(--panel); white-space: pre-wrap; overflow-wrap: anywhere; }
+.sample .prompt { padding: .6rem .9rem; font-size: .92rem; background: var(--panel);
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 .sample dl { margin: 0; padding: .5rem .9rem; display: grid; grid-template-columns: minmax(8rem, 16rem) 1fr;
   gap: .25rem .9rem; font-size: .9rem; }
 .sample dt { color: var(--soft); overflow-wrap: anywhere; }

@@ -92,7 +92,7 @@ class Scores:
         return [seed for seed in self.seeds(first) if seed in self.seeds(second)]
 
     def _score(self, arm: str, seeds: tuple[int, ...], rows: pd.Index) -> Scored:
-        if rows is self._rows_of_all and (arm, seeds) in self._scored:
+        if (arm, seeds) in self._scored:  # filled only where all runs share their rows
             return self._scored[arm, seeds]
         runs = [self._rows[arm, seed] for seed in seeds]
         sets = rows.get_level_values("set")
