@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -137,8 +136,8 @@ def test_ctrl_c_in_the_middle_keeps_what_is_finished(tmp_path: Path, launcher: s
     assert all(again[name] == 1 for name in finished), "finished runs are not repeated"
 
 
-@pytest.mark.skipif(shutil.which("srun") is not None, reason="this machine has a SLURM of its own")
-def test_slurm_without_a_cluster_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_slurm_without_a_cluster_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no srun here, whatever the machine has
     done = sweep(tmp_path, "launcher=slurm")
     assert done.returncode == 2
     assert "launcher=slurm needs sbatch on this machine" in done.stderr and "Traceback" not in done.stderr
