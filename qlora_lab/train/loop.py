@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 NOISY_LOGGERS = ("lightning.pytorch", "lightning.fabric")  # devices found, tips, "max_epochs=1 reached"
 NOISY_WARNINGS = (
     r"The 'train_dataloader' does not have many workers",  # they would cost more than the collating
+    r"The `srun` command is available",  # a run is one task: where there is a SLURM, submitit starts it
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
 )
 
