@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from qlora_lab.errors import ModelError, ShapeError
 from qlora_lab.ops.blockwise.checks import check_block_size, check_dtype, dtype_name
 from qlora_lab.ops.blockwise.op import (
-    dequantize_absmax,
-    dequantize_blockwise,
+    dequantize_weight,
     quantize_absmax,
     quantize_blockwise,
     quantized_linear,
 )
+from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.formats import format_named
 
 STATISTICS = ("absmax", "nested_absmax", "offset")
@@ -137,17 +137,25 @@ class QuantizedLinear(nn.Module):
         else:
             self.absmax = absmax
 
+    @property
+    def packed_weight(self) -> PackedWeight:
+        """The weight as the ops take it."""
+        return PackedWeight(
+            self.packed,
+            self.absmax,
+            self.nested_absmax,
+            self.offset,
+            self.format,
+            self.block_size,
+            self.double_quant_block_size,
+            self.out_features,
+            self.in_features,
+        )
+
     @torch.no_grad()
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weight the layer computes with: (out_features, in_features), by default in compute_dtype."""
-        absmax = self.absmax
-        if self.nested_absmax is not None and self.offset is not None:
-            absmax = dequantize_absmax(absmax, self.nested_absmax, self.offset, self.double_quant_block_size)
-        numel = self.out_features * self.in_features
-        weight = dequantize_blockwise(
-            self.packed, absmax, self.format, self.block_size, numel, dtype or self.compute_dtype
-        )
-        return weight.view(self.out_features, self.in_features)
+        return dequantize_weight(self.packed_weight, dtype or self.compute_dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -165,20 +173,7 @@ class QuantizedLinear(nn.Module):
             bias = None if self.bias is None else self.bias.to(self.compute_dtype)
             with torch.autocast(x.device.type, enabled=False):  # as the op does
                 return F.linear(inputs, self._dense_weight, bias).to(x.dtype)
-        outputs = quantized_linear(
-            inputs,
-            self.packed,
-            self.absmax,
-            self.nested_absmax,
-            self.offset,
-            self.bias,
-            self.format,
-            self.block_size,
-            self.double_quant_block_size,
-            self.out_features,
-            self.in_features,
-        )
-        return outputs.to(x.dtype)
+        return quantized_linear(inputs, self.packed_weight, self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         return (

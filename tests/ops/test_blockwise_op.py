@@ -13,14 +13,15 @@ from qlora_lab.ops.blockwise import tables
 from qlora_lab.ops.blockwise.op import (
     dequantize_absmax,
     dequantize_blockwise,
+    dequantize_weight,
     quantize_absmax,
     quantize_blockwise,
     quantized_linear,
 )
+from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.formats import FORMATS
 
 OPS = torch.ops.qlora_lab
-State = tuple[Tensor, Tensor, Any, Any]  # packed, absmax, nested_absmax or None, offset or None
 OUT, IN = 37, 65  # neither a multiple of a block
 nested_or_not = pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
 every_format = pytest.mark.parametrize("fmt", FORMATS)
@@ -30,50 +31,50 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def quantized(fmt: str, nested: bool) -> tuple[State, Tensor]:
-    """Return the tuple (packed, absmax, nested_absmax, offset) of a random weight, and the weight they stand for."""
+def quantized(fmt: str, nested: bool) -> tuple[PackedWeight, Tensor]:
+    """Return a random weight in blocks of 64, its absmax perhaps again in blocks of 32, and what it stands for."""
     packed, absmax = quantize_blockwise(normal(OUT, IN), fmt, 64)
     if not nested:
-        return (packed, absmax, None, None), dequantize_blockwise(packed, absmax, fmt, 64, OUT * IN).view(OUT, IN)
+        dense = dequantize_blockwise(packed, absmax, fmt, 64, OUT * IN).view(OUT, IN)
+        return PackedWeight(packed, absmax, None, None, fmt, 64, 32, OUT, IN), dense
     codes, nested_absmax, offset = quantize_absmax(absmax, 32)
     restored = dequantize_absmax(codes, nested_absmax, offset, 32)
-    weight = dequantize_blockwise(packed, restored, fmt, 64, OUT * IN).view(OUT, IN)
-    return (packed, codes, nested_absmax, offset), weight
+    dense = dequantize_blockwise(packed, restored, fmt, 64, OUT * IN).view(OUT, IN)
+    return PackedWeight(packed, codes, nested_absmax, offset, fmt, 64, 32, OUT, IN), dense
 
 
 @pytest.mark.parametrize("fmt", ["nf4", "int8"])
 def test_quantize_ops_are_well_registered(fmt: str) -> None:
-    weight = normal(OUT, IN)
-    packed, absmax = quantize_blockwise(weight, fmt, 64)
-    opcheck(OPS.quantize_blockwise.default, (weight, fmt, 64))
-    opcheck(OPS.dequantize_blockwise.default, (packed, absmax, fmt, 64, OUT * IN, torch.bfloat16))
+    opcheck(OPS.quantize_blockwise.default, (normal(OUT, IN), fmt, 64))
+    weight, _ = quantized(fmt, nested=fmt == "nf4")
+    opcheck(OPS.dequantize_weight.default, (*weight, torch.bfloat16))
+    opcheck(OPS.dequantize_weight_into.default, (*weight, torch.empty(OUT, IN)))
 
 
 def test_double_quantization_ops_are_well_registered() -> None:
     absmax = normal(300).abs()
-    opcheck(OPS.quantize_absmax.default, (absmax, 256))
+    opcheck(OPS.quantize_absmax.default, (absmax, absmax.mean(), 256))
     opcheck(OPS.dequantize_absmax.default, (*quantize_absmax(absmax), 256))
 
 
 @nested_or_not
 def test_linear_ops_are_well_registered(nested: bool) -> None:
-    state, _ = quantized("nf4", nested)
-    layout = ("nf4", 64, 32, OUT, IN)
+    weight, _ = quantized("nf4", nested)
     x = normal(2, 3, IN).requires_grad_()
     bias = normal(OUT).requires_grad_() if nested else None
-    opcheck(OPS.quantized_linear.default, (x, *state, bias, *layout))
-    opcheck(OPS.quantized_linear_grad_input.default, (normal(3, OUT).requires_grad_(), *state, *layout))
+    opcheck(OPS.quantized_linear.default, (x, *weight, bias))
+    opcheck(OPS.quantized_linear_grad_input.default, (normal(3, OUT).requires_grad_(), *weight))
 
 
 @every_format
 @nested_or_not
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3), (0, 4)], ids=str)
 def test_linear_equals_the_dense_one_in_forward_and_backward(fmt: str, nested: bool, leading: tuple[int, ...]) -> None:
-    state, weight = quantized(fmt, nested)
+    weight, dense = quantized(fmt, nested)
     x, bias = normal(*leading, IN).requires_grad_(), normal(OUT, seed=1).requires_grad_()
     dense_x, dense_bias = x.detach().clone().requires_grad_(), bias.detach().clone().requires_grad_()
-    actual = quantized_linear(x, *state, bias, fmt, 64, 32, OUT, IN)
-    expected = F.linear(dense_x, weight, dense_bias)
+    actual = quantized_linear(x, weight, bias)
+    expected = F.linear(dense_x, dense, dense_bias)
     assert torch.equal(actual, expected)  # the same product of the same numbers
 
     gradient = normal(*actual.shape, seed=2)
@@ -84,19 +85,19 @@ def test_linear_equals_the_dense_one_in_forward_and_backward(fmt: str, nested: b
 
 
 def test_second_derivative_equals_the_dense_one() -> None:
-    state, weight = quantized("nf4", nested=False)
+    weight, dense = quantized("nf4", nested=False)
 
     def second(linear: Any) -> Tensor:
         x = normal(3, IN).requires_grad_()
         (gradient,) = torch.autograd.grad(linear(x).square().sum(), x, create_graph=True)
         return torch.autograd.grad(gradient.square().sum(), x)[0]
 
-    actual = second(lambda x: quantized_linear(x, *state, None, "nf4", 64, 32, OUT, IN))
-    torch.testing.assert_close(actual, second(lambda x: F.linear(x, weight)), rtol=1e-4, atol=1e-3)
+    actual = second(lambda x: quantized_linear(x, weight))
+    torch.testing.assert_close(actual, second(lambda x: F.linear(x, dense)), rtol=1e-4, atol=1e-3)
 
 
 def test_backward_keeps_the_packed_weight_and_nothing_larger() -> None:
-    state, _ = quantized("nf4", nested=True)
+    weight, _ = quantized("nf4", nested=True)
     saved: list[Tensor] = []
 
     def record(tensor: Tensor) -> Tensor:
@@ -105,39 +106,38 @@ def test_backward_keeps_the_packed_weight_and_nothing_larger() -> None:
 
     x = normal(4, IN).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        quantized_linear(x, *state, None, "nf4", 64, 32, OUT, IN)
-    assert {tensor.data_ptr() for tensor in saved} == {part.data_ptr() for part in state if part is not None}
+        quantized_linear(x, weight)
+    assert {tensor.data_ptr() for tensor in saved} == {part.data_ptr() for part in weight if isinstance(part, Tensor)}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_computes_in_half_precision(dtype: torch.dtype) -> None:
-    state, weight = quantized("nf4", nested=True)
+    weight, dense = quantized("nf4", nested=True)
     x, bias = normal(5, IN).to(dtype), normal(OUT)
-    actual = quantized_linear(x, *state, bias, "nf4", 64, 32, OUT, IN)
-    assert torch.equal(actual, F.linear(x, weight.to(dtype), bias.to(dtype)))
+    actual = quantized_linear(x, weight, bias)
+    assert torch.equal(actual, F.linear(x, dense.to(dtype), bias.to(dtype)))
 
 
 def test_autocast_does_not_change_the_dtype_of_the_computation() -> None:
-    state, weight = quantized("nf4", nested=False)
+    weight, dense = quantized("nf4", nested=False)
     x = normal(5, IN).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = quantized_linear(x, *state, None, "nf4", 64, 32, OUT, IN)
-    assert torch.equal(actual, F.linear(x, weight))
+        actual = quantized_linear(x, weight)
+    assert torch.equal(actual, F.linear(x, dense))
 
 
 def test_meta_tensors_give_shapes_without_data() -> None:
-    state, _ = quantized("nf4", nested=True)
-    packed, absmax, nested_absmax, offset = (part.to("meta") for part in state)
-    parts = (packed, absmax, nested_absmax, offset)
-    result = quantized_linear(torch.empty(2, 3, IN, device="meta"), *parts, None, "nf4", 64, 32, OUT, IN)
+    weight, _ = quantized("nf4", nested=True)
+    parts = (part.to("meta") if isinstance(part, Tensor) else part for part in weight)
+    result = quantized_linear(torch.empty(2, 3, IN, device="meta"), PackedWeight(*parts))
     assert result.shape == (2, 3, OUT) and result.is_meta
 
 
 def test_linear_compiles_into_one_graph() -> None:
-    state, _ = quantized("nf4", nested=True)
+    weight, _ = quantized("nf4", nested=True)
 
     def function(x: Tensor) -> Tensor:
-        return quantized_linear(x, *state, None, "nf4", 64, 32, OUT, IN)
+        return quantized_linear(x, weight)
 
     results = []
     for run in (function, torch.compile(function, fullgraph=True)):
@@ -148,16 +148,16 @@ def test_linear_compiles_into_one_graph() -> None:
 
 
 def test_tables_made_under_inference_mode_serve_training() -> None:
-    weight, x = normal(OUT, IN), normal(2, IN).requires_grad_()
+    x = normal(2, IN).requires_grad_()
     for table in (tables.encode_table, tables.decode_table, tables.dynamic_map):
         table.cache_clear()
     with torch.inference_mode():
-        packed, absmax = quantize_blockwise(weight, "fp4_e3m0", 64)
+        packed, absmax = quantize_blockwise(normal(OUT, IN), "fp4_e3m0", 64)
         dequantize_blockwise(packed, absmax, "fp4_e3m0", 64, OUT * IN)
         dequantize_absmax(*quantize_absmax(absmax))
     assert not tables.decode_table(FORMATS["fp4_e3m0"], x.device).is_inference()
-    state, dense = quantized("fp4_e3m0", nested=True)
-    quantized_linear(x, *state, None, "fp4_e3m0", 64, 32, OUT, IN).sum().backward()
+    weight, dense = quantized("fp4_e3m0", nested=True)
+    quantized_linear(x, weight).sum().backward()
     torch.testing.assert_close(x.grad, dense.sum(dim=0).expand(2, IN))
 
 
@@ -195,16 +195,28 @@ def test_dequantize_refuses_parts_that_do_not_belong_together() -> None:
         dequantize_absmax(normal(300), nested_absmax, offset, 256)
 
 
+def test_dequantize_refuses_an_out_of_another_shape() -> None:
+    weight, dense = quantized("nf4", nested=True)
+    out = torch.full((OUT, IN), torch.nan)
+    assert dequantize_weight(weight, out=out) is out
+    assert torch.equal(out, dense)
+    with pytest.raises(ShapeError, match=rf"contiguous of shape \({OUT}, {IN}\); got \({IN}, {OUT}\)"):
+        dequantize_weight(weight, out=out.view(IN, OUT))
+    with pytest.raises(ShapeError, match="must be contiguous"):
+        dequantize_weight(weight, out=torch.empty(IN, OUT).T)
+
+
 def test_linear_refuses_parts_that_do_not_belong_together() -> None:
-    (packed, absmax, _, _), _ = quantized("nf4", nested=False)
-    layout = ("nf4", 64, 256, OUT, IN)
+    weight, _ = quantized("nf4", nested=False)
     with pytest.raises(ShapeError, match=rf"x must have {IN} features in its last dimension; got shape \(2, {OUT}\)"):
-        quantized_linear(normal(2, OUT), packed, absmax, None, None, None, *layout)
+        quantized_linear(normal(2, OUT), weight)
     with pytest.raises(ShapeError, match=rf"bias must have shape \({OUT},\); got \({IN},\)"):
-        quantized_linear(normal(2, IN), packed, absmax, None, None, normal(IN), *layout)
+        quantized_linear(normal(2, IN), weight, normal(IN))
     with pytest.raises(ShapeError, match="got only one of them"):
-        quantized_linear(normal(2, IN), packed, absmax, normal(1), None, None, *layout)
+        quantized_linear(normal(2, IN), weight._replace(nested_absmax=normal(1)))
+    with pytest.raises(ShapeError, match="must be float32 unless"):
+        quantized_linear(normal(2, IN), weight._replace(absmax=weight.absmax.byte()))
     with pytest.raises(ShapeError, match="but packed is"):
-        quantized_linear(normal(2, IN), packed[1:], absmax, None, None, None, *layout)
+        quantized_linear(normal(2, IN), weight._replace(packed=weight.packed[1:]))
     with pytest.raises(ConfigError, match="the dtype of x"):
-        quantized_linear(normal(2, IN).double(), packed, absmax, None, None, None, *layout)
+        quantized_linear(normal(2, IN).double(), weight)

@@ -16,10 +16,10 @@ from qlora_lab.ops.blockwise.checks import (
     check_block_size,
     check_dtype,
     check_nested,
-    check_packed,
     check_weight,
     dtype_name,
 )
+from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, PackedWeight
 from qlora_lab.ops.formats import format_named
 
 LIBRARY = torch.library.Library("qlora_lab", "FRAGMENT")
@@ -38,51 +38,27 @@ def quantize_blockwise_fake(weight: Tensor, fmt: str, block_size: int) -> tuple[
     return packed, weight.new_empty(blocks, dtype=torch.float32)
 
 
-def dequantize_blockwise_fake(
-    packed: Tensor, absmax: Tensor, fmt: str, block_size: int, numel: int, dtype: torch.dtype
-) -> Tensor:
-    return packed.new_empty(numel, dtype=dtype)
+def dequantize_weight_fake(packed: Tensor, *rest: Any) -> Tensor:
+    *_, out_features, in_features, dtype = rest
+    return packed.new_empty((out_features, in_features), dtype=dtype)
 
 
-def quantize_absmax_fake(absmax: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    codes = absmax.new_empty(absmax.numel(), dtype=torch.uint8)
+def quantize_absmax_fake(absmax: Tensor, offset: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     blocks = (absmax.numel() + block_size - 1) // block_size
-    return codes, absmax.new_empty(blocks), absmax.new_empty(())
+    return absmax.new_empty(absmax.numel(), dtype=torch.uint8), absmax.new_empty(blocks)
 
 
 def dequantize_absmax_fake(codes: Tensor, nested_absmax: Tensor, offset: Tensor, block_size: int) -> Tensor:
     return nested_absmax.new_empty(codes.numel())
 
 
-def quantized_linear_fake(
-    x: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    offset: Tensor | None,
-    bias: Tensor | None,
-    fmt: str,
-    block_size: int,
-    nested_block_size: int,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
+def quantized_linear_fake(x: Tensor, *parts: Any) -> Tensor:
+    *_, out_features, _, _ = parts
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def quantized_linear_grad_input_fake(
-    grad_output: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    offset: Tensor | None,
-    fmt: str,
-    block_size: int,
-    nested_block_size: int,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
-    return grad_output.new_empty((*grad_output.shape[:-1], in_features))
+def quantized_linear_grad_input_fake(grad_output: Tensor, *parts: Any) -> Tensor:
+    return grad_output.new_empty((*grad_output.shape[:-1], parts[-1]))
 
 
 register(
@@ -91,13 +67,17 @@ register(
     quantize_blockwise_fake,
 )
 register(
-    "dequantize_blockwise(Tensor packed, Tensor absmax, str fmt, int block_size, SymInt numel, ScalarType dtype)"
-    " -> Tensor",
-    reference.dequantize_blockwise,
-    dequantize_blockwise_fake,
+    f"dequantize_weight({WEIGHT_SCHEMA}, ScalarType dtype) -> Tensor",
+    reference.dequantize_weight,
+    dequantize_weight_fake,
 )
 register(
-    "quantize_absmax(Tensor absmax, int block_size) -> (Tensor codes, Tensor nested_absmax, Tensor offset)",
+    f"dequantize_weight_into({WEIGHT_SCHEMA}, Tensor(a!) out) -> ()",
+    reference.dequantize_weight_into,
+    lambda *_: None,
+)
+register(
+    "quantize_absmax(Tensor absmax, Tensor offset, int block_size) -> (Tensor codes, Tensor nested_absmax)",
     reference.quantize_absmax,
     quantize_absmax_fake,
 )
@@ -107,14 +87,12 @@ register(
     dequantize_absmax_fake,
 )
 register(
-    "quantized_linear(Tensor x, Tensor packed, Tensor absmax, Tensor? nested_absmax, Tensor? offset, Tensor? bias,"
-    " str fmt, int block_size, int nested_block_size, int out_features, int in_features) -> Tensor",
+    f"quantized_linear(Tensor x, {WEIGHT_SCHEMA}, Tensor? bias) -> Tensor",
     reference.quantized_linear,
     quantized_linear_fake,
 )
 register(
-    "quantized_linear_grad_input(Tensor grad_output, Tensor packed, Tensor absmax, Tensor? nested_absmax,"
-    " Tensor? offset, str fmt, int block_size, int nested_block_size, int out_features, int in_features) -> Tensor",
+    f"quantized_linear_grad_input(Tensor grad_output, {WEIGHT_SCHEMA}) -> Tensor",
     reference.quantized_linear_grad_input,
     quantized_linear_grad_input_fake,
 )
@@ -122,7 +100,7 @@ register(
 
 def save_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep the quantized weight for the backward of `quantized_linear`; never the expanded one, nor x."""
-    _, packed, absmax, nested_absmax, offset, bias, *ctx.layout = inputs
+    _, packed, absmax, nested_absmax, offset, *ctx.layout, bias = inputs
     ctx.save_for_backward(packed, absmax, nested_absmax, offset)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -132,9 +110,9 @@ def quantized_linear_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | N
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
         grad_x = torch.ops.qlora_lab.quantized_linear_grad_input(grad_output, *ctx.saved_tensors, *ctx.layout)
-    if ctx.bias_dtype is not None and ctx.needs_input_grad[5]:
+    if ctx.bias_dtype is not None and ctx.needs_input_grad[-1]:
         grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(dim=0, dtype=ctx.bias_dtype)
-    return grad_x, None, None, None, None, grad_bias, None, None, None, None, None
+    return grad_x, *[None] * WEIGHT_PARTS, grad_bias
 
 
 def save_weight_of_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -144,8 +122,8 @@ def save_weight_of_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor)
 
 def grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradient for grad_output: the input's gradient is linear in it, with the same weight."""
-    grad_output = torch.ops.qlora_lab.quantized_linear(grad, *ctx.saved_tensors, None, *ctx.layout)
-    return grad_output, None, None, None, None, None, None, None, None, None
+    grad_output = torch.ops.qlora_lab.quantized_linear(grad, *ctx.saved_tensors, *ctx.layout, None)
+    return grad_output, *[None] * WEIGHT_PARTS
 
 
 torch.library.register_autograd(
@@ -189,7 +167,7 @@ def quantize_blockwise(weight: Tensor, fmt: str, block_size: int) -> tuple[Tenso
 def dequantize_blockwise(
     packed: Tensor, absmax: Tensor, fmt: str, block_size: int, numel: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Expand codes to weights: level x absmax in float32, then rounded to `dtype`.
+    """Expand the codes of a weight of any shape; see `dequantize_weight`, of which this is the flat form.
 
     Args:
         packed: uint8 codes as `quantize_blockwise` returns them.
@@ -206,10 +184,36 @@ def dequantize_blockwise(
         ConfigError: unknown format, block size or dtype.
         ShapeError: `packed` or `absmax` does not belong to `numel` weights.
     """
-    check_block_size("block_size", block_size)
-    check_dtype("dtype", dtype)
-    check_packed(packed, absmax, fmt, block_size, numel)
-    return torch.ops.qlora_lab.dequantize_blockwise(packed, absmax, fmt, block_size, numel, dtype)
+    weight = PackedWeight(packed, absmax, None, None, fmt, block_size, block_size, 1, numel)
+    return dequantize_weight(weight, dtype).view(-1)
+
+
+def dequantize_weight(weight: PackedWeight, dtype: torch.dtype = torch.float32, *, out: Tensor | None = None) -> Tensor:
+    """Expand a quantized matrix: level x absmax in float32, then rounded to `dtype`.
+
+    Args:
+        weight: with either kind of absmax.
+        dtype: float32, bfloat16 or float16; that of `out` if it is given.
+        out: (out_features, in_features), contiguous; written and returned instead of a new tensor.
+
+    Returns:
+        (out_features, in_features).
+
+    Raises:
+        ConfigError: unknown format, block size or dtype.
+        ShapeError: parts that do not belong together, or an `out` of another shape.
+    """
+    weight.check()
+    if out is None:
+        check_dtype("dtype", dtype)
+        return torch.ops.qlora_lab.dequantize_weight(*weight, dtype)
+    check_dtype("the dtype of out", out.dtype)
+    if out.shape != (weight.out_features, weight.in_features) or not out.is_contiguous():
+        raise ShapeError(
+            f"out must be contiguous of shape ({weight.out_features}, {weight.in_features}); got {tuple(out.shape)}"
+        )
+    torch.ops.qlora_lab.dequantize_weight_into(*weight, out)
+    return out
 
 
 def quantize_absmax(absmax: Tensor, block_size: int = 256) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,7 +224,7 @@ def quantize_absmax(absmax: Tensor, block_size: int = 256) -> tuple[Tensor, Tens
         block_size: absmax values per second-level block, a power of two from 32 to 4096.
 
     Returns:
-        codes, (blocks,) uint8 into `ops.formats.signed_dynamic_map`; nested_absmax, (ceil(blocks / block_size),)
+        codes, (blocks,) uint8 into the signed dynamic map (ops/formats.py); nested_absmax, (ceil(blocks / block_size),)
         float32; offset, 0-d float32, the mean.
 
     Raises:
@@ -234,7 +238,10 @@ def quantize_absmax(absmax: Tensor, block_size: int = 256) -> tuple[Tensor, Tens
         raise ShapeError(
             f"absmax must be a non-empty float32 vector; got {dtype_name(absmax.dtype)} of shape {tuple(absmax.shape)}"
         )
-    return torch.ops.qlora_lab.quantize_absmax(absmax, block_size)
+    # Above 32,768 blocks torch splits the sum among its threads: the last bit of the mean may depend on them.
+    offset = absmax.mean()
+    codes, nested_absmax = torch.ops.qlora_lab.quantize_absmax(absmax, offset, block_size)
+    return codes, nested_absmax, offset
 
 
 def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor, block_size: int = 256) -> Tensor:
@@ -256,34 +263,16 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor, bloc
     return torch.ops.qlora_lab.dequantize_absmax(codes, nested_absmax, offset, block_size)
 
 
-def quantized_linear(
-    x: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    offset: Tensor | None,
-    bias: Tensor | None,
-    fmt: str,
-    block_size: int,
-    nested_block_size: int,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
-    """Return x @ weight^T + bias for a frozen quantized weight of shape (out_features, in_features).
+def quantized_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """Return x @ weight^T + bias for a frozen quantized weight.
 
-    The weight is expanded to x's dtype for the product, in forward and again in backward, and never kept.
-    Gradients flow to x and to the bias.
+    The weight is expanded for the product, in forward and again in backward, and never kept. Gradients flow to x
+    and to the bias.
 
     Args:
         x: (..., in_features); float32, bfloat16 or float16, which is the dtype of the computation.
-        packed: uint8 codes of the weight, row by row.
-        absmax: float32 per block, or uint8 codes where it was quantized again.
-        nested_absmax, offset: of the second quantization, or None and None.
+        weight: (out_features, in_features).
         bias: (out_features,) or None; cast to x's dtype.
-        fmt: the weight's format.
-        block_size: weights per block.
-        nested_block_size: absmax values per second-level block; not used without one.
-        out_features, in_features: the weight's shape.
 
     Returns:
         (..., out_features) in x's dtype.
@@ -292,28 +281,15 @@ def quantized_linear(
         ConfigError: unknown format, block size or dtype.
         ShapeError: tensors that do not belong together.
     """
+    check_linear(x, weight, bias)
+    return torch.ops.qlora_lab.quantized_linear(x, *weight, bias)
+
+
+def check_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
+    """Raise ConfigError or ShapeError unless `weight` and `bias` make a linear layer that can take `x`."""
     check_dtype("the dtype of x", x.dtype)
-    check_block_size("block_size", block_size)
-    check_packed(packed, absmax, fmt, block_size, out_features * in_features)
-    if x.shape[-1] != in_features:
-        raise ShapeError(f"x must have {in_features} features in its last dimension; got shape {tuple(x.shape)}")
-    if bias is not None and bias.shape != (out_features,):
-        raise ShapeError(f"bias must have shape ({out_features},); got {tuple(bias.shape)}")
-    if (nested_absmax is None) != (offset is None):
-        raise ShapeError("nested_absmax and offset belong together; got only one of them")
-    if nested_absmax is not None and offset is not None:
-        check_block_size("nested_block_size", nested_block_size)
-        check_nested(absmax, nested_absmax, offset, nested_block_size)
-    return torch.ops.qlora_lab.quantized_linear(
-        x,
-        packed,
-        absmax,
-        nested_absmax,
-        offset,
-        bias,
-        fmt,
-        block_size,
-        nested_block_size,
-        out_features,
-        in_features,
-    )
+    weight.check()
+    if x.shape[-1] != weight.in_features:
+        raise ShapeError(f"x must have {weight.in_features} features in its last dimension; got shape {tuple(x.shape)}")
+    if bias is not None and bias.shape != (weight.out_features,):
+        raise ShapeError(f"bias must have shape ({weight.out_features},); got {tuple(bias.shape)}")

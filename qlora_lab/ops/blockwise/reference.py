@@ -4,11 +4,14 @@ A weight is flattened row by row and cut into blocks of `block_size`; the last b
 keeps its largest magnitude (absmax), and each weight the code of the level nearest to weight / absmax.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qlora_lab.ops.blockwise.tables import cell_of, decode_table, dynamic_map, encode_table, midpoints
+from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.formats import Format, format_named
 
 SMALLEST_ABSMAX = 1e-38  # keeps the reciprocal of an all-zero block finite
@@ -31,22 +34,29 @@ def quantize_blockwise(weight: Tensor, fmt: str, block_size: int) -> tuple[Tenso
     return pack(codes, format_named(fmt)), absmax
 
 
-def dequantize_blockwise(
-    packed: Tensor, absmax: Tensor, fmt: str, block_size: int, numel: int, dtype: torch.dtype
-) -> Tensor:
-    """Return the (numel,) weights; see `op.dequantize_blockwise`."""
-    values = unpack(packed, format_named(fmt))
-    whole = numel - numel % block_size
-    values[:whole].view(-1, block_size).mul_(absmax[: whole // block_size, None])
+def dequantize_weight(*parts: Any) -> Tensor:
+    """Return (out_features, in_features) of `PackedWeight(*parts[:-1])`, in the dtype parts[-1]."""
+    weight, dtype = PackedWeight(*parts[:-1]), parts[-1]
+    absmax = weight.absmax
+    if weight.nested_absmax is not None and weight.offset is not None:
+        absmax = dequantize_absmax(absmax, weight.nested_absmax, weight.offset, weight.nested_block_size)
+    values = unpack(weight.packed, format_named(weight.format))
+    numel = weight.out_features * weight.in_features
+    whole = numel - numel % weight.block_size
+    values[:whole].view(-1, weight.block_size).mul_(absmax[: whole // weight.block_size, None])
     if whole < numel:
         values[whole:].mul_(absmax[-1])
-    return values[:numel].to(dtype)
+    return values[:numel].to(dtype).view(weight.out_features, weight.in_features)
 
 
-def quantize_absmax(absmax: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (codes, nested_absmax, offset); see `op.quantize_absmax`."""
-    # Above 32,768 blocks torch splits the sum among its threads: the last bit of the mean may depend on them.
-    offset = absmax.mean()
+def dequantize_weight_into(*parts: Any) -> None:
+    """Write (out_features, in_features) of `PackedWeight(*parts[:-1])` into the tensor parts[-1]."""
+    *weight, out = parts
+    out.copy_(dequantize_weight(*weight, out.dtype))
+
+
+def quantize_absmax(absmax: Tensor, offset: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """Return (codes, nested_absmax); see `op.quantize_absmax`."""
     blocks = to_blocks(absmax - offset, block_size)
     nested_absmax = blocks.abs().amax(dim=1)
     # bitsandbytes finds codes in a table over this grid, so the grid is part of the format.
@@ -54,7 +64,7 @@ def quantize_absmax(absmax: Tensor, block_size: int) -> tuple[Tensor, Tensor, Te
     on_grid = 2.0 * steps / DYNAMIC_GRID - 1.0
     codes = torch.bucketize(on_grid, midpoints(dynamic_map(absmax.device)), out_int32=True)
     codes[nested_absmax == 0] = 0
-    return codes.view(-1)[: absmax.numel()].to(torch.uint8), nested_absmax, offset
+    return codes.view(-1)[: absmax.numel()].to(torch.uint8), nested_absmax
 
 
 def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor, block_size: int) -> Tensor:
@@ -64,65 +74,19 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor, bloc
     return blocks.view(-1)[: codes.numel()] + offset
 
 
-def dequantize_weight(
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    offset: Tensor | None,
-    fmt: str,
-    block_size: int,
-    nested_block_size: int,
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return the weight of a linear layer, (out_features, in_features), from either kind of absmax."""
-    if nested_absmax is not None and offset is not None:
-        absmax = dequantize_absmax(absmax, nested_absmax, offset, nested_block_size)
-    numel = shape[0] * shape[1]
-    return dequantize_blockwise(packed, absmax, fmt, block_size, numel, dtype).view(shape)
-
-
-def quantized_linear(
-    x: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    offset: Tensor | None,
-    bias: Tensor | None,
-    fmt: str,
-    block_size: int,
-    nested_block_size: int,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
-    """Return x @ weight^T + bias in x's dtype; see `op.quantized_linear`."""
-    shape = (out_features, in_features)
-    weight = dequantize_weight(
-        packed, absmax, nested_absmax, offset, fmt, block_size, nested_block_size, shape, x.dtype
-    )
+def quantized_linear(x: Tensor, *parts: Any) -> Tensor:
+    """Return x @ weight^T + bias in x's dtype, of `PackedWeight(*parts[:-1])` and the bias parts[-1]."""
+    *weight, bias = parts
+    dense = dequantize_weight(*weight, x.dtype)
     with torch.autocast(x.device.type, enabled=False):  # x's dtype is the compute dtype, whatever surrounds us
-        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        return F.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
 
-def quantized_linear_grad_input(
-    grad_output: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    offset: Tensor | None,
-    fmt: str,
-    block_size: int,
-    nested_block_size: int,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
+def quantized_linear_grad_input(grad_output: Tensor, *weight: Any) -> Tensor:
     """Return grad_output @ weight, the gradient of `quantized_linear` with respect to x."""
-    shape = (out_features, in_features)
-    weight = dequantize_weight(
-        packed, absmax, nested_absmax, offset, fmt, block_size, nested_block_size, shape, grad_output.dtype
-    )
+    dense = dequantize_weight(*weight, grad_output.dtype)
     with torch.autocast(grad_output.device.type, enabled=False):
-        return torch.matmul(grad_output, weight)
+        return torch.matmul(grad_output, dense)
 
 
 def to_blocks(flat: Tensor, block_size: int) -> Tensor:

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from qlora_lab.ops.formats import Format, signed_dynamic_map
+from qlora_lab.ops.formats import Format, dynamic_map_levels
 
 CELLS_PER_UNIT = 1024  # a power of two, and finer than the closest two midpoints of any format
 
@@ -68,6 +68,6 @@ def decode_table(fmt: Format, device: torch.device) -> Tensor:
 
 @cache
 def dynamic_map(device: torch.device) -> Tensor:
-    """Return `signed_dynamic_map()` on a device."""
+    """Return the levels that double quantization stores absmax in, on a device: (256,) float32."""
     with torch.inference_mode(False):
-        return signed_dynamic_map().to(device)
+        return torch.tensor(dynamic_map_levels(signed=True), dtype=torch.float32, device=device)

@@ -1,0 +1,56 @@
+"""A quantized weight as the ops take it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qlora_lab.errors import ShapeError
+from qlora_lab.ops.blockwise.checks import check_block_size, check_nested, check_packed
+
+
+class PackedWeight(NamedTuple):
+    """The parts of a quantized matrix, in the order in which every op takes them.
+
+    Attributes:
+        packed: uint8 codes of the weight, row by row.
+        absmax: (blocks,) float32, or uint8 codes where it was quantized again.
+        nested_absmax: (nested blocks,) float32 of the second quantization, or None.
+        offset: 0-d float32 of the second quantization, or None.
+        format: a name of `ops.formats.FORMATS`.
+        block_size: weights per block.
+        nested_block_size: absmax values per second-level block; not used without one.
+        out_features, in_features: the weight's shape.
+    """
+
+    packed: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor | None
+    offset: Tensor | None
+    format: str
+    block_size: int
+    nested_block_size: int
+    out_features: int
+    in_features: int
+
+    def check(self) -> None:
+        """Raise ConfigError or ShapeError unless the parts belong together."""
+        check_block_size("block_size", self.block_size)
+        check_packed(self.packed, self.absmax, self.format, self.block_size, self.out_features * self.in_features)
+        if (self.nested_absmax is None) != (self.offset is None):
+            raise ShapeError("nested_absmax and offset belong together; got only one of them")
+        if self.nested_absmax is not None and self.offset is not None:
+            check_block_size("nested_block_size", self.nested_block_size)
+            check_nested(self.absmax, self.nested_absmax, self.offset, self.nested_block_size)
+        elif self.absmax.dtype != torch.float32:
+            raise ShapeError(
+                f"absmax must be float32 unless it was quantized again; got {self.absmax.dtype} without nested_absmax"
+            )
+
+
+# The same parts in the language of op schemas.
+WEIGHT_SCHEMA = (
+    "Tensor packed, Tensor absmax, Tensor? nested_absmax, Tensor? offset, str fmt, int block_size,"
+    " int nested_block_size, int out_features, int in_features"
+)
+WEIGHT_PARTS = len(PackedWeight._fields)
