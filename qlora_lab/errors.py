@@ -24,6 +24,10 @@ class ShapeError(QloraLabError):
     """Tensors whose sizes do not belong together."""
 
 
+class KernelError(QloraLabError):
+    """Native kernels that cannot be loaded, or that refuse their arguments."""
+
+
 class TrainingError(QloraLabError):
     """Training that cannot go on, such as a loss that is not finite."""
 

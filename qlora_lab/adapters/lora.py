@@ -12,6 +12,8 @@ from qlora_lab.config.schema import AdapterConfig
 from qlora_lab.errors import ModelError
 from qlora_lab.quant.linear import QuantizedLinear
 
+MAX_SEED = 2**62  # of a layer's dropout, drawn on the CPU for each forward
+
 
 class LoraLinear(nn.Module):
     """y = base(x) + scaling * (dropout(x) @ lora_A^T) @ lora_B^T.
@@ -33,7 +35,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base = base
         self.scaling = scaling
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = dropout
         self.in_features = base.in_features
         self.out_features = base.out_features
         device = next(iter([*base.parameters(), *base.buffers()])).device
@@ -48,11 +50,18 @@ class LoraLinear(nn.Module):
         return self.lora_A.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
+        """Return (..., out_features) in the dtype of x, (..., in_features)."""
+        dropout = self.dropout if self.training else 0.0
+        if isinstance(self.base, QuantizedLinear) and not self.base.is_expanded:
+            seed = int(torch.randint(MAX_SEED, ())) if dropout else 0
+            return self.base.with_adapter(
+                x, self.lora_A, self.lora_B, scaling=self.scaling, dropout=dropout, seed=seed
+            )
+        low = F.linear(F.dropout(x, dropout), self.lora_A.to(x.dtype))
         return self.base(x) + self.scaling * F.linear(low, self.lora_B.to(x.dtype))
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, scaling={self.scaling:g}"
+        return f"rank={self.rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
 
 
 def scaling_of(rank: int, alpha: float, rslora: bool) -> float:

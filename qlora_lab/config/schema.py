@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from qlora_lab.errors import ConfigError, unknown_name
 
 AUTO = "auto"
-QUANT_FORMATS = ("none", "nf4", "fp4_e2m1", "fp4_e3m0", "int4", "int8")
+QUANT_FORMATS = ("none", "nf4", "fp4_e2m1", "fp4_e3m0", "int4", "int8", "nf3", "nf2")
 PLACEMENTS = ("all_linear", "attention", "feed_forward", "query_value", "regex")
 MODEL_SOURCES = ("wheel", "hub", "folder", "gguf", "random")
 DATA_SOURCES = ("procedural", "file", "hub", "wheel")
@@ -21,6 +21,7 @@ PROMPT_FORMATS = ("chatml", "chat_template", "plain")
 SCHEDULES = ("constant", "linear", "cosine")
 COMPUTE_DTYPES = (AUTO, "float32", "bfloat16", "float16")
 DEVICES = (AUTO, "cpu", "cuda")
+HELD_OUT = "held_out"  # the evaluation set's name where its rows come from the run's own source
 
 
 def require(condition: bool, message: str) -> None:
@@ -72,6 +73,7 @@ class ModelConfig:
     prompt_format: str = "chatml"
     max_length_tokens: int = 2048
     architecture: ArchitectureConfig | None = None
+    content_sha256: str | None = None  # resolved from local files, so that changed weights are a new run
 
     def __post_init__(self) -> None:
         require_one_of("model.source", self.source, MODEL_SOURCES)
@@ -87,6 +89,13 @@ class ModelConfig:
             self.source != "random" or self.tokenizer is not None,
             "model.tokenizer is needed when model.source is 'random'; set a hub id, a folder, or byte_level",
         )
+        if self.source == "random" and self.architecture is not None:
+            positions = self.architecture.max_position
+            require(
+                self.max_length_tokens <= positions,
+                f"model.max_length_tokens must be at most model.architecture.max_position ({positions}); "
+                f"got {self.max_length_tokens}",
+            )
         self.name = self.name or self.hub_id or self.path or self.source
 
 
@@ -165,6 +174,13 @@ class SourceConfig:
 
 
 @dataclass
+class EvaluationSetConfig(SourceConfig):
+    """A set of held-out rows with a source of its own."""
+
+    exact_match: bool = False  # whether a row's target is the only right answer
+
+
+@dataclass
 class DataConfig:
     name: str = MISSING
     source: SourceConfig = MISSING
@@ -173,7 +189,8 @@ class DataConfig:
     max_source_tokens: int = 256
     max_target_tokens: int = 256
     loss_on: str = "target"
-    exact_match: bool = False  # whether a row's target is the only right answer
+    # Whether a row's target is the only right answer; of rows held out of this source, others say so themselves.
+    exact_match: bool = False
 
     def __post_init__(self) -> None:
         require_at_least("data.rows", self.rows, 1)
@@ -247,7 +264,11 @@ class TrainerConfig:
 class EvaluationConfig:
     rows: int = 128  # held out of training, the same in every run of a study
     seed: int = 20230523  # draws the held-out rows; not the run's seed
-    sets: dict[str, SourceConfig] = field(default_factory=dict)  # empty: rows of the run's own data source
+    # By name; empty: rows of the run's own data source, as the set `held_out`.
+    sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
+    # Limits of held-out rows, apart from those of training: arms that train on rows of other lengths are scored alike.
+    max_source_tokens: int = 256
+    max_target_tokens: int = 256
     before_training: bool = False
     batch_tokens: int = 2048
     max_new_tokens: int = 32
@@ -258,6 +279,13 @@ class EvaluationConfig:
         require_at_least("evaluation.batch_tokens", self.batch_tokens, 1)
         require_at_least("evaluation.max_new_tokens", self.max_new_tokens, 1)
         require_at_least("evaluation.sample_generations", self.sample_generations, 0)
+        require_at_least("evaluation.max_source_tokens", self.max_source_tokens, 1)
+        require_at_least("evaluation.max_target_tokens", self.max_target_tokens, 2)  # one token and eos
+        require(
+            HELD_OUT not in self.sets,
+            f"evaluation.sets must not name a set '{HELD_OUT}', the name of rows held out of the run's own data; "
+            "call it otherwise",
+        )
 
 
 @dataclass
@@ -357,3 +385,10 @@ class RunConfig:
             f"data.max_source_tokens + data.max_target_tokens must fit model.max_length_tokens "
             f"({self.model.max_length_tokens}); got {self.data.max_source_tokens} + {self.data.max_target_tokens}",
         )
+        for key in ("max_target_tokens", "max_new_tokens"):
+            source, answer = self.evaluation.max_source_tokens, getattr(self.evaluation, key)
+            require(
+                source + answer <= self.model.max_length_tokens,
+                f"evaluation.max_source_tokens + evaluation.{key} must fit model.max_length_tokens "
+                f"({self.model.max_length_tokens}); got {source} + {answer}",
+            )

@@ -3,12 +3,14 @@
 A block of weights is divided by its largest magnitude (its absmax), so every level lies in [-1, 1]. The same
 rule rounds every format: a value gets the level whose rank is the number of midpoints strictly below it, so a
 tie goes to the lower level. tests/ops/test_formats.py derives each table from its definition.
+
+This is the one place where the tables stand: the native kernels are built from it (kernels/generate_tables.py),
+so it imports nothing heavy.
 """
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from itertools import pairwise
+from struct import pack, unpack
 
 from qlora_lab.errors import ConfigError, unknown_name
 
@@ -20,7 +22,7 @@ class Format:
     Attributes:
         name: as in `quant.format`.
         bits: 4 (two codes in a byte, the first weight in the high half) or 8.
-        levels: the values, ascending, from -1 to 1.
+        levels: the values, ascending, from -1 to 1; at most 2 ** bits.
         codes: the stored code of each level.
     """
 
@@ -105,7 +107,27 @@ def _symmetric_integer(name: str, bits: int) -> Format:
 INT4 = _symmetric_integer("int4", bits=4)
 INT8 = _symmetric_integer("int8", bits=8)
 
-FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (NF4, FP4_E2M1, FP4_E3M0, INT4, INT8)}
+# NF4's construction with 2^k levels, 2^(k-1) above zero and 2^(k-1) - 1 below it. They answer what fewer levels cost in
+# accuracy and save no memory: a code takes a whole nibble, as NF4's does, and 8 or 12 of its 16 values stay unused.
+NF3 = Format(
+    name="nf3",
+    bits=4,
+    levels=(
+        -1.0,
+        -0.5350227355957031,
+        -0.24693143367767334,
+        0.0,
+        0.1833374798297882,
+        0.38199394941329956,
+        0.6229857206344604,
+        1.0,
+    ),
+    codes=tuple(range(8)),
+)
+NF2 = Format(name="nf2", bits=4, levels=(-1.0, 0.0, 0.4358181655406952, 1.0), codes=tuple(range(4)))
+
+# Native kernels know a format by its place in this order: new ones go to the end.
+FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (NF4, FP4_E2M1, FP4_E3M0, INT4, INT8, NF3, NF2)}
 
 
 def format_named(name: str) -> Format:
@@ -119,18 +141,34 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-def signed_dynamic_map() -> Tensor:
-    """Return the 256 levels in which double quantization stores absmax, ascending: (256,) float32.
+def dynamic_map_levels(*, signed: bool) -> tuple[float, ...]:
+    """Return the 256 levels of the 8-bit dynamic data type, ascending.
 
     Seven decades, from 1e-6 to 1; each is cut into twice as many equal slices as the one below it, and the
-    middle of every slice is a level, with either sign. Zero and one complete the map. The sums are taken in
-    float32, in which bitsandbytes takes them.
+    middle of every slice is a level, with either sign if `signed` (then of half as many slices). Zero and one
+    complete the map. Every step is rounded to float32, as torch does it for bitsandbytes.
 
     Source: Dettmers 2016, "8-Bit Approximations for Parallelism in Deep Learning".
     """
     levels = [0.0, 1.0]
     for decade in range(7):
-        edges = torch.linspace(0.1, 1.0, 2**decade + 1, dtype=torch.float32)
-        middles = 10.0 ** (decade - 6) * (edges[:-1] + edges[1:]) / 2
-        levels += middles.tolist() + (-middles).tolist()
-    return torch.tensor(sorted(levels), dtype=torch.float32)
+        edges = _float32_steps(0.1, 1.0, 2 ** (decade if signed else decade + 1))
+        scale = _float32(10.0 ** (decade - 6))
+        middles = [_float32(scale * _float32(low + high)) / 2 for low, high in pairwise(edges)]
+        levels += middles + ([-middle for middle in middles] if signed else [])
+    return tuple(sorted(levels))
+
+
+def _float32_steps(start: float, end: float, steps: int) -> list[float]:
+    """Return steps + 1 float32 values at equal distances, counted from the nearer end as torch.linspace does."""
+    first, last = _float32(start), _float32(end)
+    step = _float32(_float32(last - first) / steps)
+    return [
+        _float32(first + step * i) if i < (steps + 1) // 2 else _float32(last - step * (steps - i))
+        for i in range(steps + 1)
+    ]
+
+
+def _float32(x: float) -> float:
+    """Round to the nearest float32."""
+    return float(unpack("f", pack("f", x))[0])

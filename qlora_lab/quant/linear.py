@@ -18,6 +18,7 @@ from qlora_lab.ops.blockwise.op import (
 )
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.formats import format_named
+from qlora_lab.ops.lora.op import lora_linear
 
 STATISTICS = ("absmax", "nested_absmax", "offset")
 
@@ -138,6 +139,11 @@ class QuantizedLinear(nn.Module):
             self.absmax = absmax
 
     @property
+    def is_expanded(self) -> bool:
+        """Whether a dense copy of the weight is kept at the moment; see `cached_weights`."""
+        return self._dense_weight is not None
+
+    @property
     def packed_weight(self) -> PackedWeight:
         """The weight as the ops take it."""
         return PackedWeight(
@@ -174,6 +180,22 @@ class QuantizedLinear(nn.Module):
             with torch.autocast(x.device.type, enabled=False):  # as the op does
                 return F.linear(inputs, self._dense_weight, bias).to(x.dtype)
         return quantized_linear(inputs, self.packed_weight, self.bias).to(x.dtype)
+
+    def with_adapter(
+        self, x: Tensor, lora_A: Tensor, lora_B: Tensor, *, scaling: float, dropout: float, seed: int
+    ) -> Tensor:
+        """Return `forward` plus a LoRA product in the same pass; see `ops.lora.op.lora_linear`."""
+        outputs = lora_linear(
+            x.to(self.compute_dtype),
+            self.packed_weight,
+            self.bias,
+            lora_A,
+            lora_B,
+            scaling=scaling,
+            dropout=dropout,
+            seed=seed,
+        )
+        return outputs.to(x.dtype)
 
     def extra_repr(self) -> str:
         return (

@@ -29,7 +29,7 @@ PACKAGES = (
 def environment(hardware: Hardware, **of_the_run: Any) -> dict[str, Any]:
     """Return the environment record; `of_the_run` adds what only the running process knows."""
     return {
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": git_commit(Path(__file__).parent),
@@ -57,7 +57,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

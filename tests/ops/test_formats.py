@@ -6,7 +6,7 @@ import torch
 
 from qlora_lab.config.schema import QUANT_FORMATS
 from qlora_lab.errors import ConfigError
-from qlora_lab.ops.formats import FORMATS, Format, format_named, signed_dynamic_map
+from qlora_lab.ops.formats import FORMATS, Format, dynamic_map_levels, format_named
 
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS.keys())
 
@@ -33,17 +33,26 @@ def test_levels_are_float32_or_round_to_it_without_meeting(fmt: Format) -> None:
     assert distinct == len(set(fmt.levels))
 
 
-def test_nf4_holds_normal_quantiles() -> None:
-    # 16 levels cannot be symmetric around an exact zero: 8 quantiles lie above it and 7 below. Both tails end
-    # at the probability that leaves half a bin outside, averaged over bins of 1/16 and 1/15.
-    tail = 1 - (1 / 32 + 1 / 30) / 2
-    above = torch.special.ndtri(torch.linspace(tail, 0.5, 9, dtype=torch.float64)[:-1])
-    below = -torch.special.ndtri(torch.linspace(tail, 0.5, 8, dtype=torch.float64)[:-1])
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_nf_k_holds_normal_quantiles(k: int) -> None:
+    # 2^k levels cannot be symmetric around an exact zero: 2^(k-1) quantiles lie above it and one less below. Both
+    # tails end at the probability that leaves half a bin outside, averaged over bins of 1/2^k and 1/(2^k - 1).
+    tail = 1 - (1 / 2 ** (k + 1) + 1 / (2 * (2**k - 1))) / 2
+    above = torch.special.ndtri(torch.linspace(tail, 0.5, 2 ** (k - 1) + 1, dtype=torch.float64)[:-1])
+    below = -torch.special.ndtri(torch.linspace(tail, 0.5, 2 ** (k - 1), dtype=torch.float64)[:-1])
     levels = torch.cat((below, torch.zeros(1, dtype=torch.float64), above)).sort().values
     expected = levels / levels.max()
-    actual = torch.tensor(FORMATS["nf4"].levels, dtype=torch.float64)
-    # The published table starts from the tail rounded to 0.9677083 in float32: a few 1e-8.
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-7)
+    actual = torch.tensor(FORMATS[f"nf{k}"].levels, dtype=torch.float64)
+    # The published NF4 starts from the tail rounded to 0.9677083 in float32: a few 1e-8. Ours are rounded once.
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-7 if k == 4 else 2**-25)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_nf_k_is_stored_in_a_nibble_in_the_order_of_its_levels(k: int) -> None:
+    fmt = FORMATS[f"nf{k}"]
+    assert fmt.bits == 4
+    assert fmt.packed_bytes(64) == 32  # as much memory as NF4, for fewer levels
+    assert fmt.codes == tuple(range(2**k))
 
 
 def test_fp4_e2m1_is_sign_exponent_mantissa() -> None:
@@ -81,8 +90,11 @@ def test_codes_mean_what_they_mean_to_bitsandbytes(name: str, theirs: str) -> No
     assert torch.equal(torch.tensor(FORMATS[name].values_by_code()), expected)
 
 
-def test_dynamic_map_equals_that_of_bitsandbytes() -> None:
-    assert torch.equal(signed_dynamic_map(), bitsandbytes.functional.create_dynamic_map())
+@pytest.mark.parametrize("signed", [True, False])
+def test_dynamic_map_equals_that_of_bitsandbytes(signed: bool) -> None:
+    levels = torch.tensor(dynamic_map_levels(signed=signed), dtype=torch.float64)
+    assert torch.equal(levels.float().double(), levels), "not float32 values"
+    assert torch.equal(levels.float(), bitsandbytes.functional.create_dynamic_map(signed=signed))
 
 
 @pytest.mark.parametrize(("name", "numel", "expected"), [("nf4", 64, 32), ("nf4", 65, 33), ("int8", 65, 65)])

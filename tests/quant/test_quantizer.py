@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    GPT2Config,
     LlamaConfig,
     Qwen2Config,
+    Qwen3MoeConfig,
     T5Config,
 )
 
@@ -23,6 +25,7 @@ from qlora_lab.quant.linear import QuantizedLinear
 from qlora_lab.quant.quantizer import (
     QloraLabConfig,
     QloraLabQuantizer,
+    count_quantized,
     linears_to_quantize,
     quantization_config,
     quantize_model,
@@ -267,3 +270,40 @@ def test_a_checkpoint_that_claims_to_be_quantized_by_us_is_refused(folder: Path)
     path.write_text(json.dumps(claimed))
     with pytest.raises(ModelError, match="saves no quantized checkpoints"):
         AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_model_without_linear_layers_is_refused_and_not_left_dense(tmp_path: Path) -> None:
+    gpt2 = GPT2Config(n_layer=1, n_embd=64, n_head=2, vocab_size=100)  # its matrices are in transformers' Conv1D
+    with pytest.raises(ModelError, match="GPT2LMHeadModel has no linear layer to quantize"):
+        quantize_model(built(gpt2), QloraLabConfig())
+    built(gpt2).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="GPT2LMHeadModel has no linear layer to quantize"):
+        loaded(tmp_path, QloraLabConfig())
+
+
+def test_the_quantized_share_counts_matrices_outside_embeddings_and_head() -> None:
+    matrices = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)
+    dense = count_quantized(built())
+    assert (dense.quantized, dense.matrices, dense.share) == (0, matrices, 0.0)
+    whole = count_quantized(quantize_model(built(), QloraLabConfig()))
+    assert (whole.quantized, whole.matrices, whole.share) == (matrices, matrices, 1.0)
+
+
+def test_fused_experts_are_seen_to_stay_dense() -> None:
+    config = Qwen3MoeConfig(
+        num_hidden_layers=1,
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=128,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=100,
+    )
+    share = count_quantized(quantize_model(built(config), QloraLabConfig()))
+    experts, router = 4 * 3 * 64 * 128, 4 * 64
+    assert share.quantized <= 4 * 64 * 64 + router
+    assert share.matrices == 4 * 64 * 64 + router + experts
+    assert share.share < 0.2

@@ -1,10 +1,5 @@
-"""Blockwise quantization as registered torch ops, and the functions that check their arguments.
+"""Blockwise quantization as registered torch ops, and the functions that check their arguments."""
 
-The reference is registered for every device; a native library registers the same names for CPU or CUDA, which
-take precedence, and nothing above this file changes.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,15 +16,7 @@ from qlora_lab.ops.blockwise.checks import (
 )
 from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, PackedWeight
 from qlora_lab.ops.formats import format_named
-
-LIBRARY = torch.library.Library("qlora_lab", "FRAGMENT")
-
-
-def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Define one op with the reference as its kernel on every device, and what its result looks like."""
-    name = LIBRARY.define(schema)
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"qlora_lab::{name}", fake, lib=LIBRARY)
+from qlora_lab.ops.registry import LIBRARY, register
 
 
 def quantize_blockwise_fake(weight: Tensor, fmt: str, block_size: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,142 @@
+// Products of a few rows of x (generation): each weight is used so rarely that reading it is what costs, so it goes from
+// its packed bytes through a register straight into the sums.
+#pragma once
+
+#include "panel_kernels.h"
+
+namespace qlk::QLK_ISA {
+
+constexpr int64_t MOST_FEW_ROWS = 4;
+constexpr int GROUP = 2 * WIDTH;       // weights of one load of packed bytes
+constexpr int64_t DECODED_AT_ONCE = 512;  // of a row whose blocks have to be decoded one by one
+
+inline int64_t few_rows_stride(const qlk_weight &weight) { return (weight.in_features + GROUP - 1) / GROUP * GROUP; }
+
+inline int64_t few_rows_floats(int64_t rows, const qlk_weight &weight) { return rows * few_rows_stride(weight); }
+
+// Where rows are made of whole blocks: group by group, row by row, the even elements and then the odd ones, as the high
+// and low halves of WIDTH bytes of the weight meet them. Otherwise the rows as they are, filled up with zeros.
+inline void lay_out_few_rows(const float *x, int64_t x_stride, int64_t rows, const qlk_weight &weight, float *out) {
+    const int64_t stride = few_rows_stride(weight);
+    const bool split = has_whole_blocks(weight);
+    for (int64_t row = 0; row < rows; ++row, x += x_stride) {
+        for (int64_t i = 0; i < stride; ++i) {
+            const float value = i < weight.in_features ? x[i] : 0.0f;
+            const int64_t group = i / GROUP, lane = i % GROUP;
+            if (split) {
+                out[(group * rows + row) * GROUP + (lane % 2) * WIDTH + lane / 2] = value;
+            } else {
+                out[row * stride + i] = value;
+            }
+        }
+    }
+}
+
+// dots[row][column]: of ROWS rows of x and COLUMNS rows of the weight from number `first` on.
+template <int ROWS, int COLUMNS>
+void dot_blocks(const float *x, const qlk_weight &weight, const Decoder &decoder, const Table16 &levels, int64_t first,
+                float dots[ROWS][COLUMNS]) {
+    const int64_t blocks = weight.in_features / weight.block_size, bytes_per_block = weight.block_size / 2;
+    const int64_t row_bytes = weight.in_features / 2;
+    const uint8_t *packed = weight.packed + first * row_bytes;
+    Floats even[ROWS][COLUMNS], odd[ROWS][COLUMNS];
+    for (int r = 0; r < ROWS; ++r) {
+        for (int c = 0; c < COLUMNS; ++c) even[r][c] = odd[r][c] = broadcast(0.0f);
+    }
+    for (int64_t block = 0; block < blocks; ++block) {
+        Table16 scaled[COLUMNS];
+        for (int c = 0; c < COLUMNS; ++c) scaled[c] = scale_table(levels, decoder.absmax((first + c) * blocks + block));
+        for (int64_t byte = 0; byte < bytes_per_block; byte += WIDTH, packed += WIDTH, x += ROWS * GROUP) {
+            for (int c = 0; c < COLUMNS; ++c) {
+                const Ints bytes = load_bytes(packed + c * row_bytes);
+                const Floats first_half = lookup(scaled[c], shift_right<4>(bytes));
+                const Floats second_half = lookup(scaled[c], bytes);
+                for (int r = 0; r < ROWS; ++r) {
+                    even[r][c] = fma(first_half, load(x + r * GROUP), even[r][c]);
+                    odd[r][c] = fma(second_half, load(x + r * GROUP + WIDTH), odd[r][c]);
+                }
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; ++r) {
+        for (int c = 0; c < COLUMNS; ++c) dots[r][c] = sum(add(even[r][c], odd[r][c]));
+    }
+}
+
+// dots[row] with one row of the weight whose blocks may lie anywhere.
+template <int ROWS>
+void dot_decoded(const float *x, const qlk_weight &weight, const Decoder &decoder, int64_t column, float dots[ROWS]) {
+    const int64_t stride = few_rows_stride(weight);
+    alignas(64) float decoded[DECODED_AT_ONCE];
+    Floats sums[ROWS];
+    for (Floats &sum : sums) sum = broadcast(0.0f);
+    for (int64_t begin = 0; begin < weight.in_features; begin += DECODED_AT_ONCE) {
+        const int64_t rest = weight.in_features - begin;
+        const int64_t count = rest < DECODED_AT_ONCE ? rest : DECODED_AT_ONCE;
+        decoder.decode(column * weight.in_features + begin, count, decoded);
+        for (int64_t i = 0; i < count; i += WIDTH) {
+            const Floats values = load_first(decoded + i, count - i < WIDTH ? static_cast<int>(count - i) : WIDTH);
+            for (int r = 0; r < ROWS; ++r) sums[r] = fma(values, load(x + r * stride + begin + i), sums[r]);
+        }
+    }
+    for (int r = 0; r < ROWS; ++r) dots[r] = sum(sums[r]);
+}
+
+inline float dot(const float *a, const float *b, int64_t count) {
+    Floats sums = broadcast(0.0f);
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const int lanes = count - i < WIDTH ? static_cast<int>(count - i) : WIDTH;
+        sums = fma(load_first(a + i, lanes), load_first(b + i, lanes), sums);
+    }
+    return sum(sums);
+}
+
+inline void store_dot(const FewRows &product, int64_t row, int64_t column, float value) {
+    if (product.bias != nullptr) value += product.bias[column];
+    if (product.scaled_low != nullptr) {
+        const int64_t rank = product.adapter->rank;
+        value += dot(product.scaled_low + row * rank, product.adapter->lora_B + column * rank, rank);
+    }
+    const int64_t at = row * product.weight->out_features + column;
+    if (product.dtype == QLK_FLOAT32) {
+        static_cast<float *>(product.out)[at] = value;
+    } else {
+        static_cast<uint16_t *>(product.out)[at] = float_to_bfloat16(value);
+    }
+}
+
+template <int ROWS>
+void multiply_rows(const FewRows &product, int64_t begin, int64_t end) {
+    constexpr int COLUMNS = ROWS <= 2 ? 4 : 2;  // enough sums to hide the latency of adding to them
+    const qlk_weight &weight = *product.weight;
+    const Decoder decoder(weight);
+    const Table16 levels = load_table(FORMATS[weight.format].value);
+    const bool whole_blocks = has_whole_blocks(weight);
+    for (; whole_blocks && begin + COLUMNS <= end; begin += COLUMNS) {
+        float dots[ROWS][COLUMNS];
+        dot_blocks<ROWS, COLUMNS>(product.x, weight, decoder, levels, begin, dots);
+        for (int r = 0; r < ROWS; ++r) {
+            for (int c = 0; c < COLUMNS; ++c) store_dot(product, r, begin + c, dots[r][c]);
+        }
+    }
+    for (; begin < end; ++begin) {
+        float dots[ROWS][1];
+        if (whole_blocks) {
+            dot_blocks<ROWS, 1>(product.x, weight, decoder, levels, begin, dots);
+        } else {
+            dot_decoded<ROWS>(product.x, weight, decoder, begin, &dots[0][0]);
+        }
+        for (int r = 0; r < ROWS; ++r) store_dot(product, r, begin, dots[r][0]);
+    }
+}
+
+inline void multiply_few_rows(const FewRows &product, int64_t begin, int64_t end) {
+    switch (product.rows) {
+        case 1: return multiply_rows<1>(product, begin, end);
+        case 2: return multiply_rows<2>(product, begin, end);
+        case 3: return multiply_rows<3>(product, begin, end);
+        case 4: return multiply_rows<4>(product, begin, end);
+    }
+}
+
+}  // namespace qlk::QLK_ISA

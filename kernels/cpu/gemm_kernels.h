@@ -1,0 +1,177 @@
+// Matrix products of more than a few rows (after Goto & van de Geijn 2008, "Anatomy of high-performance matrix
+// multiplication"): a panel of the right operand is brought into the first-level cache, and tiles of the output are
+// summed in registers while the left operand streams past it, one broadcast element at a time.
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include "panel_kernels.h"
+
+namespace qlk::QLK_ISA {
+
+// Rows of a tile: their sums, a row of the panel and a broadcast element fill the registers.
+#if defined(QLK_ISA_AVX512)
+constexpr int TILE_ROWS = 8;
+#elif defined(QLK_ISA_AVX2)
+constexpr int TILE_ROWS = 4;
+#else
+constexpr int TILE_ROWS = 2;
+#endif
+
+// Where a tile goes: out = sums + add + bias.
+struct TileOut {
+    const float *add;  // may be null
+    int64_t add_stride;
+    const float *bias;  // may be null
+    void *out;
+    int64_t out_stride;
+    bool bfloat16;
+    int columns;
+};
+
+template <int VECTORS>
+inline void store_row(const TileOut &to, int row, const Floats *sums) {
+    for (int v = 0; v < VECTORS; ++v) {
+        const int lanes = to.columns - v * WIDTH;
+        const int64_t at = row * to.out_stride + v * WIDTH;
+        Floats sum = sums[v];
+        if (to.add != nullptr) sum = add(sum, load_first(to.add + row * to.add_stride + v * WIDTH, lanes));
+        if (to.bias != nullptr) sum = add(sum, load(to.bias + v * WIDTH));
+        if (to.bfloat16) {
+            store_bfloat16_first(static_cast<uint16_t *>(to.out) + at, sum, lanes);
+        } else {
+            store_first(static_cast<float *>(to.out) + at, sum, lanes);
+        }
+    }
+}
+
+template <int ROWS, int VECTORS>
+void multiply_tile(int64_t inner, const float *left, int64_t left_stride, const float *panel, const TileOut &to) {
+    Floats sums[ROWS][VECTORS];
+    for (auto &row : sums) {
+        for (Floats &sum : row) sum = broadcast(0.0f);
+    }
+    for (int64_t k = 0; k < inner; ++k, ++left, panel += PANEL) {
+        Floats right[VECTORS];
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; ++v) right[v] = load(panel + v * WIDTH);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i) {
+            const Floats element = broadcast(left[i * left_stride]);
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; ++v) sums[i][v] = fma(element, right[v], sums[i][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i) store_row<VECTORS>(to, i, sums[i]);
+}
+
+using TileFunction = void (*)(int64_t, const float *, int64_t, const float *, const TileOut &);
+
+template <int VECTORS, int... ROWS>
+constexpr std::array<TileFunction, sizeof...(ROWS)> tile_functions(std::integer_sequence<int, ROWS...>) {
+    return {multiply_tile<ROWS + 1, VECTORS>...};
+}
+
+// TILES[vectors - 1][rows - 1]
+constexpr std::array<TileFunction, TILE_ROWS> TILES[PANEL_VECTORS] = {
+    tile_functions<1>(std::make_integer_sequence<int, TILE_ROWS>()),
+    tile_functions<2>(std::make_integer_sequence<int, TILE_ROWS>()),
+    tile_functions<3>(std::make_integer_sequence<int, TILE_ROWS>()),
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The inner dimension in equal pieces of at most PANEL_INNER, multiples of the smallest block; at least one piece.
+inline int64_t piece_length(int64_t inner) {
+    const int64_t pieces = inner > 0 ? ceil_div(inner, PANEL_INNER) : 1;
+    return inner > 0 ? ceil_div(ceil_div(inner, pieces), 32) * 32 : 1;
+}
+
+// One rectangle of a product: where its sums lie between the pieces of the inner dimension.
+class RectangleProduct {
+  public:
+    RectangleProduct(const Product &product, const Rectangle &part, float *sums)
+        : product_(product), part_(part), narrow_(product.dtype != QLK_FLOAT32) {
+        if (narrow_) {
+            sums_ = sums;
+            sums_stride_ = ceil_div(part.column_end - part.column_begin, WIDTH) * WIDTH;
+        } else {
+            sums_ = static_cast<float *>(product.out) + part.row_begin * product.columns + part.column_begin;
+            sums_stride_ = product.columns;
+        }
+    }
+
+    void run() {
+        bool first = !product_.accumulate;
+        for (int t = 0; t < product_.term_count; ++t) {
+            const Term &term = product_.terms[t];
+            const PanelWriter writer(term.right);
+            const int64_t length = piece_length(term.inner);
+            int64_t begin = 0;
+            do {
+                const int64_t count = term.inner - begin < length ? term.inner - begin : length;
+                const bool last = t == product_.term_count - 1 && begin + count == term.inner;
+                add_piece(term, writer, begin, count, first, last);
+                first = false;
+                begin += count;
+            } while (begin < term.inner);
+        }
+    }
+
+  private:
+    void add_piece(const Term &term, const PanelWriter &writer, int64_t begin, int64_t count, bool first, bool last) {
+        alignas(64) float panel[PANEL_INNER * PANEL];
+        for (int64_t column = part_.column_begin; column < part_.column_end; column += PANEL) {
+            const int64_t rest = part_.column_end - column;
+            const int columns = rest < PANEL ? static_cast<int>(rest) : PANEL;
+            writer.write(begin, count, column, columns, panel);
+            multiply_panel(term, begin, count, panel, column, columns, first, last);
+        }
+    }
+
+    void multiply_panel(const Term &term, int64_t begin, int64_t count, const float *panel, int64_t column, int columns,
+                        bool first, bool last) {
+        const int64_t rows = part_.row_end - part_.row_begin;
+        const int64_t tiles = ceil_div(rows, TILE_ROWS);
+        const auto &functions = TILES[(columns - 1) / WIDTH];
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t row = rows * tile / tiles, row_end = rows * (tile + 1) / tiles;
+            float *sums = sums_ + row * sums_stride_ + (column - part_.column_begin);
+            TileOut to = {first ? nullptr : sums, sums_stride_, nullptr, sums, sums_stride_, false, columns};
+            if (last) {
+                const int64_t at = (part_.row_begin + row) * product_.columns + column;
+                if (product_.bias != nullptr) to.bias = product_.bias + column;
+                if (narrow_) to.out = static_cast<uint16_t *>(product_.out) + at;
+                to.out_stride = product_.columns;
+                to.bfloat16 = narrow_;
+            }
+            const float *left = term.left + (part_.row_begin + row) * term.left_stride + begin;
+            functions[row_end - row - 1](count, left, term.left_stride, panel, to);
+            if (term.result_dropout != nullptr && begin + count == term.inner) {
+                drop_tile(*term.result_dropout, row, row_end, column, columns);
+            }
+        }
+    }
+
+    void drop_tile(const Dropout &dropout, int64_t row, int64_t row_end, int64_t column, int columns) {
+        for (; row < row_end; ++row) {
+            const int64_t index = (product_.first_row + part_.row_begin + row) * product_.columns + column;
+            float *sums = sums_ + row * sums_stride_ + (column - part_.column_begin);
+            drop(sums, columns, static_cast<uint64_t>(index), dropout);
+        }
+    }
+
+    const Product &product_;
+    const Rectangle &part_;
+    const bool narrow_;
+    float *sums_;
+    int64_t sums_stride_;
+};
+
+inline void multiply(const Product &product, const Rectangle &part, float *sums) {
+    RectangleProduct(product, part, sums).run();
+}
+
+}  // namespace qlk::QLK_ISA

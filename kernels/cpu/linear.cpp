@@ -1,0 +1,443 @@
+// The C entries of the matrix products: checks, workspace, and how the work is split.
+#include "linear.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "checks.h"
+#include "isa.h"
+#include "parallel.h"
+#include "qlk/float16.h"
+
+namespace qlk {
+namespace {
+
+// A rectangle of the output: its part of the left operand, a few hundred kilobytes of each piece of the inner
+// dimension, stays in the second-level cache while the panels pass, and each weight is decoded once for all its rows.
+constexpr int64_t RECTANGLE_ROWS = 512;
+constexpr int64_t RECTANGLE_PANELS = 8;
+// Rectangles for each thread, where there are panels enough: the work then levels out between threads.
+constexpr int64_t RECTANGLES_PER_THREAD = 4;
+// Rows that pass through the workspace together.
+constexpr int64_t ROWS_AT_ONCE = 1024;
+constexpr int64_t CACHE_LINE_FLOATS = 16;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+
+// Floats that begin on a cache line; null where there is no memory.
+class Buffer {
+  public:
+    Buffer() = default;
+    Buffer(const Buffer &) = delete;
+    Buffer &operator=(const Buffer &) = delete;
+    ~Buffer() { std::free(floats_); }
+
+    bool allocate(int64_t count) {
+        if (count < 0 || count > LARGEST_NUMEL) return false;
+        const size_t bytes = static_cast<size_t>(round_up(larger(count, 1), CACHE_LINE_FLOATS)) * sizeof(float);
+        floats_ = static_cast<float *>(std::aligned_alloc(CACHE_LINE_FLOATS * sizeof(float), bytes));
+        return floats_ != nullptr;
+    }
+    float *get() const { return floats_; }
+
+  private:
+    float *floats_ = nullptr;
+};
+
+// How far apart rows lie in the workspace: not so that the rows of a tile meet in the same few sets of a cache.
+int64_t stride_of(int64_t columns) {
+    const int64_t lines = larger(ceil_div(columns, CACHE_LINE_FLOATS), 1);
+    return (lines % 2 == 0 ? lines + 1 : lines) * CACHE_LINE_FLOATS;
+}
+
+struct Split {
+    int64_t rows, columns;  // of a rectangle
+    int64_t row_count, column_count;
+};
+
+Split split_of(int64_t rows, int64_t columns, int64_t panel_columns, int threads) {
+    const int64_t wanted = threads > 1 ? threads * RECTANGLES_PER_THREAD : 1;
+    const int64_t panels = ceil_div(columns, panel_columns);
+    const int64_t most_panels = larger(smaller(ceil_div(panels, wanted), RECTANGLE_PANELS), 1);
+    Split split;
+    split.columns = most_panels * panel_columns;
+    split.column_count = ceil_div(columns, split.columns);
+    // Where columns are too few for the threads, rows are split too, though each part then decodes the same weights.
+    const int64_t row_count = larger(ceil_div(rows, RECTANGLE_ROWS), ceil_div(smaller(threads, rows), larger(split.column_count, 1)));
+    split.rows = larger(ceil_div(rows, larger(row_count, 1)), 1);
+    split.row_count = ceil_div(rows, split.rows);
+    return split;
+}
+
+// One call of an entry: the kernels and threads it uses.
+struct Call {
+    const LinearKernels &kernels;
+    int threads;
+
+    int64_t sums_floats() const { return threads * RECTANGLE_ROWS * RECTANGLE_PANELS * kernels.panel_columns; }
+
+    // `sums`: sums_floats(), needed where the product is not float.
+    void multiply(const Product &product, float *sums) const {
+        const Split split = split_of(product.rows, product.columns, kernels.panel_columns, threads);
+        parallel_tasks(split.row_count * split.column_count, threads, [&](int64_t task, int worker) {
+            Rectangle part;
+            part.row_begin = task / split.column_count * split.rows;
+            part.row_end = smaller(part.row_begin + split.rows, product.rows);
+            part.column_begin = task % split.column_count * split.columns;
+            part.column_end = smaller(part.column_begin + split.columns, product.columns);
+            kernels.multiply(product, part, sums == nullptr ? nullptr : sums + worker * (sums_floats() / threads));
+        });
+    }
+
+    void rows_to_float(const void *in, int dtype, int64_t first_row, int64_t rows, int64_t columns, Dropout dropout,
+                       float *out, int64_t stride) const {
+        const size_t element = dtype == QLK_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
+        parallel_for(rows, 16, threads, [&](int64_t begin, int64_t end) {
+            const char *from = static_cast<const char *>(in) + begin * columns * element;
+            kernels.rows_to_float(from, dtype, first_row + begin, end - begin, columns, dropout, out + begin * stride, stride);
+        });
+    }
+};
+
+// Rows of a matrix as floats: the caller's own where they will do, otherwise copied into the workspace.
+class LeftRows {
+  public:
+    LeftRows(const void *values, int dtype, int64_t columns, Dropout dropout)
+        : values_(values), dtype_(dtype), columns_(columns), dropout_(dropout), stride_(stride_of(columns)) {}
+
+    bool allocate(int64_t rows) {
+        direct_ = dtype_ == QLK_FLOAT32 && !(dropout_.share > 0) && columns_ % 512 != 0;
+        return direct_ || buffer_.allocate(rows * stride_);
+    }
+    void load(const Call &call, int64_t first_row, int64_t rows) {
+        const size_t element = dtype_ == QLK_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
+        const char *from = static_cast<const char *>(values_) + first_row * columns_ * element;
+        if (direct_) {
+            loaded_ = reinterpret_cast<const float *>(from);
+        } else {
+            call.rows_to_float(from, dtype_, first_row, rows, columns_, dropout_, buffer_.get(), stride_);
+            loaded_ = buffer_.get();
+        }
+    }
+    const float *get() const { return loaded_; }
+    int64_t stride() const { return direct_ ? columns_ : stride_; }
+
+  private:
+    const void *values_;
+    int dtype_;
+    int64_t columns_;
+    Dropout dropout_;
+    int64_t stride_;
+    bool direct_ = false;
+    Buffer buffer_;
+    const float *loaded_ = nullptr;
+};
+
+constexpr Dropout NO_DROPOUT = {0.0f, 0};
+
+bool is_dtype(int dtype) { return dtype == QLK_FLOAT32 || dtype == QLK_BFLOAT16; }
+
+void *row_of(void *matrix, int dtype, int64_t row, int64_t columns) {
+    return static_cast<char *>(matrix) + row * columns * (dtype == QLK_FLOAT32 ? sizeof(float) : sizeof(uint16_t));
+}
+
+bool product_fits(int64_t a, int64_t b) {
+    int64_t product;
+    return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, &product) && is_size(product);
+}
+
+int check_call(int dtype, int64_t rows, const qlk_weight *weight) {
+    if (!is_dtype(dtype)) return QLK_BAD_DTYPE;
+    int64_t numel;
+    const int status = check_weight(weight, numel);
+    if (status != QLK_OK) return status;
+    const bool fits = product_fits(rows, weight->in_features) && product_fits(rows, weight->out_features);
+    return fits ? QLK_OK : QLK_BAD_SIZE;
+}
+
+int check_adapter(const qlk_adapter *adapter, int64_t rows, const qlk_weight &weight) {
+    if (adapter == nullptr) return QLK_NULL_POINTER;
+    const int64_t rank = adapter->rank;
+    if (!product_fits(rank, weight.in_features) || !product_fits(rank, weight.out_features)) return QLK_BAD_SIZE;
+    if (!product_fits(rank, rows)) return QLK_BAD_SIZE;
+    if (!(adapter->dropout >= 0.0f && adapter->dropout < 1.0f)) return QLK_BAD_SIZE;
+    const bool missing = (adapter->lora_A == nullptr && rank * weight.in_features > 0) ||
+                         (adapter->lora_B == nullptr && rank * weight.out_features > 0);
+    return missing ? QLK_NULL_POINTER : QLK_OK;
+}
+
+Dropout dropout_of(const qlk_adapter *adapter) {
+    return adapter != nullptr ? Dropout{adapter->dropout, adapter->seed} : NO_DROPOUT;
+}
+
+Right dense(const float *values, int64_t stride) { return {Layout::dense, values, stride, nullptr}; }
+Right transposed(const float *values, int64_t stride) { return {Layout::dense_transposed, values, stride, nullptr}; }
+
+// out[i] = in[i] * factor
+void scale(const float *in, int64_t count, float factor, float *out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = in[i] * factor;
+}
+
+// out (columns, rows) = in (rows, columns) transposed, times factor; rows of `out` lie `stride` apart.
+void transpose(const float *in, int64_t rows, int64_t columns, float factor, float *out, int64_t stride) {
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t column = 0; column < columns; ++column) out[column * stride + row] = in[row * columns + column] * factor;
+    }
+}
+
+// x weight^T + bias, with an adapter's product where there is one.
+class Forward {
+  public:
+    Forward(const Call &call, const void *x, int dtype, int64_t rows, const qlk_weight &weight, const void *bias,
+            const qlk_adapter *adapter, float *low, void *out)
+        : call_(call), dtype_(dtype), rows_(rows), weight_(weight), bias_(bias), adapter_(adapter), low_(low), out_(out),
+          rank_(adapter != nullptr ? adapter->rank : 0),
+          x_(x, dtype, weight.in_features, NO_DROPOUT),
+          dropped_(x, dtype, weight.in_features, dropout_of(adapter)),
+          few_rows_(rows <= call.kernels.most_few_rows) {}
+
+    int run() {
+        if (!allocate()) return QLK_NO_MEMORY;
+        convert_bias();
+        for (int64_t row = 0; row < rows_; row += ROWS_AT_ONCE) {
+            const int64_t count = smaller(ROWS_AT_ONCE, rows_ - row);
+            x_.load(call_, row, count);
+            if (adapter_ != nullptr) multiply_low(row, count);
+            if (few_rows_) {
+                multiply_few_rows();
+            } else {
+                multiply(row, count);
+            }
+        }
+        return QLK_OK;
+    }
+
+  private:
+    bool allocate() {
+        const int64_t rows = smaller(ROWS_AT_ONCE, rows_);
+        if (!x_.allocate(rows)) return false;
+        if (dropout_of(adapter_).share > 0 && !dropped_.allocate(rows)) return false;
+        if (few_rows_ && !laid_out_.allocate(call_.kernels.few_rows_floats(rows_, weight_))) return false;
+        if (bias_ != nullptr && !bias_floats_.allocate(round_up(weight_.out_features, call_.kernels.panel_columns))) return false;
+        if (dtype_ != QLK_FLOAT32 && !few_rows_ && !sums_.allocate(call_.sums_floats())) return false;
+        return scaled_low_.allocate(rows * rank_);
+    }
+
+    void convert_bias() {
+        if (bias_ == nullptr) return;
+        const int64_t padded = round_up(weight_.out_features, call_.kernels.panel_columns);
+        call_.kernels.rows_to_float(bias_, dtype_, 0, 1, weight_.out_features, NO_DROPOUT, bias_floats_.get(), padded);
+    }
+
+    void multiply_low(int64_t row, int64_t count) {
+        LeftRows &input = dropout_of(adapter_).share > 0 ? dropped_ : x_;
+        if (&input != &x_) input.load(call_, row, count);
+        Product product = {};
+        product.terms[0] = {input.get(), input.stride(), transposed(adapter_->lora_A, weight_.in_features),
+                            weight_.in_features, nullptr};
+        product.term_count = 1;
+        product.rows = count;
+        product.columns = rank_;
+        product.out = low_ + row * rank_;
+        product.dtype = QLK_FLOAT32;
+        call_.multiply(product, nullptr);
+        scale(low_ + row * rank_, count * rank_, adapter_->scaling, scaled_low_.get());
+    }
+
+    void multiply(int64_t row, int64_t count) {
+        Product product = {};
+        if (adapter_ != nullptr) {
+            product.terms[product.term_count++] = {scaled_low_.get(), rank_, transposed(adapter_->lora_B, rank_), rank_, nullptr};
+        }
+        const Right right = {Layout::weight_transposed, nullptr, 0, &weight_};
+        product.terms[product.term_count++] = {x_.get(), x_.stride(), right, weight_.in_features, nullptr};
+        product.rows = count;
+        product.columns = weight_.out_features;
+        product.bias = bias_floats_.get();
+        product.out = row_of(out_, dtype_, row, weight_.out_features);
+        product.dtype = dtype_;
+        call_.multiply(product, sums_.get());
+    }
+
+    void multiply_few_rows() {
+        call_.kernels.lay_out_few_rows(x_.get(), x_.stride(), rows_, weight_, laid_out_.get());
+        const FewRows product = {laid_out_.get(), rows_, &weight_, bias_floats_.get(),
+                                 adapter_ != nullptr ? scaled_low_.get() : nullptr, adapter_, out_, dtype_};
+        parallel_for(weight_.out_features, 16, call_.threads,
+                     [&](int64_t begin, int64_t end) { call_.kernels.multiply_few_rows(product, begin, end); });
+    }
+
+    const Call &call_;
+    const int dtype_;
+    const int64_t rows_;
+    const qlk_weight &weight_;
+    const void *bias_;
+    const qlk_adapter *adapter_;
+    float *low_;
+    void *out_;
+    const int64_t rank_;
+    LeftRows x_, dropped_;
+    const bool few_rows_;
+    Buffer laid_out_, bias_floats_, sums_, scaled_low_;
+};
+
+// The gradients of x, lora_A and lora_B; only that of x where there is no adapter.
+class Backward {
+  public:
+    Backward(const Call &call, const void *grad_output, const void *x, const float *low, int dtype, int64_t rows,
+             const qlk_weight &weight, const qlk_adapter *adapter, void *grad_input, float *grad_lora_A,
+             float *grad_lora_B)
+        : call_(call), low_(low), dtype_(dtype), rows_(rows), weight_(weight), adapter_(adapter), grad_input_(grad_input),
+          grad_lora_A_(grad_lora_A), grad_lora_B_(grad_lora_B),
+          rank_(adapter != nullptr ? adapter->rank : 0), dropout_(dropout_of(adapter)),
+          grad_output_(grad_output, dtype, weight.out_features, NO_DROPOUT),
+          dropped_(x, dtype, weight.in_features, dropout_) {}
+
+    int run() {
+        if (!allocate()) return QLK_NO_MEMORY;
+        if (rows_ == 0 && adapter_ != nullptr) multiply_grad_lora(0, 0);
+        for (int64_t row = 0; row < rows_; row += ROWS_AT_ONCE) {
+            const int64_t count = smaller(ROWS_AT_ONCE, rows_ - row);
+            grad_output_.load(call_, row, count);
+            if (adapter_ != nullptr) {
+                multiply_grad_low(count);
+                dropped_.load(call_, row, count);
+                multiply_grad_lora(row, count);
+            }
+            if (grad_input_ != nullptr) multiply_grad_input(row, count);
+        }
+        if (adapter_ != nullptr) transpose(grad_lora_B_transposed_.get(), rank_, weight_.out_features, 1.0f, grad_lora_B_, rank_);
+        return QLK_OK;
+    }
+
+  private:
+    bool allocate() {
+        const int64_t rows = smaller(ROWS_AT_ONCE, rows_);
+        if (!grad_output_.allocate(rows)) return false;
+        if (dtype_ != QLK_FLOAT32 && grad_input_ != nullptr && !sums_.allocate(call_.sums_floats())) return false;
+        if (adapter_ == nullptr) return true;
+        lows_stride_ = stride_of(rows);
+        return dropped_.allocate(rows) && grad_low_.allocate(rows * rank_) && lows_.allocate(rank_ * lows_stride_) &&
+               grad_lows_.allocate(rank_ * lows_stride_) && grad_lora_B_transposed_.allocate(rank_ * weight_.out_features);
+    }
+
+    static Product product_of(Term term, int64_t rows, int64_t columns, float *out, bool accumulate) {
+        Product product = {};
+        product.terms[0] = term;
+        product.term_count = 1;
+        product.rows = rows;
+        product.columns = columns;
+        product.out = out;
+        product.dtype = QLK_FLOAT32;
+        product.accumulate = accumulate;
+        return product;
+    }
+
+    // scaling * grad_output lora_B
+    void multiply_grad_low(int64_t count) {
+        const Term term = {grad_output_.get(), grad_output_.stride(), dense(adapter_->lora_B, rank_),
+                           weight_.out_features, nullptr};
+        call_.multiply(product_of(term, count, rank_, grad_low_.get(), false), nullptr);
+        scale(grad_low_.get(), count * rank_, adapter_->scaling, grad_low_.get());
+    }
+
+    // grad_lora_A = grad_low^T dropout(x); grad_lora_B^T = scaling * low^T grad_output: the thin operand on the left.
+    void multiply_grad_lora(int64_t row, int64_t count) {
+        transpose(low_ + row * rank_, count, rank_, adapter_->scaling, lows_.get(), lows_stride_);
+        transpose(grad_low_.get(), count, rank_, 1.0f, grad_lows_.get(), lows_stride_);
+        const Term to_A = {grad_lows_.get(), lows_stride_, dense(dropped_.get(), dropped_.stride()), count, nullptr};
+        const Term to_B = {lows_.get(), lows_stride_, dense(grad_output_.get(), grad_output_.stride()), count, nullptr};
+        call_.multiply(product_of(to_A, rank_, weight_.in_features, grad_lora_A_, row > 0), nullptr);
+        call_.multiply(product_of(to_B, rank_, weight_.out_features, grad_lora_B_transposed_.get(), row > 0), nullptr);
+    }
+
+    void multiply_grad_input(int64_t row, int64_t count) {
+        Product product = {};
+        if (adapter_ != nullptr) {
+            product.terms[product.term_count++] = {grad_low_.get(), rank_, dense(adapter_->lora_A, weight_.in_features),
+                                                   rank_, dropout_.share > 0 ? &dropout_ : nullptr};
+        }
+        const Right right = {Layout::weight, nullptr, 0, &weight_};
+        product.terms[product.term_count++] = {grad_output_.get(), grad_output_.stride(), right, weight_.out_features, nullptr};
+        product.rows = count;
+        product.columns = weight_.in_features;
+        product.first_row = row;
+        product.out = row_of(grad_input_, dtype_, row, weight_.in_features);
+        product.dtype = dtype_;
+        call_.multiply(product, sums_.get());
+    }
+
+    const Call &call_;
+    const float *low_;
+    const int dtype_;
+    const int64_t rows_;
+    const qlk_weight &weight_;
+    const qlk_adapter *adapter_;
+    void *grad_input_;
+    float *grad_lora_A_, *grad_lora_B_;
+    const int64_t rank_;
+    const Dropout dropout_;
+    LeftRows grad_output_, dropped_;
+    int64_t lows_stride_ = 0;
+    Buffer sums_, grad_low_, lows_, grad_lows_, grad_lora_B_transposed_;
+};
+
+int threads_of(int threads) { return threads < 1 ? 1 : threads; }
+
+}  // namespace
+}  // namespace qlk
+
+using namespace qlk;
+
+extern "C" {
+
+int qlk_cpu_linear(const void *x, int dtype, int64_t rows, const qlk_weight *weight, const void *bias, void *out,
+                   int threads) {
+    const int status = check_call(dtype, rows, weight);
+    if (status != QLK_OK) return status;
+    if (rows * weight->out_features == 0) return QLK_OK;
+    if (out == nullptr || (x == nullptr && weight->in_features > 0)) return QLK_NULL_POINTER;
+    const Call call = {isa().linear, threads_of(threads)};
+    return Forward(call, x, dtype, rows, *weight, bias, nullptr, nullptr, out).run();
+}
+
+int qlk_cpu_lora_linear(const void *x, int dtype, int64_t rows, const qlk_weight *weight, const void *bias,
+                        const qlk_adapter *adapter, float *low, void *out, int threads) {
+    int status = check_call(dtype, rows, weight);
+    if (status == QLK_OK) status = check_adapter(adapter, rows, *weight);
+    if (status != QLK_OK) return status;
+    if (rows == 0) return QLK_OK;
+    if (x == nullptr && weight->in_features > 0) return QLK_NULL_POINTER;
+    if ((out == nullptr && weight->out_features > 0) || (low == nullptr && adapter->rank > 0)) return QLK_NULL_POINTER;
+    const Call call = {isa().linear, threads_of(threads)};
+    return Forward(call, x, dtype, rows, *weight, bias, adapter, low, out).run();
+}
+
+int qlk_cpu_linear_grad_input(const void *grad_output, int dtype, int64_t rows, const qlk_weight *weight, void *out,
+                              int threads) {
+    const int status = check_call(dtype, rows, weight);
+    if (status != QLK_OK) return status;
+    if (rows * weight->in_features == 0) return QLK_OK;
+    if (out == nullptr || (grad_output == nullptr && weight->out_features > 0)) return QLK_NULL_POINTER;
+    const Call call = {isa().linear, threads_of(threads)};
+    return Backward(call, grad_output, nullptr, nullptr, dtype, rows, *weight, nullptr, out, nullptr, nullptr).run();
+}
+
+int qlk_cpu_lora_linear_backward(const void *grad_output, const void *x, const float *low, int dtype, int64_t rows,
+                                 const qlk_weight *weight, const qlk_adapter *adapter, void *grad_input,
+                                 float *grad_lora_A, float *grad_lora_B, int threads) {
+    int status = check_call(dtype, rows, weight);
+    if (status == QLK_OK) status = check_adapter(adapter, rows, *weight);
+    if (status != QLK_OK) return status;
+    const int64_t rank = adapter->rank;
+    if (grad_lora_A == nullptr && rank * weight->in_features > 0) return QLK_NULL_POINTER;
+    if (grad_lora_B == nullptr && rank * weight->out_features > 0) return QLK_NULL_POINTER;
+    if (grad_output == nullptr && rows * weight->out_features > 0) return QLK_NULL_POINTER;
+    if ((x == nullptr && rows * weight->in_features > 0) || (low == nullptr && rows * rank > 0)) return QLK_NULL_POINTER;
+    const Call call = {isa().linear, threads_of(threads)};
+    return Backward(call, grad_output, x, low, dtype, rows, *weight, adapter, grad_input, grad_lora_A, grad_lora_B).run();
+}
+}

@@ -1,0 +1,115 @@
+/* The C interface of the native kernels: pointers, 64-bit sizes, a status. No torch types, no global state, no
+ * exceptions. Callers check shapes; what is checked again here is what could crash the process.
+ *
+ * Matrices are row-major and contiguous. A weight is (out_features, in_features), flattened and cut into blocks of
+ * `block_size` elements; the last block may be shorter. 4-bit codes lie two in a byte, the first in the high half.
+ */
+#ifndef QLK_H
+#define QLK_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QLK_API __attribute__((visibility("default")))
+#define QLK_VERSION 1 /* raised whenever a signature or the meaning of an argument changes */
+
+enum qlk_status {
+    QLK_OK = 0,
+    QLK_BAD_FORMAT = 1,     /* no such number format */
+    QLK_BAD_BLOCK_SIZE = 2, /* not a power of two from 32 to 4096 */
+    QLK_BAD_DTYPE = 3,      /* not one that this function reads or writes */
+    QLK_BAD_SIZE = 4,       /* negative, or so large that a product overflows */
+    QLK_NULL_POINTER = 5,   /* a pointer that must not be null is */
+    QLK_NO_MEMORY = 6,      /* no room for the workspace */
+    QLK_BAD_ISA = 7,        /* this machine does not have the instruction set that was asked for */
+};
+
+enum qlk_dtype { QLK_FLOAT32 = 0, QLK_BFLOAT16 = 1, QLK_FLOAT16 = 2 };
+
+/* A quantized weight as the ops hold it. */
+typedef struct qlk_weight {
+    const uint8_t *packed;
+    const void *absmax;         /* float of each block; its uint8 code if nested_absmax is given */
+    const float *nested_absmax; /* of each nested block of absmax codes; null: absmax is not quantized again */
+    const float *offset;        /* one float, added to every decoded absmax; null with nested_absmax */
+    int64_t out_features;
+    int64_t in_features;
+    int64_t block_size;
+    int64_t nested_block_size;
+    int32_t format; /* index into the formats of qlk/tables.h */
+} qlk_weight;
+
+/* A LoRA adapter on a linear layer: adds scaling * (dropout(x) lora_A^T) lora_B^T to its output. */
+typedef struct qlk_adapter {
+    const float *lora_A; /* (rank, in_features) */
+    const float *lora_B; /* (out_features, rank) */
+    int64_t rank;
+    float scaling;
+    float dropout; /* share of x that is zeroed, in [0, 1); the rest is divided by (1 - dropout) */
+    uint64_t seed; /* of the dropout: element i of x is dropped by qlk_dropped(seed, i) alone */
+} qlk_adapter;
+
+/* One tensor of the AdamW update; all pointers are `numel` elements. */
+typedef struct qlk_adamw_tensor {
+    float *parameter;
+    const float *gradient;
+    void *exp_avg;           /* float, or uint8 codes of the dynamic map */
+    void *exp_avg_sq;        /* float, or uint8 codes of the unsigned dynamic map */
+    float *exp_avg_absmax;   /* of each block of codes; null: states are float */
+    float *exp_avg_sq_absmax;
+    int64_t numel;
+    float weight_decay;
+    int32_t unused;
+} qlk_adamw_tensor;
+
+QLK_API int qlk_version(void);
+QLK_API const char *qlk_status_text(int status);
+QLK_API int qlk_format_index(const char *name); /* -1: no such format */
+
+/* Instruction sets: the best one of this machine is used unless another is asked for (QLK_ISA, or qlk_cpu_use_isa
+ * in tests). Names: "scalar", "avx2", "avx512". */
+QLK_API const char *qlk_cpu_isa(void);
+QLK_API const char *qlk_cpu_isas(void); /* all that this machine has, separated by spaces, best last */
+QLK_API int qlk_cpu_use_isa(const char *name);
+
+QLK_API int qlk_cpu_quantize(const void *weight, int dtype, int64_t numel, int format, int64_t block_size,
+                             uint8_t *packed, float *absmax, int threads);
+QLK_API int qlk_cpu_dequantize(const qlk_weight *weight, int dtype, void *out, int threads);
+QLK_API int qlk_cpu_quantize_absmax(const float *absmax, int64_t blocks, int64_t nested_block_size, float offset,
+                                    uint8_t *codes, float *nested_absmax, int threads);
+QLK_API int qlk_cpu_dequantize_absmax(const uint8_t *codes, const float *nested_absmax, const float *offset,
+                                      int64_t blocks, int64_t nested_block_size, float *absmax, int threads);
+
+/* out (rows, out_features) = x (rows, in_features) weight^T + bias, all of `dtype`; bias may be null. */
+QLK_API int qlk_cpu_linear(const void *x, int dtype, int64_t rows, const qlk_weight *weight, const void *bias,
+                           void *out, int threads);
+/* out (rows, in_features) = grad_output (rows, out_features) weight. */
+QLK_API int qlk_cpu_linear_grad_input(const void *grad_output, int dtype, int64_t rows, const qlk_weight *weight,
+                                      void *out, int threads);
+
+/* The same with an adapter in the same pass. `low` (rows, rank) float receives dropout(x) lora_A^T, which the
+ * backward takes again. */
+QLK_API int qlk_cpu_lora_linear(const void *x, int dtype, int64_t rows, const qlk_weight *weight, const void *bias,
+                                const qlk_adapter *adapter, float *low, void *out, int threads);
+/* grad_input may be null (nobody needs it); grad_lora_A and grad_lora_B are written, not added to. */
+QLK_API int qlk_cpu_lora_linear_backward(const void *grad_output, const void *x, const float *low, int dtype,
+                                         int64_t rows, const qlk_weight *weight, const qlk_adapter *adapter,
+                                         void *grad_input, float *grad_lora_A, float *grad_lora_B, int threads);
+
+/* Sum of squares of all gradients times gradient_scale^2 (in double), and the index of the first tensor with a value
+ * that is not finite, -1 if there is none. */
+QLK_API int qlk_cpu_gradient_norm(const qlk_adamw_tensor *tensors, int64_t count, double gradient_scale,
+                                  double *norm, int64_t *first_not_finite, int threads);
+/* AdamW with decoupled weight decay (Loshchilov & Hutter 2019), as torch.optim.AdamW computes it; gradients are
+ * multiplied by gradient_scale first. `step` counts from 1. */
+QLK_API int qlk_cpu_adamw(const qlk_adamw_tensor *tensors, int64_t count, double learning_rate, double beta1,
+                          double beta2, double eps, double gradient_scale, int64_t step, int64_t block_size,
+                          int threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,33 @@
+// Double quantization: absmax, less its mean (the offset), in 8 bits of the signed dynamic data type with an absmax of
+// its own. Source: Dettmers et al. 2023, "QLoRA", section 3.
+#pragma once
+
+#include <stdint.h>
+
+#include "qlk/blockwise.h"
+#include "qlk/host_device.h"
+#include "qlk/tables.h"
+
+namespace qlk {
+
+// bitsandbytes finds codes in a table over this many steps from -1 to 1, so the grid is part of the format.
+constexpr float DYNAMIC_GRID = 65535.0f;
+
+QLK_HD int step_on_grid(float scaled) {
+    const float clamped = scaled < -1.0f ? -1.0f : scaled > 1.0f ? 1.0f : scaled;
+    return static_cast<int>((clamped + 1.0f) * 0.5f * DYNAMIC_GRID + 0.5f);
+}
+
+QLK_HD constexpr uint8_t code_of_step(int step) {
+    const float on_grid = 2.0f * static_cast<float>(step) / DYNAMIC_GRID - 1.0f;
+    return static_cast<uint8_t>(rank_of<8>(DYNAMIC_MIDPOINTS, on_grid));
+}
+
+// `scaled` is finite: the offset taken off an absmax, then multiplied by `reciprocal_of` its block's largest magnitude.
+QLK_HD uint8_t encode_absmax(float scaled) { return code_of_step(step_on_grid(scaled)); }
+
+QLK_HD float decode_absmax(uint8_t code, float nested_absmax, float offset) {
+    return DYNAMIC_LEVELS[code] * nested_absmax + offset;
+}
+
+}  // namespace qlk

@@ -1,0 +1,121 @@
+"""The product of a quantized linear layer and its LoRA adapter as one registered op."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlora_lab.errors import ShapeError
+from qlora_lab.ops.blockwise.op import check_linear
+from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, PackedWeight
+from qlora_lab.ops.lora import reference
+from qlora_lab.ops.registry import LIBRARY, register
+
+ADAPTER_SCHEMA = "Tensor lora_A, Tensor lora_B, float scaling, float dropout, int seed"
+
+
+def lora_linear_fake(x: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
+    out_features, lora_A = parts[WEIGHT_PARTS - 2], parts[WEIGHT_PARTS + 1]
+    out = x.new_empty((*x.shape[:-1], out_features))
+    return out, x.new_empty((x.shape[:-1].numel(), lora_A.shape[0]), dtype=torch.float32)
+
+
+def lora_linear_backward_fake(grad_output: Tensor, x: Tensor, low: Tensor, *parts: Any) -> tuple[Tensor, ...]:
+    lora_A, lora_B, *_, needs_grad_x = parts[WEIGHT_PARTS:]
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_grad_x else x.new_empty(0)
+    return grad_x, torch.empty_like(lora_A), torch.empty_like(lora_B)
+
+
+register(
+    f"lora_linear(Tensor x, {WEIGHT_SCHEMA}, Tensor? bias, {ADAPTER_SCHEMA}) -> (Tensor out, Tensor low)",
+    reference.lora_linear,
+    lora_linear_fake,
+)
+register(
+    f"lora_linear_backward(Tensor grad_output, Tensor x, Tensor low, {WEIGHT_SCHEMA}, {ADAPTER_SCHEMA},"
+    " bool needs_grad_x) -> (Tensor grad_x, Tensor grad_A, Tensor grad_B)",
+    reference.lora_linear_backward,
+    lora_linear_backward_fake,
+)
+
+
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep x, the low-rank product, the packed weight and the adapter: nothing of the size of the dense weight."""
+    x, packed, absmax, nested_absmax, offset, *ctx.layout, bias, lora_A, lora_B, scaling, dropout, seed = inputs
+    _, low = output
+    ctx.mark_non_differentiable(low)
+    ctx.save_for_backward(x, low, packed, absmax, nested_absmax, offset, lora_A, lora_B)
+    ctx.adapter = (scaling, dropout, seed)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def lora_linear_gradients(ctx: Any, grad_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, low, *weight, lora_A, lora_B = ctx.saved_tensors
+    grad_x, grad_A, grad_B = torch.ops.qlora_lab.lora_linear_backward(
+        grad_output, x, low, *weight, *ctx.layout, lora_A, lora_B, *ctx.adapter, ctx.needs_input_grad[0]
+    )
+    grad_bias = None
+    if ctx.bias_dtype is not None and ctx.needs_input_grad[WEIGHT_PARTS + 1]:
+        grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(dim=0, dtype=ctx.bias_dtype)
+    return (
+        grad_x if ctx.needs_input_grad[0] else None,
+        *[None] * WEIGHT_PARTS,
+        grad_bias,
+        grad_A,
+        grad_B,
+        *(None, None, None),
+    )
+
+
+torch.library.register_autograd(
+    "qlora_lab::lora_linear", lora_linear_gradients, setup_context=save_for_backward, lib=LIBRARY
+)
+
+
+def lora_linear(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Return x @ weight^T + bias + scaling * (drop(x) @ lora_A^T) @ lora_B^T.
+
+    Gradients flow to x, the bias, lora_A and lora_B, once (not to their own gradients).
+
+    Args:
+        x: (..., in_features); float32, bfloat16 or float16, which is the dtype of the computation.
+        weight: (out_features, in_features), frozen.
+        bias: (out_features,) or None.
+        lora_A: (rank, in_features) float32.
+        lora_B: (out_features, rank) float32.
+        scaling: factor of the adapter's product.
+        dropout: share of the elements of x that the adapter does not see, in [0, 1); see `dropout.drop`.
+        seed: of those elements; the same seed drops the same ones, in backward too.
+
+    Returns:
+        (..., out_features) in x's dtype.
+
+    Raises:
+        ConfigError: unknown format, block size or dtype.
+        ShapeError: tensors that do not belong together.
+
+    Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+    """
+    check_linear(x, weight, bias)
+    rank = lora_A.shape[0]
+    if lora_A.shape != (rank, weight.in_features) or lora_B.shape != (weight.out_features, rank):
+        raise ShapeError(
+            f"lora_A must be (rank, {weight.in_features}) and lora_B ({weight.out_features}, rank); "
+            f"got {tuple(lora_A.shape)} and {tuple(lora_B.shape)}"
+        )
+    if lora_A.dtype != torch.float32 or lora_B.dtype != torch.float32:
+        raise ShapeError(f"lora_A and lora_B must be float32; got {lora_A.dtype} and {lora_B.dtype}")
+    if not 0.0 <= dropout < 1.0:
+        raise ShapeError(f"dropout must be at least 0 and less than 1; got {dropout}")
+    out, _ = torch.ops.qlora_lab.lora_linear(x, *weight, bias, lora_A, lora_B, scaling, dropout, seed)
+    return out
