@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KERNELS := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) qlora_lab/ops/formats.py
 
 .PHONY: sweep test lint setup clean
 
@@ -20,8 +21,9 @@ lint: $(VENV)/.ready-dev
 
 setup: $(VENV)/.ready
 
-# torch goes first and alone: constraints.txt pins it, so that nothing else chooses its build.
-$(VENV)/.ready: pyproject.toml constraints.txt
+# torch goes first and alone: constraints.txt pins it, so that nothing else chooses its build. Installing builds the
+# kernels, against that torch.
+$(VENV)/.ready: pyproject.toml constraints.txt $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .

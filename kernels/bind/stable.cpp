@@ -99,8 +99,10 @@ class Weight {
            const std::optional<Tensor> &offset, const std::string &fmt, int64_t block_size, int64_t nested_block_size,
            int64_t out_features, int64_t in_features)
         : packed_(as_contiguous(packed)), absmax_(as_contiguous(absmax)) {
+        int64_t numel = 0;
         STD_TORCH_CHECK(out_features >= 0 && in_features >= 0, "negative size");
-        const int64_t numel = out_features * in_features;
+        STD_TORCH_CHECK(!__builtin_mul_overflow(out_features, in_features, &numel) && numel < (int64_t{1} << 60),
+                        out_features, " times ", in_features, " weights are too many");
         const int format = format_index(fmt);
         const int64_t blocks = blocks_of(numel, block_size);
         STD_TORCH_CHECK(packed_.scalar_type() == ScalarType::Byte && packed_.numel() >= (numel * qlk::FORMATS[format].bits + 7) / 8,

@@ -2,8 +2,7 @@
 #pragma once
 
 #include "adamw.h"
-#include "dynamic_rank.h"
-#include "qlk/tables.h"
+#include "dynamic_map.h"
 
 namespace qlk::QLK_ISA {
 
@@ -68,26 +67,6 @@ inline void update(const AdamwStep &given_step, const qlk_adamw_tensor &tensor, 
     }
 }
 
-// The code of each value in [-1, 1].
-inline Ints encode_exp_avg(Floats x) {
-    using Table = ExpAvgRanks;
-    const Ints bits = as_ints(max(abs(x), broadcast(Table::SMALLEST)));
-    const Mask negative = greater(broadcast(0.0f), x);
-    const Ints side = select(negative, broadcast_int(Table::SIDE - Table::FIRST), broadcast_int(-Table::FIRST));
-    const Ints cell = gather(exp_avg_ranks.cells, add(shift_right(bits, Table::SHIFT), side));
-    const Ints low = bit_and(bits, broadcast_int(Table::LOW_BITS));
-    return shift_right(select(negative, sub(cell, low), add(cell, low)), Table::SHIFT);
-}
-
-// The code of each value in [0, 1].
-inline Ints encode_exp_avg_sq(Floats x) {
-    using Table = ExpAvgSqRanks;
-    const Ints bits = as_ints(max(x, broadcast(Table::SMALLEST)));
-    const Ints index = add(shift_right(bits, Table::SHIFT), broadcast_int(-Table::FIRST));
-    const Ints low = bit_and(bits, broadcast_int(Table::LOW_BITS));
-    return shift_right(add(gather(exp_avg_sq_ranks.cells, index), low), Table::SHIFT);
-}
-
 // The states of one block while it is updated, as floats; what lies beyond its end, up to a whole vector, is zero.
 struct BlockStates {
     alignas(64) float exp_avg[LARGEST_BLOCK];
@@ -104,8 +83,8 @@ struct LastCodes {
 inline void decode_and_update(const AdamwStep &step, const uint8_t *exp_avg_codes, const uint8_t *exp_avg_sq_codes,
                               float exp_avg_absmax, float exp_avg_sq_absmax, Floats gradient, Floats &parameter,
                               BlockStates &states, int at) {
-    Floats exp_avg = mul(gather(DYNAMIC_LEVELS, load_bytes(exp_avg_codes)), broadcast(exp_avg_absmax));
-    Floats exp_avg_sq = mul(gather(UNSIGNED_DYNAMIC_LEVELS, load_bytes(exp_avg_sq_codes)), broadcast(exp_avg_sq_absmax));
+    Floats exp_avg = mul(exp_avg_levels(load_bytes(exp_avg_codes)), broadcast(exp_avg_absmax));
+    Floats exp_avg_sq = mul(exp_avg_sq_levels(load_bytes(exp_avg_sq_codes)), broadcast(exp_avg_sq_absmax));
     update_vector(step, gradient, parameter, exp_avg, exp_avg_sq);
     store(states.exp_avg + at, exp_avg);
     store(states.exp_avg_sq + at, exp_avg_sq);
@@ -165,8 +144,10 @@ inline void update_block(const AdamwStep &step, const qlk_adamw_tensor &tensor, 
     const float exp_avg_sq_largest = absmax_of(states.exp_avg_sq_largest);
     tensor.exp_avg_absmax[block] = exp_avg_largest;
     tensor.exp_avg_sq_absmax[block] = exp_avg_sq_largest;
-    encode_block(states.exp_avg, count, exp_avg_largest, EXP_AVG_ZERO, exp_avg_codes, encode_exp_avg);
-    encode_block(states.exp_avg_sq, count, exp_avg_sq_largest, EXP_AVG_SQ_ZERO, exp_avg_sq_codes, encode_exp_avg_sq);
+    encode_block(states.exp_avg, count, exp_avg_largest, EXP_AVG_ZERO, exp_avg_codes,
+                 [](Floats x) { return encode_exp_avg(x); });
+    encode_block(states.exp_avg_sq, count, exp_avg_sq_largest, EXP_AVG_SQ_ZERO, exp_avg_sq_codes,
+                 [](Floats x) { return encode_exp_avg_sq(x); });
 }
 
 inline void update_blockwise(const AdamwStep &given_step, const qlk_adamw_tensor &tensor, int64_t begin, int64_t end,

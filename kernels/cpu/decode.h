@@ -34,8 +34,8 @@ class Decoder {
         return decode_absmax(code, weight_.nested_absmax[block >> nested_shift_], *weight_.offset);
     }
 
-    // Write the `count` weights from number `begin` on, in the order in which they lie, as float or (uint16_t) bfloat16.
-    // Streamed: `out` lies on a multiple of 64 bytes and `begin` is a multiple of 32.
+    // Write the `count` weights from number `begin` on, in the order in which they lie, as float or as bfloat16
+    // (uint16_t). Streamed: `out` lies on a multiple of 64 bytes and `begin` is a multiple of 32.
     template <typename Write = Stored, typename Out>
     void decode(int64_t begin, int64_t count, Out *out) const {
         const int64_t end = begin + count;

@@ -6,7 +6,13 @@
 
 namespace qlk::QLK_ISA {
 
-constexpr int64_t MOST_FEW_ROWS = 4;
+constexpr int64_t MOST_FEW_ROWS = 6;
+// Rows of the weight that share what is loaded of x, as many as registers hold the sums of.
+#if defined(QLK_ISA_AVX512)
+constexpr int COLUMNS = 4;
+#else
+constexpr int COLUMNS = 2;
+#endif
 constexpr int GROUP = 2 * WIDTH;       // weights of one load of packed bytes
 constexpr int64_t DECODED_AT_ONCE = 512;  // of a row whose blocks have to be decoded one by one
 
@@ -32,34 +38,40 @@ inline void lay_out_few_rows(const float *x, int64_t x_stride, int64_t rows, con
     }
 }
 
-// dots[row][column]: of ROWS rows of x and COLUMNS rows of the weight from number `first` on.
-template <int ROWS, int COLUMNS>
+// dots[row][column]: of ROWS rows of x and COLUMN_COUNT rows of the weight from number `first` on.
+template <int ROWS, int COLUMN_COUNT>
 void dot_blocks(const float *x, const qlk_weight &weight, const Decoder &decoder, const Table16 &levels, int64_t first,
-                float dots[ROWS][COLUMNS]) {
+                float dots[ROWS][COLUMN_COUNT]) {
+    constexpr int CHAINS = ROWS == 1 ? 2 : 1;  // sums of one dot product: enough in all to hide an addition's latency
     const int64_t blocks = weight.in_features / weight.block_size, bytes_per_block = weight.block_size / 2;
     const int64_t row_bytes = weight.in_features / 2;
     const uint8_t *packed = weight.packed + first * row_bytes;
-    Floats even[ROWS][COLUMNS], odd[ROWS][COLUMNS];
-    for (int r = 0; r < ROWS; ++r) {
-        for (int c = 0; c < COLUMNS; ++c) even[r][c] = odd[r][c] = broadcast(0.0f);
+    Floats sums[ROWS][COLUMN_COUNT][CHAINS];
+    for (auto &row : sums) {
+        for (auto &column : row) {
+            for (Floats &chain : column) chain = broadcast(0.0f);
+        }
     }
     for (int64_t block = 0; block < blocks; ++block) {
-        Table16 scaled[COLUMNS];
-        for (int c = 0; c < COLUMNS; ++c) scaled[c] = scale_table(levels, decoder.absmax((first + c) * blocks + block));
+        Table16 scaled[COLUMN_COUNT];
+        for (int c = 0; c < COLUMN_COUNT; ++c) {
+            scaled[c] = scale_table(levels, decoder.absmax((first + c) * blocks + block));
+            __builtin_prefetch(packed + (COLUMN_COUNT + c) * row_bytes);  // the rows that come after these
+        }
         for (int64_t byte = 0; byte < bytes_per_block; byte += WIDTH, packed += WIDTH, x += ROWS * GROUP) {
-            for (int c = 0; c < COLUMNS; ++c) {
+            for (int c = 0; c < COLUMN_COUNT; ++c) {
                 const Ints bytes = load_bytes(packed + c * row_bytes);
-                const Floats first_half = lookup(scaled[c], shift_right<4>(bytes));
-                const Floats second_half = lookup(scaled[c], bytes);
+                const Floats even = lookup(scaled[c], shift_right<4>(bytes)), odd = lookup(scaled[c], bytes);
                 for (int r = 0; r < ROWS; ++r) {
-                    even[r][c] = fma(first_half, load(x + r * GROUP), even[r][c]);
-                    odd[r][c] = fma(second_half, load(x + r * GROUP + WIDTH), odd[r][c]);
+                    Floats *to = sums[r][c];
+                    to[0] = fma(even, load(x + r * GROUP), to[0]);
+                    to[CHAINS - 1] = fma(odd, load(x + r * GROUP + WIDTH), to[CHAINS - 1]);
                 }
             }
         }
     }
     for (int r = 0; r < ROWS; ++r) {
-        for (int c = 0; c < COLUMNS; ++c) dots[r][c] = sum(add(even[r][c], odd[r][c]));
+        for (int c = 0; c < COLUMN_COUNT; ++c) dots[r][c] = sum(CHAINS == 1 ? sums[r][c][0] : add(sums[r][c][0], sums[r][c][1]));
     }
 }
 
@@ -107,7 +119,6 @@ inline void store_dot(const FewRows &product, int64_t row, int64_t column, float
 
 template <int ROWS>
 void multiply_rows(const FewRows &product, int64_t begin, int64_t end) {
-    constexpr int COLUMNS = ROWS <= 2 ? 4 : 2;  // enough sums to hide the latency of adding to them
     const qlk_weight &weight = *product.weight;
     const Decoder decoder(weight);
     const Table16 levels = load_table(FORMATS[weight.format].value);
@@ -136,6 +147,8 @@ inline void multiply_few_rows(const FewRows &product, int64_t begin, int64_t end
         case 2: return multiply_rows<2>(product, begin, end);
         case 3: return multiply_rows<3>(product, begin, end);
         case 4: return multiply_rows<4>(product, begin, end);
+        case 5: return multiply_rows<5>(product, begin, end);
+        case 6: return multiply_rows<6>(product, begin, end);
     }
 }
 

@@ -14,7 +14,7 @@ namespace {
 
 // A rectangle of the output: its part of the left operand, a few hundred kilobytes of each piece of the inner
 // dimension, stays in the second-level cache while the panels pass, and each weight is decoded once for all its rows.
-constexpr int64_t RECTANGLE_ROWS = 512;
+constexpr int64_t RECTANGLE_ROWS = 256;
 constexpr int64_t RECTANGLE_PANELS = 8;
 // Rectangles for each thread, where there are panels enough: the work then levels out between threads.
 constexpr int64_t RECTANGLES_PER_THREAD = 4;

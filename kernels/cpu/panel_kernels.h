@@ -15,6 +15,8 @@ constexpr int PANEL_VECTORS = 3;
 constexpr int PANEL = PANEL_VECTORS * WIDTH;  // columns
 // Rows of a panel: it stays in the first two levels of cache (48 KB with AVX-512) while it is used.
 constexpr int64_t PANEL_INNER = 256;
+constexpr int64_t CACHE_LINE = 64;      // bytes
+constexpr int64_t PREFETCHED_ROWS = 16;  // of a weight read row by row, a few bytes of each
 constexpr int64_t RUN = 64;  // elements of a row that are brought into cache at once to be transposed
 
 inline Ints dropout_draws(DropoutKey key, uint32_t index_low) {
@@ -160,11 +162,17 @@ class PanelWriter {
             for (int64_t k = 0; k < count; k += 32) {
                 const int64_t block = ((inner + k) >> block_shift_) - (inner >> block_shift_);
                 const Floats scale = load(scales[block] + half);
+                // Each panel reads short runs of far rows, which only the program can foresee.
+                if (k % (2 * CACHE_LINE) == 0) prefetch_next_panel(rows, (inner + k) / 2 + PANEL * row_bytes);
                 Ints words[4];
                 transpose_words(rows, (inner + k) / 2, words);
                 for (int j = 0; j < 4; ++j) write_word(words[j], scale, panel + (k + 8 * j) * PANEL + half);
             }
         }
+    }
+
+    static void prefetch_next_panel(const uint8_t *const rows[WIDTH], int64_t offset) {
+        for (int i = 0; i < WIDTH; ++i) __builtin_prefetch(rows[i] + offset);
     }
 
     void write_word(Ints word, Floats scale, float *out) const {
@@ -179,15 +187,36 @@ class PanelWriter {
         put(7, shift_right<24>(word));
     }
 
-    // Vector by vector, as one never meets two blocks; of rows of the weight that follow each other.
+    // Vector by vector, as one never meets two blocks.
     void write_blocks(int64_t inner, int64_t count, int64_t column, float *panel) const {
-        const int64_t row_bytes = right_.weight->in_features / 2;
-        const int64_t blocks_per_row = right_.weight->in_features >> block_shift_;
-        for (int v = 0; v < PANEL; v += WIDTH) {
-            const uint8_t *packed = right_.weight->packed + inner * row_bytes + (column + v) / 2;
-            int64_t block = inner * blocks_per_row + ((column + v) >> block_shift_);
-            for (int64_t i = 0; i < count; ++i, packed += row_bytes, block += blocks_per_row) {
-                store(panel + i * PANEL + v, lookup(scale_table(levels_, decoder_.absmax(block)), load_codes(packed)));
+        alignas(64) float decoded[PANEL / 32 + 2][PANEL_INNER];
+        const qlk_weight &weight = *right_.weight;
+        const int64_t blocks_per_row = weight.in_features >> block_shift_, row_bytes = weight.in_features / 2;
+        const bool nested = weight.nested_absmax != nullptr;
+        const int64_t scale_stride = nested ? 1 : blocks_per_row;
+        const float *scales[PANEL_VECTORS];
+        int64_t before = -1;
+        for (int v = 0, blocks = 0; v < PANEL_VECTORS; ++v) {
+            const int64_t block = (column + v * WIDTH) >> block_shift_;
+            if (block == before) {
+                scales[v] = scales[v - 1];
+            } else if (nested) {
+                float *row = decoded[blocks++];
+                for (int64_t i = 0; i < count; ++i) row[i] = decoder_.absmax((inner + i) * blocks_per_row + block);
+                scales[v] = row;
+            } else {
+                scales[v] = static_cast<const float *>(weight.absmax) + inner * blocks_per_row + block;
+            }
+            before = block;
+        }
+        const Table16 levels = levels_;
+        const uint8_t *packed = weight.packed + inner * row_bytes + column / 2;
+        for (int64_t i = 0; i < count; ++i, packed += row_bytes, panel += PANEL) {
+            __builtin_prefetch(packed + PREFETCHED_ROWS * row_bytes);
+#pragma GCC unroll 3
+            for (int v = 0; v < PANEL_VECTORS; ++v) {
+                const Table16 scaled = scale_table(levels, scales[v][i * scale_stride]);
+                store(panel + v * WIDTH, lookup(scaled, load_codes(packed + v * WIDTH / 2)));
             }
         }
     }

@@ -109,8 +109,26 @@ inline Floats lookup(const Table16 &table, Ints index) {
     const __m256 high = _mm256_permutevar8x32_ps(table.high, index);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));  // bit 3 to the sign
 }
-inline Floats gather(const float *table, Ints index) { return _mm256_i32gather_ps(table, index, 4); }
-inline Ints gather(const int32_t *table, Ints index) { return _mm256_i32gather_epi32(table, index, 4); }
+// 8 floats to choose from by the low three bits of an index.
+struct Table8 {
+    __m256 values;
+};
+
+inline Table8 load_table8(const float *values) { return {_mm256_loadu_ps(values)}; }
+inline Floats lookup(const Table8 &table, Ints index) { return _mm256_permutevar8x32_ps(table.values, index); }
+// One by one: the gather instruction takes 30 cycles on the many CPUs whose microcode closes the "Downfall" leak.
+inline Ints gather(const int32_t *table, Ints index) {
+    alignas(32) int32_t at[8];
+    _mm256_store_si256(reinterpret_cast<__m256i *>(at), index);
+    return _mm256_setr_epi32(table[at[0]], table[at[1]], table[at[2]], table[at[3]], table[at[4]], table[at[5]],
+                             table[at[6]], table[at[7]]);
+}
+inline Floats gather(const float *table, Ints index) {
+    alignas(32) int32_t at[8];
+    _mm256_store_si256(reinterpret_cast<__m256i *>(at), index);
+    return _mm256_setr_ps(table[at[0]], table[at[1]], table[at[2]], table[at[3]], table[at[4]], table[at[5]],
+                          table[at[6]], table[at[7]]);
+}
 
 inline Ints load_bytes(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))); }
 inline Ints load_signed_bytes(const uint8_t *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))); }

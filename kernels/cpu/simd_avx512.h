@@ -93,6 +93,13 @@ inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 inline Table16 load_table(const float *values) { return {_mm512_loadu_ps(values)}; }
 inline Table16 scale_table(const Table16 &table, float scale) { return {mul(table.values, broadcast(scale))}; }
 inline Floats lookup(const Table16 &table, Ints index) { return _mm512_permutexvar_ps(index, table.values); }
+// 8 floats to choose from by the low three bits of an index.
+struct Table8 {
+    __m512 values;
+};
+
+inline Table8 load_table8(const float *values) { return {_mm512_broadcast_f32x8(_mm256_loadu_ps(values))}; }
+inline Floats lookup(const Table8 &table, Ints index) { return _mm512_permutexvar_ps(index, table.values); }
 inline Floats gather(const float *table, Ints index) { return _mm512_i32gather_ps(index, table, 4); }
 inline Ints gather(const int32_t *table, Ints index) { return _mm512_i32gather_epi32(index, table, 4); }
 
@@ -119,7 +126,8 @@ inline Ints load_codes(const uint8_t *p) {
 
 // The mirror of load_nibbles: 2 * WIDTH codes below 16 into WIDTH bytes.
 inline void store_nibbles(uint8_t *p, Ints low_lanes, Ints high_lanes) {
-    const __m512i halves = _mm512_packus_epi32(low_lanes, high_lanes);  // in each quarter: four of one, four of the other
+    // In each quarter: four of one, four of the other.
+    const __m512i halves = _mm512_packus_epi32(low_lanes, high_lanes);
     const __m512i pairs = _mm512_madd_epi16(halves, _mm512_set1_epi32(1 << 16 | 16));
     const __m128i bytes = _mm512_cvtepi32_epi8(pairs);
     const __m128i order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);

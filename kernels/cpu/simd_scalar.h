@@ -118,6 +118,18 @@ inline Table16 scale_table(const Table16 &table, float scale) {
     return scaled;
 }
 inline Floats lookup(const Table16 &table, Ints index) { return each<Floats>([&](int i) { return table.values[index.lane[i] & 15]; }); }
+struct Table8 {
+    float values[8];
+};
+
+inline Table8 load_table8(const float *values) {
+    Table8 table;
+    std::memcpy(table.values, values, sizeof table.values);
+    return table;
+}
+inline Floats lookup(const Table8 &table, Ints index) {
+    return each<Floats>([&](int i) { return table.values[index.lane[i] & 7]; });
+}
 inline Floats gather(const float *table, Ints index) { return each<Floats>([&](int i) { return table[index.lane[i]]; }); }
 inline Ints gather(const int32_t *table, Ints index) { return each<Ints>([&](int i) { return table[index.lane[i]]; }); }
 

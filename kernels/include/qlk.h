@@ -99,8 +99,9 @@ QLK_API int qlk_cpu_lora_linear_backward(const void *grad_output, const void *x,
                                          int64_t rows, const qlk_weight *weight, const qlk_adapter *adapter,
                                          void *grad_input, float *grad_lora_A, float *grad_lora_B, int threads);
 
-/* Sum of squares of all gradients times gradient_scale^2 (in double), and the index of the first tensor with a value
- * that is not finite, -1 if there is none. */
+/* The norm of all gradients together times |gradient_scale|, summed in double and in one order whatever the threads,
+ * and the index of the first tensor with a value that is not finite, -1 if there is none. Only `gradient` and `numel`
+ * of the tensors are read. */
 QLK_API int qlk_cpu_gradient_norm(const qlk_adamw_tensor *tensors, int64_t count, double gradient_scale,
                                   double *norm, int64_t *first_not_finite, int threads);
 /* AdamW with decoupled weight decay (Loshchilov & Hutter 2019), as torch.optim.AdamW computes it; gradients are

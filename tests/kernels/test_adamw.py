@@ -202,6 +202,35 @@ def test_exp_avg_is_rounded_at_every_midpoint(library: ctypes.CDLL) -> None:
     assert torch.equal(codes, torch.stack([ranks, ranks, ranks, ranks + 1]))  # a tie goes to the lower level
 
 
+def test_each_midpoint_alone(library: ctypes.CDLL) -> None:
+    """Blocks around one midpoint each, so that no other value sends the vector down a slower way."""
+    levels = torch.tensor(adamw.dynamic_map_levels(signed=True), dtype=torch.float32)
+    between = (levels[1:] + levels[:-1]) / 2
+    lower, higher = between.nextafter(torch.tensor(-math.inf)), between.nextafter(torch.tensor(math.inf))
+    around = torch.stack([between, lower, higher], dim=1)
+    gradient = torch.cat([torch.ones(255, 16), around.repeat(1, 16)], dim=1).flatten()
+    tensor = zero_8bit(gradient, 64)
+    NativeKernels(library).update([tensor], replace(STEP, beta1=0.0, gradient_scale=1.0, block_size=64))
+    assert torch.equal(tensor.exp_avg, torch.bucketize(gradient, between).to(torch.uint8))
+
+
+@pytest.mark.parametrize("largest", [1.0, -1.0])
+def test_a_sweep_over_all_magnitudes(library: ctypes.CDLL, largest: float) -> None:
+    """Every code of either map comes up, many times over."""
+    count = 2**16
+    exponents = torch.rand(count, generator=torch.Generator().manual_seed(8)) * 8 - 8
+    gradient = 10**exponents * torch.tensor([1.0, -1.0]).repeat(count // 2)
+    gradient[::4096] = largest
+    tensor = zero_8bit(gradient, 4096)
+    step = replace(STEP, beta1=0.0, beta2=0.0, gradient_scale=1.0, block_size=4096)
+    NativeKernels(library).update([tensor], step)
+    for signed, values, codes in ((True, gradient, tensor.exp_avg), (False, gradient.square(), tensor.exp_avg_sq)):
+        levels = torch.tensor(adamw.dynamic_map_levels(signed=signed), dtype=torch.float32)
+        expected = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+        assert torch.equal(codes, expected)
+        assert expected.unique().numel() == 256
+
+
 def test_exp_avg_sq_is_rounded_at_every_midpoint(library: ctypes.CDLL) -> None:
     """Likewise with beta2 = 0; the squares of neighbouring gradients lie on both sides of each midpoint."""
     levels = torch.tensor(adamw.dynamic_map_levels(signed=False), dtype=torch.float32)

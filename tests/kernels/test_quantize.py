@@ -333,8 +333,8 @@ def test_every_byte_decodes_as_in_the_reference(native: Native, fmt: str, dtype:
 @out_dtypes
 @pytest.mark.parametrize("shift", [0, 1])
 def test_results_too_large_for_the_caches(native: Native, fmt: str, dtype: torch.dtype, shift: int) -> None:
-    # Over 8 MB, and written past the caches where they lie on a multiple of 64 bytes.
-    numel = 2**23 // dtype.itemsize + 8229
+    # Over 1 MB, and written past the caches where they lie on a multiple of 64 bytes.
+    numel = 2**20 // dtype.itemsize + 8229
     packed = torch.randint(0, 256, (FORMATS[fmt].packed_bytes(numel),), generator=torch.Generator().manual_seed(0))
     packed, absmax = packed.to(torch.uint8), normal(-(-numel // 64)).abs()
     actual = native.dequantize(c_weight(packed, absmax, None, fmt, 64, 0, numel), dtype, threads=2, shift=shift)

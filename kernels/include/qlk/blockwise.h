@@ -35,7 +35,7 @@ template <int BITS>
 QLK_HD constexpr int rank_of(const float *midpoints, float x) {
     int rank = 0;
     for (int step = 1 << (BITS - 1); step > 0; step >>= 1) {
-        if (x > midpoints[rank + step - 1]) rank += step;
+        rank += static_cast<int>(x > midpoints[rank + step - 1]) * step;  // no branch: it would be a coin toss
     }
     return rank;
 }

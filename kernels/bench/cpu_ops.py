@@ -1,0 +1,192 @@
+"""Every CPU kernel beside what a user would run instead: python kernels/bench/cpu_ops.py [--json FILE] [--only TEXT].
+
+One process; the implementations take turns, round by round, so that a noisy machine disturbs all of them; a figure
+is the median over rounds, a ratio the median of the per-round ratios (theirs / ours: above 1, ours is faster).
+Beside ours: bitsandbytes, torch with a dense weight, and torchao where it is installed.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional as bnb
+import torch
+import torch.nn.functional as F
+from bitsandbytes import matmul_4bit
+from torch import Tensor
+
+from qlora_lab.config.hardware import detect
+from qlora_lab.ops.blockwise.op import dequantize_weight, quantize_absmax, quantize_blockwise, quantized_linear
+from qlora_lab.ops.blockwise.weight import PackedWeight
+from qlora_lab.ops.registry import KERNELS
+
+try:
+    from torchao.dtypes.nf4tensor import linear_nf4, to_nf4
+except ImportError:
+    to_nf4 = None
+
+SHAPES = ((576, 576), (1536, 576), (4096, 4096), (11008, 4096))
+ROWS = (1, 16, 256, 1024)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SHORTEST_ROUND_S = 0.01  # an implementation is called until this is over, and counted per call
+
+
+@dataclass
+class Cell:
+    """One line of the table: the same work, by name of the implementation."""
+
+    name: str
+    work: dict[str, Callable[[], Any]]
+
+
+class Weights:
+    """One random weight, as every implementation keeps it."""
+
+    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype) -> None:
+        self.dense = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
+        packed, absmax = quantize_blockwise(self.dense, "nf4", 64)
+        self.ours = PackedWeight(packed, absmax, None, None, "nf4", 64, 256, out_features, in_features)
+        self.nested = self.ours._replace(absmax=None)._replace(
+            **dict(zip(("absmax", "nested_absmax", "offset"), quantize_absmax(absmax), strict=True))
+        )
+        self.bitsandbytes = bnb.quantize_4bit(self.dense, quant_type="nf4", blocksize=64)
+        self.torchao = to_nf4(self.dense, 64, 256) if to_nf4 is not None else None
+
+
+def quantize_cell(name: str, weights: Weights) -> Cell:
+    work = {
+        "ours": lambda: quantize_blockwise(weights.dense, "nf4", 64),
+        "bitsandbytes": lambda: bnb.quantize_4bit(weights.dense, quant_type="nf4", blocksize=64),
+        "torch clone": lambda: weights.dense.clone(),
+    }
+    if to_nf4 is not None:
+        work["torchao"] = lambda: to_nf4(weights.dense, 64, 256)
+    return Cell(f"{name} quantize", work)
+
+
+def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
+    dtype = weights.dense.dtype
+    out = torch.empty_like(weights.dense)
+    others = {
+        "bitsandbytes": lambda: bnb.dequantize_4bit(*weights.bitsandbytes),
+        "torch clone": lambda: weights.dense.clone(),
+    }
+    if weights.torchao is not None:
+        others["torchao"] = lambda: weights.torchao.to(dtype)
+    yield Cell(f"{name} dequantize", {"ours": lambda: dequantize_weight(weights.ours, dtype), **others})
+    yield Cell(f"{name} dequantize out=", {"ours": lambda: dequantize_weight(weights.ours, out=out), **others})
+    yield Cell(f"{name} dequantize nested out=", {"ours": lambda: dequantize_weight(weights.nested, out=out), **others})
+
+
+def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
+    x = torch.randn(rows, weights.dense.shape[1]).to(weights.dense.dtype)
+    packed, state = weights.bitsandbytes
+    work = {
+        "ours": lambda: quantized_linear(x, weights.ours),
+        "bitsandbytes": lambda: matmul_4bit(x, packed.t(), state),
+        "torch dense": lambda: F.linear(x, weights.dense),
+    }
+    if weights.torchao is not None:
+        work["torchao"] = lambda: linear_nf4(x, weights.torchao)
+    return Cell(f"{name} forward {rows} rows", work)
+
+
+def training_cell(name: str, weights: Weights, rows: int) -> Cell:
+    x = torch.randn(rows, weights.dense.shape[1]).to(weights.dense.dtype).requires_grad_()
+    gradient = torch.randn(rows, weights.dense.shape[0]).to(weights.dense.dtype)
+    packed, state = weights.bitsandbytes
+
+    def both(forward: Callable[[], Tensor]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(forward(), x, gradient)
+
+    work = {
+        "ours": both(lambda: quantized_linear(x, weights.ours)),
+        "bitsandbytes": both(lambda: matmul_4bit(x, packed.t(), state)),
+        "torch dense": both(lambda: F.linear(x, weights.dense)),
+    }
+    if weights.torchao is not None:
+        work["torchao"] = both(lambda: linear_nf4(x, weights.torchao))
+    return Cell(f"{name} forward+backward {rows} rows", work)
+
+
+def cells(wanted: str) -> Iterator[Cell]:
+    """Yield the cells whose name contains `wanted`; a weight is made only when one of its cells is."""
+    for dtype_name, dtype in DTYPES.items():
+        for shape in SHAPES:
+            name = f"{dtype_name} {shape[0]}x{shape[1]}"
+            weights = Weights(*shape, dtype)
+            candidates = [quantize_cell(name, weights), *dequantize_cells(name, weights)]
+            candidates += [linear_cell(name, weights, rows) for rows in ROWS]
+            candidates.append(training_cell(name, weights, 256))
+            yield from (cell for cell in candidates if wanted in cell.name)
+
+
+def time_calls(work: Callable[[], Any]) -> float:
+    """Return the seconds of one call, over as many as fill the shortest round."""
+    calls, started = 0, time.perf_counter()
+    while True:
+        work()
+        calls += 1
+        elapsed = time.perf_counter() - started
+        if elapsed >= SHORTEST_ROUND_S:
+            return elapsed / calls
+
+
+def measure(cell: Cell, rounds: int) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {name: [] for name in cell.work}
+    for number in range(rounds + 1):
+        for name, work in cell.work.items():
+            took = time_calls(work)
+            if number:  # the first round warms up
+                seconds[name].append(took)
+    ours = seconds["ours"]
+    return {
+        "cell": cell.name,
+        "ms": {name: 1e3 * statistics.median(values) for name, values in seconds.items()},
+        "ratio": {
+            name: statistics.median(theirs / mine for theirs, mine in zip(values, ours, strict=True))
+            for name, values in seconds.items()
+            if name != "ours"
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="", help="cells whose name contains this")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if KERNELS.library is None:
+        sys.exit(f"there is nothing to measure: {KERNELS}")
+    torch.set_num_threads(options.threads)
+    hardware = detect()
+    results: dict[str, Any] = {
+        "machine": f"{hardware.cpu_model}, {options.threads} threads",
+        "kernels": str(KERNELS),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "torchao": "measured" if to_nf4 is not None else "not installed",
+        "rounds": options.rounds,
+        "cells": [],
+    }
+    print(f"{results['kernels']} on {results['machine']}; torchao: {results['torchao']}")
+    for cell in cells(options.only):
+        result = measure(cell, options.rounds)
+        results["cells"].append(result)
+        ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in result["ratio"].items())
+        print(f"{cell.name:<40} {result['ms']['ours']:>9.3f} ms   {ratios}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
