@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 
 from analysis.arms import AxisValues, arms_of_runs, axes_without_seed, label_arms
-from analysis.comparison import Comparison, compare_pairs, estimate_of_arm
+from analysis.comparison import MOST_ARMS_PAIRED, Comparison, compare_pairs, estimate_of_arm
+from analysis.data_notes import ROWS_SEEN, data_notes
 from analysis.metrics import describe
 from analysis.scores import Scores
-from analysis.statistics import DRAWS, Estimate, summarize
+from analysis.statistics import DRAWS, Estimate, Verdict, summarize
 from analysis.wording import sentence
 from qlora_lab.errors import ConfigError, unknown_name
+from qlora_lab.sweep.listing import listed
 
-SECONDARY = ("eval/bits_per_byte", "eval/exact_match", "train/tokens", "train/time_s")
+SECONDARY = ("eval/bits_per_byte", "eval/exact_match", ROWS_SEEN, "train/tokens", "train/time_s")
+MOST_NOTES = 5  # of one kind
 
 
 @dataclass
@@ -27,7 +30,8 @@ class Answer:
         axes: what varies, without the seed.
         table: one row an arm, the best first: `arm`, its axis values, `METRIC mean/std/low/high` (95 % interval over
             rows and seeds), `n` (runs in the mean), `planned`, and the mean of each secondary metric by its name.
-        comparisons: every pair of arms that have runs in the mean, in the order of the table.
+        comparisons: every pair of arms that have runs in the mean, in the order of the table; of more than
+            MOST_ARMS_PAIRED arms the pairs of the best one.
         scores: the held-out rows behind the comparisons.
         runs: one row a run, as `load_runs` gives it, with its `arm`.
         not_counted: the rows of `runs` that are in no mean, whatever the reason.
@@ -91,7 +95,7 @@ def compare(
     _check_metric(runs, metric)
     if metric not in runs:
         runs = runs.assign(**{metric: np.nan})
-    counted = runs[(runs["state"] == "finished") & runs[metric].notna()]
+    counted = runs[(runs["state"] == "finished") & np.isfinite(runs[metric].to_numpy(dtype=float))]
     _check_seeds(counted)
     scores = Scores(counted, metric, bootstrap_seed, draws)
     table = _table(runs, counted, axes, places, metric, lambda arm: estimate_of_arm(scores, arm))
@@ -108,8 +112,8 @@ def compare(
         scores=scores,
         runs=runs,
         not_counted=not_counted,
-        notes=[*scores.notes, *_notes_on_rows(comparisons)],
-        sentence=sentence(describe(metric), goal, list(table["arm"]), with_runs, comparisons),
+        notes=[*scores.notes, *_notes_on_pairs(metric, with_runs, comparisons), *data_notes(counted, with_runs)],
+        sentence=sentence(describe(metric), goal, table, comparisons),
     )
 
 
@@ -130,7 +134,7 @@ def _with_arms(runs: pd.DataFrame, axes: Sequence[str], places: Mapping[str, Axi
 def _check_metric(runs: pd.DataFrame, metric: str) -> None:
     finished = runs[runs["state"] == "finished"]
     known = [name for name in runs.columns if "/" in name and finished[name].notna().any()]
-    if known and metric not in known:
+    if known and metric not in runs.columns:
         raise ConfigError(unknown_name("study.metric", metric, known))
 
 
@@ -183,10 +187,45 @@ def _table(
     return pd.DataFrame(rows)
 
 
-def _notes_on_rows(comparisons: Sequence[Comparison]) -> list[str]:
-    return [
+def _notes_on_pairs(metric: str, arms: Sequence[str], comparisons: Sequence[Comparison]) -> list[str]:
+    by_kind = (
+        [_note_on_seeds(pair) for pair in comparisons if pair.seeds and pair.seeds_left_out],
+        [_note_on_rows(pair) for pair in comparisons if pair.rows_left_out],
+        [_note_on_counts(metric, pair) for pair in comparisons if pair.refused is not None],
+    )
+    notes = [note for kind in by_kind for note in listed(kind, MOST_NOTES, "more such pairs.")]
+    if len(arms) > MOST_ARMS_PAIRED:
+        notes.append(
+            f"Of {len(arms)} arms each is compared with the best only, {arms[0]} (all pairs are compared up to "
+            f"{MOST_ARMS_PAIRED} arms); the correction for several comparisons counts every pair all the same."
+        )
+    return notes
+
+
+def _note_on_seeds(pair: Comparison) -> str:
+    both = ", ".join(map(str, pair.seeds))
+    finished = " and over ".join(", ".join(map(str, seeds)) for seeds in pair.finished)
+    return (
+        f"{pair.first} and {pair.second} are compared on {'seed' if len(pair.seeds) == 1 else 'seeds'} {both} only; "
+        f"their means in the table are over {finished}."
+    )
+
+
+def _note_on_rows(pair: Comparison) -> str:
+    return (
         f"{pair.first} and {pair.second} were not scored on the same rows; they are compared on the "
         f"{pair.difference.n_rows if pair.difference else 0} rows that all their runs have."
-        for pair in comparisons
-        if pair.rows_left_out
-    ]
+    )
+
+
+def _note_on_counts(metric: str, pair: Comparison) -> str:
+    what = f"{pair.first} and {pair.second} cannot be compared in {metric}"
+    if pair.refused is Verdict.OTHER_TARGETS:
+        return (
+            f"{what}: the same held-out rows have targets of other lengths, so they were cut at different lengths; "
+            "give both arms the same limits of evaluation and the same tokenizer."
+        )
+    return (
+        f"{what}: the same targets have another number of tokens, as with another tokenizer; "
+        "study.metric=eval/bits_per_byte compares them."
+    )

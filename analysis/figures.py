@@ -29,6 +29,7 @@ INK, FAINT, PAPER = "#1f2428", "#9aa4ad", "#fffffe"  # become the page's own col
 DASHES = ("-", "--", ":", "-.")
 WIDTH_INCHES = 7.6
 MOST_ARMS = 12  # with curves that can be told apart
+MOST_ARM_LINES = 40  # one below the other
 LEGEND_LINE_INCHES = 0.22
 LABEL_CHARACTERS = 36  # longer ones are wrapped, or get a line of a legend for themselves
 RASTER_POINTS = 5_000  # more points than this are drawn as an image inside the SVG, which stays small
@@ -77,8 +78,11 @@ def dashes_of(answer: Answer, arm: str) -> str:
 
 @_styled()
 def arm_figure(answer: Answer) -> "Figure":
-    """Draw the metric of each arm: its mean, the 95 % interval over rows and seeds, and every seed as a dot."""
-    table = answer.table[answer.table["n"] > 0]
+    """Draw the metric of each arm: its mean, the 95 % interval over rows and seeds, and every seed as a dot.
+
+    Of many arms the best MOST_ARM_LINES are drawn.
+    """
+    table = answer.table[answer.table["n"] > 0].head(MOST_ARM_LINES)
     metric = describe(answer.metric)
     scale = _scale(metric)
     figure, axes = _figure(height=0.9 + 0.5 * len(table))

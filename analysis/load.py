@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from qlora_lab.errors import RunFolderError
+from qlora_lab.sweep.dotted import flatten
 
 STATES = ("finished", "failed", "interrupted", "running", "not_started", "missing", "unreadable")
 STATUS_STATES = ("finished", "failed", "interrupted", "running")  # what status.json may say
@@ -112,13 +113,13 @@ def load_run(folder: Path) -> dict[str, Any]:
 
 def _config_columns(folder: Path) -> dict[str, Any]:
     config = _read_yaml(folder / "config.yaml")
-    columns = {f"config.{key}": value for key, value in flatten(config).items() if key != "run_id"}
+    columns = {f"config.{key}": value for key, value in _columns(config).items() if key != "run_id"}
     return {"run_id": str(config.get("run_id") or folder.name), "seed": config.get("seed"), **columns}
 
 
 def _environment_columns(folder: Path) -> dict[str, Any]:
     environment = _read_json(folder / "environment.json") or {}
-    return {f"environment.{key}": value for key, value in flatten(environment).items()}
+    return {f"environment.{key}": value for key, value in _columns(environment).items()}
 
 
 def _status_columns(folder: Path) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def _result_columns(folder: Path) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise RunFolderError(f"{path}: metric {name} must be a number or null; got {value!r}")
     missing_as_nan = {name: math.nan if value is None else value for name, value in metrics.items()}
-    return {**flatten(result), **missing_as_nan}
+    return {**_columns(result), **missing_as_nan}
 
 
 def _read_time(path: Path, key: str, text: str | None) -> datetime | None:
@@ -184,15 +185,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _columns(nested: Mapping[str, Any]) -> dict[str, Any]:
     """Return `{"a.b": value}` for nested mappings; lists become JSON text, so that every value can be compared."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
-    return flat
+    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in flatten(nested).items()}
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:

@@ -1,8 +1,10 @@
 """What each metric is called, its unit, how it is written, and how held-out rows make it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 BITS_PER_NAT = 1 / math.log(2)
@@ -43,9 +45,12 @@ BY_LAST_NAME = {
     "perplexity": ("perplexity", "perplexity", "", "number", 2, None, None, 1.0),
     "tokens": ("tokens", "tokens", "tokens", "count", 0, None, None, 1.0),
     "target_tokens": ("targets", "target tokens", "tokens", "count", 0, None, None, 1.0),
+    "rows_seen": ("rows seen", "rows", "rows", "count", 0, None, None, 1.0),
+    "epochs": ("epochs", "epochs", "epochs", "number", 2, None, None, 1.0),
     "steps": ("steps", "steps", "steps", "count", 0, None, None, 1.0),
     "time_s": ("time", "seconds", "s", "seconds", 0, None, None, 1.0),
     "peak_rss_bytes": ("memory", "bytes", "bytes", "bytes", 0, None, None, 1.0),
+    "peak_cuda_bytes": ("GPU memory", "bytes", "bytes", "bytes", 0, None, None, 1.0),
 }
 
 
@@ -65,17 +70,27 @@ def describe(name: str) -> Metric:
     return Metric(name, short, unit, difference_unit, kind, decimals, numerator, denominator, scale)
 
 
-def row_ratios(rows: pd.DataFrame, name: str) -> pd.DataFrame | None:
+def counted_in(name: str) -> tuple[str, ...]:
+    """Return the columns of `load_rows` in which two runs must agree on a row for the metric to mean the same.
+
+    A loss a token differs with the tokenizer alone, and a loss of any kind where targets are cut elsewhere.
+    """
+    by_denominator = {"target_tokens": ("target_tokens", "target_bytes"), "target_bytes": ("target_bytes",)}
+    return by_denominator.get(describe(name).denominator or "", ())
+
+
+def row_ratios(rows: pd.DataFrame, name: str, counts: Sequence[str] = ()) -> pd.DataFrame | None:
     """Return what each held-out row adds to a metric, or None where no rows stand behind it.
 
     Args:
         rows: from `load_rows`.
         name: `eval/METRIC` for all rows, `eval/SET/METRIC` for the rows of one set.
+        counts: further columns of `rows`, which the result keeps under their names.
 
     Returns:
         `numerator` and `denominator`, indexed by (set, key) and sorted. The metric is, set by set, the sum of the first
         over the sum of the second, and then the plain mean over sets. Rows with the same content count together, and
-        rows without the metric are left out.
+        rows without a finite one are left out.
     """
     metric = describe(name)
     if metric.numerator is None or metric.denominator is None:
@@ -83,16 +98,20 @@ def row_ratios(rows: pd.DataFrame, name: str) -> pd.DataFrame | None:
     parts = name.split("/")
     if len(parts) > 2:
         rows = rows[rows["set"] == "/".join(parts[1:-1])]
-    rows = rows.assign(rows=1.0)[["set", "key", metric.numerator, metric.denominator]].dropna()
-    ratios = rows.set_axis(["set", "key", "numerator", "denominator"], axis="columns")
-    ratios["numerator"] *= metric.row_scale
-    return ratios.groupby(["set", "key"]).sum()
+    numerator = rows[metric.numerator] * metric.row_scale
+    denominator = rows[metric.denominator] if metric.denominator in rows else pd.Series(1.0, index=rows.index)
+    columns = {"set": rows["set"], "key": rows["key"], "numerator": numerator, "denominator": denominator}
+    ratios = pd.DataFrame(columns | {name: rows[name] for name in counts})[np.isfinite(numerator + denominator)]
+    indexed = ratios.set_index(["set", "key"]).sort_index()
+    return indexed if indexed.index.is_unique else indexed.groupby(level=["set", "key"]).sum()
 
 
 def format_value(metric: Metric, value: float) -> str:
     """Write one value as a person reads it: 0.433, 45.8 %, 7,217, 3 min 20 s, 1.2 GB; a missing one is a dash."""
     if math.isnan(value):
         return "–"
+    if math.isinf(value):
+        return str(value)
     if metric.kind == "share":
         return f"{100 * value:.{metric.decimals}f} %"
     if metric.kind == "count":

@@ -1,11 +1,15 @@
 """What a study set out to do, read from its plan.json."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qlora_lab.errors import RunFolderError
+
+PLAN_FILE = "plan.json"
+STUDIES = "studies"  # runs/studies/NAME/PLAN/
 
 
 @dataclass(frozen=True)
@@ -34,20 +38,9 @@ def read_plan(study_folder: Path) -> StudyPlan:
     Raises:
         RunFolderError: there is none, or it is damaged.
     """
-    path = study_folder / "plan.json"
+    path = study_folder / PLAN_FILE
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        return StudyPlan(
-            name=plan["study"]["name"],
-            metric=plan["study"]["metric"],
-            goal=plan["study"]["goal"],
-            axes=list(plan["axes"]),
-            places={run["run_id"]: dict(run["axes"]) for run in plan["runs"]},
-            question=plan["study"].get("question"),
-            fixed=dict(plan.get("fixed") or {}),
-            created_at=plan.get("created_at"),
-            command=plan.get("command"),
-        )
+        return plan_of(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is not there; plan the study with qlora_lab.sweep") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -55,3 +48,35 @@ def read_plan(study_folder: Path) -> StudyPlan:
             f"{path} is not a plan that can be read ({type(error).__name__}: {error}); "
             "plan the study again with sweep.action=plan"
         ) from error
+
+
+def plan_of(record: Mapping[str, Any]) -> StudyPlan:
+    """Return the plan that a plan.json holds, or would hold."""
+    study = record["study"]
+    return StudyPlan(
+        name=study["name"],
+        metric=study["metric"],
+        goal=study["goal"],
+        axes=list(record["axes"]),
+        places={run["run_id"]: dict(run["axes"]) for run in record["runs"]},
+        question=study.get("question"),
+        fixed=dict(record.get("fixed") or {}),
+        created_at=record.get("created_at"),
+        command=record.get("command"),
+    )
+
+
+def planned_folders(folder: Path) -> list[Path]:
+    """Return the folders with a plan.json: `folder` itself and those directly inside it, the oldest plan first.
+
+    A study's folder has one folder for each of its plans: runs/studies/NAME/PLAN/.
+    """
+    plans = [*folder.glob(PLAN_FILE), *folder.glob(f"*/{PLAN_FILE}")]
+    return [path.parent for path in sorted(plans, key=lambda path: (path.stat().st_mtime, path))]
+
+
+def runs_folder(study_folder: Path) -> Path:
+    """Return the folder of the runs that a study's folder, old or new, lies in: the parent of `studies`."""
+    folder = study_folder.resolve()
+    above = next((parent for parent in folder.parents if parent.name == STUDIES), folder.parent)
+    return above.parent

@@ -2,7 +2,8 @@
 
     python -m analysis.report RUNS_OR_STUDY_FOLDER
 
-writes the report of a study (a folder with plan.json), or of all the runs in a folder, from the run folders alone.
+writes the report of a study, or of all the runs in a folder, from the run folders alone. A study's folder is
+runs/studies/NAME/PLAN, with plan.json; runs/studies/NAME stands for all its plans.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from analysis.answer import Answer, compare
 from analysis.arms import IDENTITY_GROUPS, arms_of_runs, varying_axes
 from analysis.load import load_run, load_runs, runs_frame
 from analysis.page import page
-from analysis.plan import StudyPlan, read_plan
+from analysis.plan import StudyPlan, planned_folders, read_plan, runs_folder
 from analysis.samples import choose_samples
 from analysis.tables import write_csv
 from analysis.terminal import answer_text
@@ -25,8 +26,11 @@ from qlora_lab.errors import QloraLabError, RunFolderError
 from qlora_lab.runs.files import write_atomic
 
 
-def summarize_study(study_folder: Path, runs_dir: Path) -> Answer:
+def summarize_study(study_folder: Path, runs_dir: Path, plan: StudyPlan | None = None) -> Answer:
     """Answer a planned study from its run folders; write table.csv and report.html into its folder.
+
+    Args:
+        plan: what was planned, where the caller knows; without it plan.json says so.
 
     Returns:
         The answer, with `text` (table, sentence, runs that are not counted, paths) and `paths`.
@@ -35,7 +39,7 @@ def summarize_study(study_folder: Path, runs_dir: Path) -> Answer:
         RunFolderError: the plan is missing or damaged.
         ConfigError: the study's metric is none of the runs'.
     """
-    plan = read_plan(study_folder)
+    plan = plan or read_plan(study_folder)
     runs = runs_frame([load_run(runs_dir / run_id) | {"run_id": run_id} for run_id in plan.places])
     return _summarize(plan, runs, study_folder)
 
@@ -101,21 +105,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write a report again; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m analysis.report", description="Write a report from run folders.")
     parser.add_argument("folder", type=Path, help="a study's folder (with plan.json), or a folder of run folders")
-    parser.add_argument("--runs-dir", type=Path, help="where a study's runs are (default: two folders above it)")
+    parser.add_argument("--runs-dir", type=Path, help="where a study's runs are (default: beside `studies`)")
     parser.add_argument("--out", type=Path, help="where to write, for a folder of runs (default: that folder)")
     parser.add_argument("--metric", default="eval/loss", help="for a folder of runs (default: eval/loss)")
     parser.add_argument("--goal", default="min", choices=("min", "max"), help="for a folder of runs (default: min)")
     options = parser.parse_args(arguments)
     try:
-        if (options.folder / "plan.json").exists():
-            runs_dir = options.runs_dir or options.folder.resolve().parent.parent
-            answer = summarize_study(options.folder, runs_dir)
-        else:
-            answer = summarize_runs(options.folder, options.out or options.folder, options.metric, options.goal)
+        studies = planned_folders(options.folder)
+        for study in studies:
+            print(summarize_study(study, options.runs_dir or runs_folder(study)).text)
+        if not studies:
+            out = options.out or options.folder
+            print(summarize_runs(options.folder, out, options.metric, options.goal).text)
     except QloraLabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(answer.text)
     return 0
 
 

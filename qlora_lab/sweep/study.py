@@ -15,6 +15,7 @@ from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
 from qlora_lab.sweep import plan as planning
 from qlora_lab.sweep.launch import launch
+from qlora_lab.sweep.listing import listed
 
 Compose = Callable[[list[str]], DictConfig]
 
@@ -73,9 +74,9 @@ def run_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dict
     print(plan.text(), flush=True)
     if configs[0].sweep.action == "plan":
         return
-    plan.write()
+    record = plan.write()
     launch(plan, configs[0].launcher)
-    _answer(plan)
+    _answer(plan, record)
 
 
 def _composed(axes: Axes, point: dict[str, str], compose: Compose, name: str | None) -> RunConfig:
@@ -95,19 +96,24 @@ def _as_list(value: object) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
 
 
-def _answer(plan: planning.Plan) -> None:
-    """Print what the finished runs say; exit with status 1 if any run failed."""
-    from analysis.report import summarize_study  # pandas: only once there is something to summarise
+def _answer(plan: planning.Plan, record: dict[str, Any]) -> None:
+    """Print what the finished runs say; exit with status 1 if any run failed.
 
-    answer = summarize_study(plan.folder, plan.runs_dir)
+    Args:
+        record: what plan.json held when this sweep planned; another sweep may have written it again since.
+    """
+    from analysis.plan import plan_of  # pandas: only once there is something to summarise
+    from analysis.report import summarize_study
+
+    answer = summarize_study(plan.folder, plan.runs_dir, plan_of(record))
     print(answer.text, flush=True)
     states = plan.states()
-    print(f"run folders: {plan.runs_dir.resolve()}/ ({', '.join(run.run_id for run in plan.runs)})")
+    print(f"run folders: {plan.runs_dir.resolve()}/ ({', '.join(listed([run.run_id for run in plan.runs]))})")
     failed = [run_id for run_id, state in states.items() if state != "finished"]
     if failed:
         print(
             f"{len(failed)} of {len(states)} runs did not finish: "
-            + ", ".join(f"{run_id} ({states[run_id]})" for run_id in failed),
+            + ", ".join(listed([f"{run_id} ({states[run_id]})" for run_id in failed])),
             file=sys.stderr,
         )
         sys.exit(FAILED)

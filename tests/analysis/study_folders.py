@@ -26,6 +26,10 @@ class FakeRun:
     steps: int = 30
     sets: Sequence[str] = ("held_out",)
     exact_match: bool = True
+    token_scale: int = 1  # target tokens of every row times this, as with another tokenizer
+    byte_scale: int = 1
+    metrics: dict[str, float | None] = field(default_factory=dict)  # in result.json instead of what the rows give
+    counts: dict[str, Any] = field(default_factory=dict)  # of the data, in result.json
     config: dict[str, Any] = field(default_factory=dict)  # merged into the groups
     axes: dict[str, str] = field(default_factory=dict)  # in the plan; empty: data and seed
 
@@ -58,18 +62,19 @@ def write_run(runs_dir: Path, run: FakeRun) -> Path:
         write_lines(folder / "metrics.jsonl", lines[:12])
         return folder
     rows = _rows(run)
-    metrics = _metrics(run, rows)
+    metrics = _metrics(run, rows) | run.metrics
     evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
     write_lines(folder / "metrics.jsonl", [*lines, {"step": run.steps, "time_s": 46.0, **evaluation}])
     write_lines(folder / "evaluation" / "rows.jsonl", rows)
     write_lines(folder / "generations" / "held_out.jsonl", _generations(run, rows))
     result = {"metrics": metrics, "trainable_parameters": 2_442_240, "total_parameters": 136_957_248}
-    write_json(folder / "result.json", {**result, "data": {"train": {"rows": 128}}, "adapter_sha256": "ab" * 32})
+    data = {"train": {"rows": 128}} | run.counts
+    write_json(folder / "result.json", {**result, "data": data, "adapter_sha256": "ab" * 32})
     return folder
 
 
-def write_study(runs_dir: Path, runs: Sequence[FakeRun], **study: Any) -> Path:
-    """Write the runs and the study folder with their plan; returns the study folder."""
+def write_study(runs_dir: Path, runs: Sequence[FakeRun], plan_id: str = "0a1b2c3d", **study: Any) -> Path:
+    """Write the runs and the folder of their plan; returns that folder."""
     for run in runs:
         if run.state != "missing":
             write_run(runs_dir, run)
@@ -94,7 +99,7 @@ def write_study(runs_dir: Path, runs: Sequence[FakeRun], **study: Any) -> Path:
         "created_at": "2026-01-31T12:00:00+00:00",
         "command": "python -m qlora_lab.sweep +experiment=dataset_quality",
     }
-    folder = runs_dir / "studies" / plan["study"]["name"]
+    folder = runs_dir / "studies" / plan["study"]["name"] / plan_id
     write_json(folder / "plan.json", plan)
     return folder
 
@@ -130,8 +135,8 @@ def _rows(run: FakeRun) -> list[dict[str, Any]]:
                 "family": FAMILIES[number % len(FAMILIES)],
                 "exact_match": bool(right[number]) if run.exact_match else None,
                 "loss_sum": float(loss[number] * tokens[number]),
-                "target_tokens": int(tokens[number]),
-                "target_bytes": int(3 * tokens[number]),
+                "target_tokens": int(run.token_scale * tokens[number]),
+                "target_bytes": int(run.byte_scale * 3 * tokens[number]),
             }
             for number in range(run.rows)
         ]

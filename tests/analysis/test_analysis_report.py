@@ -6,14 +6,20 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+import analysis
+from analysis.plan import plan_of
 from analysis.report import main, summarize_study
+from analysis.samples import without_markup
+from analysis.statistics import FALSE_POSITIVES
+from qlora_lab.data.prompts import CHATML_AFTER, CHATML_BEFORE
 from qlora_lab.errors import RunFolderError
-from tests.analysis.study_folders import FakeRun, two_arms, write, write_json, write_study
+from tests.analysis.study_folders import FakeRun, two_arms, write, write_json, write_lines, write_study
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -184,6 +190,71 @@ def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
         summarize_study(study, tmp_path)
 
 
+def test_the_answer_is_of_the_plan_in_memory_whatever_another_sweep_wrote(tmp_path: Path) -> None:
+    study = write_study(tmp_path, two_arms())
+    record = json.loads((study / "plan.json").read_text())
+    others = [replace(run, run_id=f"other_{run.run_id}", state="not_started") for run in two_arms()]
+    assert write_study(tmp_path, others) == study
+    answer = summarize_study(study, tmp_path, plan_of(record))
+    assert {str(run) for run in answer.runs["run_id"]} == {run.run_id for run in two_arms()}
+    assert answer.sentence.startswith("procedural_clean_128 has a lower eval/loss")
+
+
+@pytest.mark.parametrize("given", ["plan", "study"])
+def test_the_command_takes_a_plan_or_all_plans_of_a_study(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = write_study(tmp_path, two_arms(seeds=3), "aaaaaaaa")
+    narrow = write_study(tmp_path, two_arms(seeds=2), "bbbbbbbb")
+    monkeypatch.chdir(tmp_path)
+    assert main([str((whole if given == "plan" else whole.parent).relative_to(tmp_path))]) == 0
+    assert (whole / "report.html").exists()
+    assert (narrow / "report.html").exists() == (given == "study")
+    assert capsys.readouterr().out.count("procedural_clean_128 has a lower eval/loss") == (2 if given == "study" else 1)
+
+
+def test_a_study_in_the_folder_of_its_name_is_still_read(tmp_path: Path) -> None:
+    study = write_study(tmp_path, two_arms(), plan_id="")
+    assert main([str(study)]) == 0
+    html = (study / "report.html").read_text()
+    assert {(study / link).resolve() for link in parsed(html).links} == {tmp_path / run.run_id for run in two_arms()}
+
+
+def test_the_method_says_how_often_it_is_wrong(tmp_path: Path) -> None:
+    study = write_study(tmp_path, two_arms())
+    summarize_study(study, tmp_path)
+    assert escape(FALSE_POSITIVES) in (study / "report.html").read_text()
+
+
+def test_a_chatml_prompt_is_shown_without_its_markup() -> None:
+    prompt = f"{CHATML_BEFORE}What is <|im_end|>?{CHATML_AFTER}"
+    assert without_markup(prompt, "chatml") == "What is <|im_end|>?"
+    assert without_markup(prompt, "chat_template") == prompt  # what that puts around is not known here
+    assert without_markup("What is 1 + 1?\n", "chatml") == "What is 1 + 1?\n"
+
+
+def test_samples_are_shown_as_the_run_was_prompted(tmp_path: Path) -> None:
+    runs = [replace(run, config={"model": {"prompt_format": "chatml"}}) for run in two_arms()]
+    study = write_study(tmp_path, runs)
+    for run in runs:
+        path = tmp_path / run.run_id / "generations" / "held_out.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        write_lines(path, [line | {"prompt": f"{CHATML_BEFORE}{line['prompt']}{CHATML_AFTER}"} for line in lines])
+    summarize_study(study, tmp_path)
+    html = (study / "report.html").read_text()
+    assert "im_start" not in html
+    assert "Sort these words: pear" in html
+
+
+def test_long_lists_are_cut_in_the_terminal(tmp_path: Path) -> None:
+    arms = [FakeRun(f"run{n:03}", f"arm{n:03}", mean_loss=0.4 + 0.01 * n, rows=4) for n in range(60)]
+    failed = [FakeRun(f"bad{n:03}", "arm000", n + 1, "failed") for n in range(30)]
+    answer = summarize_study(write_study(tmp_path, [*arms, *failed]), tmp_path)
+    assert "(and 10 arms more, in the report)" in answer.text
+    assert "- and 10 more" in answer.text
+    assert answer.text.count("- bad") == 20
+
+
 def test_analysis_imports_neither_torch_nor_what_is_slow(tmp_path: Path) -> None:
     study = write_study(tmp_path, two_arms())
     modules = [f"analysis.{file.stem}" for file in (REPOSITORY / "analysis").glob("*.py") if file.stem != "__init__"]
@@ -199,3 +270,8 @@ drawn_with = {{"torch", "matplotlib.pyplot"}} & set(sys.modules)  # pyplot would
 assert not drawn_with, drawn_with
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+
+
+def test_the_package_lists_its_modules() -> None:
+    listed = {line.split()[0] for line in (analysis.__doc__ or "").splitlines()[2:] if line}
+    assert listed == {file.stem for file in (REPOSITORY / "analysis").glob("*.py")} - {"__init__"}
