@@ -14,8 +14,7 @@ OK, BAD_FORMAT, BAD_BLOCK_SIZE, BAD_DTYPE, BAD_SIZE, NULL_POINTER = range(6)
 DTYPE_NUMBER = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 GUARD = 64  # elements on either side of an output
 GUARD_VALUE = 12345.0
-UNIT = 2.0**-24  # the largest relative error of one float32 operation
-BFLOAT16_UNIT = 2.0**-8
+UNIT, BFLOAT16_UNIT = 2.0**-24, 2.0**-8  # the largest relative error of rounding to float32, to bfloat16
 NESTED_BLOCK = 256
 
 
@@ -157,6 +156,6 @@ def assert_within(actual: Tensor, expected: Tensor, magnitude: Tensor, roundings
     gamma = roundings * UNIT / (1 - roundings * UNIT)
     bound = gamma * magnitude
     if actual.dtype == torch.bfloat16:
-        bound = bound + BFLOAT16_UNIT / 2 * (expected.abs() + bound) * (1 + UNIT)
+        bound = bound + BFLOAT16_UNIT * (expected.abs() + bound) * (1 + UNIT)
     error = (actual.double() - expected).abs()
     assert (error <= bound).all(), f"error {error.max():.3g} beyond the bound by {(error - bound).max():.3g}"

@@ -19,7 +19,7 @@ OK, BAD_FORMAT, BAD_BLOCK_SIZE, BAD_DTYPE, BAD_SIZE, NULL_POINTER = range(6)
 FORMAT_NUMBER = {name: number for number, name in enumerate(FORMATS)}
 DTYPE_NUMBER = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 THEIRS = {"nf4": "nf4", "fp4_e2m1": "fp4"}
-LENGTHS = (1, 2, 15, 31, 32, 33, 63, 64, 65, 96, 127, 1000, 4095, 4096, 4097, 12_321)
+LENGTHS = (1, 2, 31, 32, 33, 63, 65, 127, 1000, 4096, 4097, 12_321)
 GUARD_BYTES = 128
 GUARD = 0xA5
 

@@ -1,0 +1,171 @@
+"""The native adapter against float64 autograd with the reference's dropout mask, within a proven bound."""
+
+import ctypes
+from ctypes import byref, c_int64, c_void_p
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.dropout_reference import dropped, factors
+from tests.kernels.linear_calls import (
+    BAD_SIZE,
+    NULL_POINTER,
+    OK,
+    Adapter,
+    Weight,
+    assert_within,
+    lora_linear,
+    lora_linear_backward,
+    pointer,
+    random_weight,
+)
+
+DTYPES = (torch.float32, torch.bfloat16)
+EXTRA_ROUNDINGS = 32  # of scalings, dropout's factor, products, the sums of pieces
+# (out_features, in_features), format, block size, rank, dropout
+CASES = {
+    "whole blocks": ((50, 320), "nf4", 64, 16, 0.0),
+    "dropout": ((49, 128), "nf4", 64, 8, 0.1),
+    "odd": ((37, 45), "int4", 32, 7, 0.5),
+    "one rank": ((33, 70), "int8", 64, 1, 0.25),
+    "large rank": ((60, 96), "fp4_e2m1", 32, 256, 0.05),
+}
+cases = pytest.mark.parametrize("case", CASES)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def layer(case: str) -> tuple[Weight, Adapter]:
+    shape, fmt, block_size, rank, dropout = CASES[case]
+    weight = random_weight(shape, fmt, block_size, nested=rank % 2 == 0)
+    lora_A, lora_B = random(rank, shape[1], seed=2), random(shape[0], rank, seed=3)
+    return weight, Adapter(lora_A, lora_B, scaling=0.75, dropout=dropout, seed=2**63 + 12345)
+
+
+def check(library: ctypes.CDLL, case: str, rows: int, dtype: torch.dtype, threads: int) -> None:
+    """Check output, `low` and all gradients; each magnitude is the same expression of absolute values."""
+    weight, adapter = layer(case)
+    out_features, in_features = weight.dense.shape
+    x, grad = random(rows, in_features, dtype=dtype), random(rows, out_features, dtype=dtype, seed=4)
+    bias = random(out_features, dtype=dtype, seed=5)
+    out, low = lora_linear(library, x, weight, bias, adapter, threads)
+    grad_x, grad_A, grad_B = lora_linear_backward(library, grad, x, low, weight, adapter, threads)
+
+    mask = factors(adapter.seed, (rows, in_features), adapter.dropout).double()
+    expected = Autograd(x, weight, bias, adapter, mask, grad, magnitudes=False)
+    magnitude = Autograd(x, weight, bias, adapter, mask, grad, magnitudes=True)
+    roundings = in_features + out_features + rows + 2 * adapter.lora_A.shape[0] + EXTRA_ROUNDINGS
+    for actual, name in ((out, "out"), (low, "low"), (grad_x, "grad_x"), (grad_A, "grad_A"), (grad_B, "grad_B")):
+        assert actual is not None
+        assert_within(actual, getattr(expected, name), getattr(magnitude, name), roundings)
+    without = lora_linear_backward(library, grad, x, low, weight, adapter, threads, needs_input=False)
+    assert without[0] is None and torch.equal(without[1], grad_A) and torch.equal(without[2], grad_B)
+
+
+class Autograd:
+    """What torch gets in float64, of everything or (`magnitudes`) of everything's absolute values."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor,
+        adapter: Adapter,
+        mask: Tensor,
+        grad: Tensor,
+        *,
+        magnitudes: bool,
+    ) -> None:
+        def leaf(tensor: Tensor) -> Tensor:
+            double = tensor.double()
+            return (double.abs() if magnitudes else double).clone().requires_grad_()
+
+        values, lora_A, lora_B = leaf(x), leaf(adapter.lora_A), leaf(adapter.lora_B)
+        low = (values * mask) @ lora_A.T
+        out = values @ leaf(weight.dense).T + leaf(bias) + adapter.scaling * (low @ lora_B.T)
+        out.backward(leaf(grad).detach())
+        self.low, self.out = low.detach(), out.detach()
+        self.grad_x, self.grad_A, self.grad_B = values.grad, lora_A.grad, lora_B.grad
+
+
+@cases
+@dtypes
+def test_adapter_is_within_the_bound(library: ctypes.CDLL, case: str, dtype: torch.dtype) -> None:
+    for rows, threads in ((1, 1), (3, 2), (7, 1), (64, 2)):
+        check(library, case, rows, dtype, threads)
+
+
+def test_many_rows(library: ctypes.CDLL) -> None:
+    """More rows than pass through the workspace at once."""
+    check(library, "odd", 1100, torch.float32, threads=2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+@dtypes
+def test_dropout_drops_what_the_reference_drops(library: ctypes.CDLL, share: float, dtype: torch.dtype) -> None:
+    """With the identity as lora_A, `low` is the dropped input itself."""
+    for rows, features in ((3, 50), (40, 33), (1030, 17)):
+        weight = random_weight((4, features))
+        x = random(rows, features, dtype=dtype)
+        for seed in (0, 1, 2**64 - 1):
+            adapter = Adapter(torch.eye(features), torch.zeros(4, features), 1.0, share, seed)
+            _, low = lora_linear(library, x, weight, None, adapter, threads=2)
+            assert torch.equal(low, x.float() * factors(seed, (rows, features), share))
+
+
+def test_dropped_share_and_independence() -> None:
+    """Counts are within five standard deviations: of elements, of two seeds, of neighbours, of far elements."""
+    numel, share = 400_000, 0.2
+    first, second = dropped(7, numel, share), dropped(8, numel, share)
+    samples = (
+        (share, first),
+        (share**2, first & second),
+        (share**2, first[:-1] & first[1:]),
+        (share**2, first[: numel // 2] & first[numel // 2 :]),
+    )
+    for expected, sample in samples:
+        deviation = (expected * (1 - expected) / sample.numel()) ** 0.5
+        assert abs(sample.double().mean().item() - expected) < 5 * deviation
+
+
+def test_threads_do_not_change_results(library: ctypes.CDLL) -> None:
+    weight, adapter = layer("dropout")
+    x, grad = random(300, 128), random(300, 49)
+    out, low = lora_linear(library, x, weight, None, adapter, threads=1)
+    one = lora_linear_backward(library, grad, x, low, weight, adapter, threads=1)
+    for threads in (2, 3):
+        assert all(map(torch.equal, (out, low), lora_linear(library, x, weight, None, adapter, threads)))
+        more = lora_linear_backward(library, grad, x, low, weight, adapter, threads)
+        assert all(torch.equal(a, b) for a, b in zip(one, more, strict=True) if a is not None and b is not None)
+
+
+def test_no_rows(library: ctypes.CDLL) -> None:
+    weight, adapter = layer("dropout")
+    x, grad = torch.empty(0, 128), torch.empty(0, 49)
+    out, low = lora_linear(library, x, weight, None, adapter)
+    assert out.shape == (0, 49) and low.shape == (0, 8)
+    _, grad_A, grad_B = lora_linear_backward(library, grad, x, low, weight, adapter)
+    assert not grad_A.any() and not grad_B.any()
+
+
+def test_bad_arguments_give_a_status(library: ctypes.CDLL) -> None:
+    weight, adapter = layer("dropout")
+    x, out, low = random(2, 128), torch.empty(2, 49), torch.empty(2, 8)
+
+    def status(low: Tensor | None = low, **changes: float | None) -> int:
+        view = adapter.view
+        for name, value in changes.items():
+            setattr(view, name, value)
+        return library.qlk_cpu_lora_linear(
+            *(c_void_p(pointer(x)), 0, c_int64(2), byref(weight.view), None, byref(view)),
+            *(c_void_p(pointer(low)), c_void_p(pointer(out)), 1),
+        )
+
+    assert status() == OK
+    assert status(dropout=1.0) == status(dropout=-0.5) == status(dropout=float("nan")) == BAD_SIZE
+    assert status(rank=-1) == status(rank=2**60) == BAD_SIZE
+    assert status(lora_A=None) == status(lora_B=None) == status(low=None) == NULL_POINTER
