@@ -71,8 +71,11 @@ inline void update(const AdamwStep &given_step, const qlk_adamw_tensor &tensor, 
 struct BlockStates {
     alignas(64) float exp_avg[LARGEST_BLOCK];
     alignas(64) float exp_avg_sq[LARGEST_BLOCK];
-    // The largest magnitude so far as bits, which order like the magnitudes, infinity and then NaN above all others.
-    Ints exp_avg_largest, exp_avg_sq_largest;
+};
+
+// The largest magnitudes so far as bits, which order like the magnitudes, infinity and then NaN above all others.
+struct Largest {
+    Ints exp_avg, exp_avg_sq;
 };
 
 // Copies of the last codes of a tensor that fill no vector, so that vectors can be read and written.
@@ -82,14 +85,14 @@ struct LastCodes {
 
 inline void decode_and_update(const AdamwStep &step, const uint8_t *exp_avg_codes, const uint8_t *exp_avg_sq_codes,
                               float exp_avg_absmax, float exp_avg_sq_absmax, Floats gradient, Floats &parameter,
-                              BlockStates &states, int at) {
+                              BlockStates &states, int at, Largest &largest) {
     Floats exp_avg = mul(exp_avg_levels(load_bytes(exp_avg_codes)), broadcast(exp_avg_absmax));
     Floats exp_avg_sq = mul(exp_avg_sq_levels(load_bytes(exp_avg_sq_codes)), broadcast(exp_avg_sq_absmax));
     update_vector(step, gradient, parameter, exp_avg, exp_avg_sq);
     store(states.exp_avg + at, exp_avg);
     store(states.exp_avg_sq + at, exp_avg_sq);
-    states.exp_avg_largest = max(states.exp_avg_largest, as_ints(abs(exp_avg)));
-    states.exp_avg_sq_largest = max(states.exp_avg_sq_largest, as_ints(abs(exp_avg_sq)));
+    largest.exp_avg = max(largest.exp_avg, as_ints(abs(exp_avg)));
+    largest.exp_avg_sq = max(largest.exp_avg_sq, as_ints(abs(exp_avg_sq)));
 }
 
 // The absmax that magnitude bits stand for: any NaN becomes the same one.
@@ -121,12 +124,12 @@ inline void update_block(const AdamwStep &step, const qlk_adamw_tensor &tensor, 
     uint8_t *exp_avg_codes = static_cast<uint8_t *>(tensor.exp_avg) + begin;
     uint8_t *exp_avg_sq_codes = static_cast<uint8_t *>(tensor.exp_avg_sq) + begin;
     const float exp_avg_absmax = tensor.exp_avg_absmax[block], exp_avg_sq_absmax = tensor.exp_avg_sq_absmax[block];
-    states.exp_avg_largest = states.exp_avg_sq_largest = broadcast_int(0);
+    Largest largest = {broadcast_int(0), broadcast_int(0)};
     int i = 0;
     for (; i + WIDTH <= count; i += WIDTH) {
         Floats parameter = load(parameters + i);
         decode_and_update(step, exp_avg_codes + i, exp_avg_sq_codes + i, exp_avg_absmax, exp_avg_sq_absmax,
-                          load(gradients + i), parameter, states, i);
+                          load(gradients + i), parameter, states, i, largest);
         store(parameters + i, parameter);
     }
     if (const int left = count - i; left > 0) {
@@ -137,16 +140,15 @@ inline void update_block(const AdamwStep &step, const qlk_adamw_tensor &tensor, 
         }
         Floats parameter = load_first(parameters + i, left);
         decode_and_update(step, last.exp_avg, last.exp_avg_sq, exp_avg_absmax, exp_avg_sq_absmax,
-                          load_first(gradients + i, left), parameter, states, i);
+                          load_first(gradients + i, left), parameter, states, i, largest);
         store_first(parameters + i, parameter, left);
     }
-    const float exp_avg_largest = absmax_of(states.exp_avg_largest);
-    const float exp_avg_sq_largest = absmax_of(states.exp_avg_sq_largest);
-    tensor.exp_avg_absmax[block] = exp_avg_largest;
-    tensor.exp_avg_sq_absmax[block] = exp_avg_sq_largest;
-    encode_block(states.exp_avg, count, exp_avg_largest, EXP_AVG_ZERO, exp_avg_codes,
+    const float next_exp_avg_absmax = absmax_of(largest.exp_avg), next_exp_avg_sq_absmax = absmax_of(largest.exp_avg_sq);
+    tensor.exp_avg_absmax[block] = next_exp_avg_absmax;
+    tensor.exp_avg_sq_absmax[block] = next_exp_avg_sq_absmax;
+    encode_block(states.exp_avg, count, next_exp_avg_absmax, EXP_AVG_ZERO, exp_avg_codes,
                  [](Floats x) { return encode_exp_avg(x); });
-    encode_block(states.exp_avg_sq, count, exp_avg_sq_largest, EXP_AVG_SQ_ZERO, exp_avg_sq_codes,
+    encode_block(states.exp_avg_sq, count, next_exp_avg_sq_absmax, EXP_AVG_SQ_ZERO, exp_avg_sq_codes,
                  [](Floats x) { return encode_exp_avg_sq(x); });
 }
 

@@ -16,7 +16,7 @@ constexpr int PANEL = PANEL_VECTORS * WIDTH;  // columns
 // Rows of a panel: it stays in the first two levels of cache (48 KB with AVX-512) while it is used.
 constexpr int64_t PANEL_INNER = 256;
 constexpr int64_t CACHE_LINE = 64;      // bytes
-constexpr int64_t PREFETCHED_ROWS = 16;  // of a weight read row by row, a few bytes of each
+constexpr int64_t PREFETCHED_ROWS = 16;  // of an operand of which a few bytes of each row are read
 constexpr int64_t RUN = 64;  // elements of a row that are brought into cache at once to be transposed
 
 inline Ints dropout_draws(DropoutKey key, uint32_t index_low) {
@@ -92,6 +92,8 @@ class PanelWriter {
             write_transposed(inner, count, column, columns, panel);
         } else if (right_.layout == Layout::weight && has_whole_blocks_ && columns == PANEL) {
             write_blocks(inner, count, column, panel);
+        } else if (right_.layout == Layout::dense && columns == PANEL) {
+            copy_rows(inner, count, column, panel);
         } else {
             write_rows(inner, count, column, columns, panel);
         }
@@ -104,6 +106,17 @@ class PanelWriter {
             decoder_.decode(row * right_.weight->in_features + begin, count, out);
         } else {
             std::memcpy(out, right_.values + row * right_.stride + begin, count * sizeof(float));
+        }
+    }
+
+    void copy_rows(int64_t inner, int64_t count, int64_t column, float *panel) const {
+        const float *row = right_.values + inner * right_.stride + column;
+        for (int64_t i = 0; i < count; ++i, row += right_.stride, panel += PANEL) {
+#pragma GCC unroll 3
+            for (int v = 0; v < PANEL; v += WIDTH) {
+                __builtin_prefetch(row + PREFETCHED_ROWS * right_.stride + v);
+                store(panel + v, load(row + v));
+            }
         }
     }
 

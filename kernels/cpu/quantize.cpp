@@ -29,8 +29,8 @@ namespace {
 // Elements below which another thread costs more than it saves; a multiple of every block size.
 constexpr int64_t GRAIN = 16384;
 
-// Results from this size on, which is a second-level cache, go past the caches: from there on it is faster, by 1.6 at
-// the sizes of large layers (2 cores of Ice Lake).
+// Results from this size on, about a second-level cache, go past the caches: 1.6 times as fast there, and twice for
+// large layers (2 cores of Ice Lake).
 constexpr int64_t STREAMED_BYTES = int64_t{1} << 20;
 
 int64_t divide_up(int64_t count, int64_t size) { return count / size + (count % size != 0); }

@@ -44,6 +44,7 @@ def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     x, packed, absmax, nested_absmax, offset, *ctx.layout, bias, lora_A, lora_B, scaling, dropout, seed = inputs
     _, low = output
     ctx.mark_non_differentiable(low)
+    ctx.set_materialize_grads(False)  # or zeros would be made for `low` in every backward
     ctx.save_for_backward(x, low, packed, absmax, nested_absmax, offset, lora_A, lora_B)
     ctx.adapter = (scaling, dropout, seed)
     ctx.bias_dtype = None if bias is None else bias.dtype

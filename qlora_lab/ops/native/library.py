@@ -48,7 +48,7 @@ class AdapterView(ctypes.Structure):
     )
 
 
-class AdamwTensor(ctypes.Structure):
+class AdamwView(ctypes.Structure):
     """struct qlk_adamw_tensor."""
 
     _fields_ = (
@@ -64,7 +64,7 @@ class AdamwTensor(ctypes.Structure):
     )
 
 
-WEIGHT, ADAPTER, TENSORS = POINTER(WeightView), POINTER(AdapterView), POINTER(AdamwTensor)
+WEIGHT, ADAPTER, TENSORS = POINTER(WeightView), POINTER(AdapterView), POINTER(AdamwView)
 SIGNATURES = {
     "qlk_cpu_quantize": (c_void_p, c_int, c_int64, c_int, c_int64, c_void_p, c_void_p, c_int),
     "qlk_cpu_dequantize": (WEIGHT, c_int, c_void_p, c_int),
