@@ -4,8 +4,7 @@ The only module that joins the light chain (configuration, run folders, tracking
 (models, data, training, evaluation).
 """
 
-import hashlib
-import resource
+import math
 import signal
 import sys
 import time
@@ -17,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel
 
 from qlora_lab.adapters.lora import add_adapters, count_parameters, train_everything
@@ -26,24 +24,37 @@ from qlora_lab.config import hardware
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.data.batching import plan_steps
 from qlora_lab.data.prepare import PreparedData, prepare_data
-from qlora_lab.errors import ConfigError
+from qlora_lab.errors import ConfigError, TrainingError
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
-from qlora_lab.fetch import default_cache_dir
+from qlora_lab.evaluation.weights import cached_if_small
+from qlora_lab.hashing import file_sha256
 from qlora_lab.models.load import load_model, load_tokenizer
-from qlora_lab.quant.linear import cached_weights
+from qlora_lab.models.loss import check_output_head
+from qlora_lab.models.precision import computing_in
+from qlora_lab.ops.registry import KERNELS
+from qlora_lab.quant.quantizer import QuantizedShare, count_quantized
 from qlora_lab.runs.environment import environment
+from qlora_lab.runs.fingerprint import check_model_fingerprint
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, MetricsFile, RunFolder
-from qlora_lab.tracking.session import open_session
+from qlora_lab.runs.peak_memory import PeakRss
+from qlora_lab.tracking.session import NoSession, Session, open_session
 from qlora_lab.train.fit import FitResult, TrainingInterrupted, fit
 from qlora_lab.train.progress import progress_for
+from qlora_lab.train.rng import seed_everything
+from qlora_lab.wheels import default_cache_dir
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KERNELS = "reference (pure torch)"  # the only implementation of the ops so far
+
 Record = Callable[[int, dict[str, float]], None]
+Clock = Callable[[], float]
+HEAD_CHECK_TOKENS = 8
+LITTLE_QUANTIZED = 0.5  # of the matrix weights; below it the run says so
 
 
 def execute(path: Path) -> str:
     """Execute the run whose folder is `path`, resuming it where it stopped.
+
+    The folder is complete before W&B gets the adapter and the end of the run: nothing there can undo a result.
 
     Returns:
         The run's state: finished, failed (its traceback is in status.json) or interrupted (told to stop).
@@ -55,22 +66,39 @@ def execute(path: Path) -> str:
     with folder.lock():
         if folder.state() == FINISHED:
             return FINISHED
+        clock = _clock_from(folder.elapsed_s())
+        session: Session = NoSession()
+
+        def end(state: str, error: BaseException | None = None, summary: dict[str, Any] | None = None) -> str:
+            folder.end(state, clock(), error)
+            if state == FINISHED:
+                session.adapter(folder.adapter)
+            session.finish(state, summary or {})
+            return state
+
         folder.begin()
         try:
-            folder.write_result(_execute(folder, folder.config()))
+            config = folder.config()
+            session = open_session(config, folder.run_id, config.study.name or "qlora_lab", folder.path)
+            result = _execute(folder, config, session, clock)
+            folder.write_result(result)
         except TrainingInterrupted as error:
-            folder.end(INTERRUPTED, error)
-            return INTERRUPTED
+            return end(INTERRUPTED, error)
         except KeyboardInterrupt as error:
-            folder.end(INTERRUPTED, error)
+            end(INTERRUPTED, error)
             raise
         except BaseException as error:
             # Whatever went wrong is recorded; the sweep goes on with the other runs.
-            folder.end(FAILED, error)
+            end(FAILED, error)
             print(f"run {folder.run_id} failed: {error}", file=sys.stderr, flush=True)
             return FAILED
-        folder.end(FINISHED)
-        return FINISHED
+        return end(FINISHED, summary=result["metrics"])
+
+
+def _clock_from(elapsed_s: float) -> Clock:
+    """Return a clock of the seconds over all attempts of a run, `elapsed_s` of them before this one."""
+    started = time.monotonic()
+    return lambda: elapsed_s + time.monotonic() - started
 
 
 @dataclass(frozen=True)
@@ -81,11 +109,18 @@ class Workbench:
     tokenizer: Any
     data: PreparedData
     plan: list[list[int]]
+    quantized: QuantizedShare
+
+    def plan_metrics(self) -> dict[str, float]:
+        """Return how much of the training data the plan holds."""
+        drawn = [row for step in self.plan for row in step]
+        return {"train/rows_seen": len(set(drawn)), "train/epochs": len(drawn) / len(self.data.train)}
 
 
 def build(config: RunConfig) -> Workbench:
     """Load, quantize and adapt the model, and prepare the data and the plan of steps."""
     cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
+    check_model_fingerprint(config.model)
     tokenizer = load_tokenizer(config.model, cache_dir)
     data = prepare_data(
         config.data,
@@ -104,6 +139,8 @@ def build(config: RunConfig) -> Workbench:
         cache_dir=cache_dir,
         seed=config.seed,
     )
+    check_output_head(model, torch.tensor([data.train[0].input_ids[:HEAD_CHECK_TOKENS]], device=model.device))
+    quantized = count_quantized(model)
     if config.adapter.kind == "lora":
         add_adapters(model, config.adapter, torch.Generator().manual_seed(config.seed))
     else:
@@ -116,60 +153,94 @@ def build(config: RunConfig) -> Workbench:
         seed=config.seed,
         group_by_length=config.trainer.group_by_length,
     )
-    return Workbench(model, tokenizer, data, plan)
+    return Workbench(model, tokenizer, data, plan, quantized)
 
 
-def _execute(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+def _execute(folder: RunFolder, config: RunConfig, session: Session, clock: Clock) -> dict[str, Any]:
     """Do the work of one attempt and return the content of result.json."""
-    started = time.monotonic()
     _check_device(config)
-    torch.set_num_threads(config.trainer.threads or 1)
+    if config.trainer.threads is None:
+        raise ConfigError("trainer.threads must be resolved before a run; got null; plan the run again")
+    torch.set_num_threads(config.trainer.threads)
     folder.write_environment(_environment(config))
-    session = open_session(config, folder.run_id, config.study.name or "qlora_lab", folder.path)
-    metrics_file = MetricsFile(folder)
+    memory = PeakMemory(config.trainer.device)
+    metrics_file = MetricsFile(folder, clock)
 
     def record(step: int, metrics: dict[str, float]) -> None:
         metrics_file.append(step, metrics)
         session.log(step, metrics)
 
-    state, metrics = FAILED, {}
-    try:
-        # Before anything is initialised, so that a seed fixes the adapters too.
-        seed_everything(config.seed, verbose=False)
-        bench = build(config)
-        print(f"run {folder.run_id}: {bench.data.report.summary()}", flush=True)
-        if config.evaluation.before_training:
-            record(0, _evaluate(bench, config).metrics)
-        trained = _train(bench, config, folder, record)
-        checksum = _save_weights(bench, config, folder)
-        evaluation_started = time.monotonic()
-        outcome = _evaluate(bench, config)
-        folder.write_evaluation(outcome.rows, outcome.generations)
-        record(trained.steps, outcome.metrics)
-        metrics = {
-            **outcome.metrics,
-            **_training_metrics(trained),
-            "eval/time_s": time.monotonic() - evaluation_started,
-            "run/time_s": time.monotonic() - started,
-            "memory/peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-        if config.trainer.device == "cuda":
-            metrics["memory/peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
-        session.adapter(folder.adapter)
-        state = FINISHED
-    except (KeyboardInterrupt, TrainingInterrupted):
-        state = INTERRUPTED
-        raise
-    finally:
-        session.finish(state, metrics)
+    # Before anything is initialised, so that a seed fixes the adapters too.
+    seed_everything(config.seed)
+    bench = build(config)
+    _say_what_was_built(bench, config, folder.run_id)
+    if config.evaluation.before_training and not folder.has_metric(0, "eval/loss"):
+        record(0, _evaluate(bench, config).metrics)
+    memory.end_section()
+    trained = _train(bench, config, folder, record)
+    training_peaks = memory.end_section()
+    checksum = _save_weights(bench, config, folder)
+    evaluation_started = time.monotonic()
+    outcome = _evaluate(bench, config)
+    folder.write_evaluation(outcome.rows, outcome.generations)
+    record(trained.steps, outcome.metrics)
+    memory.end_section()
     trainable, total = count_parameters(bench.model)
     return {
-        "metrics": metrics,
+        "metrics": {
+            **outcome.metrics,
+            **_training_metrics(trained),
+            **bench.plan_metrics(),
+            **({f"train/{name}": peak for name, peak in training_peaks.items()} if trained.trained_now else {}),
+            "eval/time_s": time.monotonic() - evaluation_started,
+            "run/time_s": clock(),
+            **{f"memory/{name}": peak for name, peak in memory.highest.items()},
+        },
         "trainable_parameters": trainable,
         "total_parameters": total,
+        "quantized_parameters": bench.quantized.quantized,
+        "quantized_share": bench.quantized.share,
         "data": bench.data.report.to_dict(),
         "adapter_sha256": checksum,
     }
+
+
+class PeakMemory:
+    """Peak memory of a run, section by section, of this run alone also where a process does several."""
+
+    def __init__(self, device: str) -> None:
+        self.highest: dict[str, float] = {}  # of all sections so far, by the metric's name
+        self._on_gpu = device == "cuda"
+        self._resident = PeakRss()
+        self._restart()
+
+    def end_section(self) -> dict[str, float]:
+        """Return the peaks since the last section ended; what cannot be known is left out."""
+        peaks: dict[str, float] = {}
+        resident = self._resident.peak_bytes()
+        if resident is not None:
+            peaks["peak_rss_bytes"] = resident
+        if self._on_gpu:
+            peaks["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
+        self.highest = {name: max(peak, self.highest.get(name, 0)) for name, peak in peaks.items()}
+        self._restart()
+        return peaks
+
+    def _restart(self) -> None:
+        self._resident.restart()
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+
+
+def _say_what_was_built(bench: Workbench, config: RunConfig, run_id: str) -> None:
+    print(f"run {run_id}: {bench.data.report.summary()}", flush=True)
+    share = bench.quantized
+    if config.quant.format != "none" and share.share < LITTLE_QUANTIZED:
+        print(
+            f"run {run_id}: only {share.share:.0%} of the {share.matrices:,} matrix weights outside embeddings and "
+            "head are quantized; the others are in no plain linear layers (fused experts, for example) and stay dense",
+            flush=True,
+        )
 
 
 def _check_device(config: RunConfig) -> None:
@@ -187,7 +258,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         device=torch.cuda.get_device_name() if config.trainer.device == "cuda" else "cpu",
         compute_dtype=config.trainer.compute_dtype,
         threads=torch.get_num_threads(),
-        kernels=KERNELS,
+        kernels=str(KERNELS),
     )
 
 
@@ -203,6 +274,7 @@ def _train(bench: Workbench, config: RunConfig, folder: RunFolder, record: Recor
             seed=config.seed,
             checkpoints=folder.checkpoints,
             record=record,
+            forward_context=lambda: computing_in(bench.model, DTYPES[config.trainer.compute_dtype]),
             stop=stop_requested,
             progress=progress_for(sys.stdout),
         )
@@ -232,20 +304,32 @@ def _save_weights(bench: Workbench, config: RunConfig, folder: RunFolder) -> str
     else:
         save_full(bench.model, folder.adapter)
         weights = folder.adapter / "model.safetensors"
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(weights)
 
 
 def _evaluate(bench: Workbench, config: RunConfig) -> EvaluationOutcome:
-    return evaluate(
-        bench.model,
-        bench.tokenizer,
-        bench.data.held_out,
-        config.evaluation,
-        exact_match=config.data.exact_match,
-        loss_chunk_tokens=config.trainer.loss_chunk_tokens,
-        weights_context=cached_weights,
-    )
+    """Evaluate the model as it is.
+
+    Raises:
+        TrainingError: the loss is not finite, so that there is nothing to compare.
+    """
+    with computing_in(bench.model, DTYPES[config.trainer.compute_dtype]):
+        outcome = evaluate(
+            bench.model,
+            bench.tokenizer,
+            bench.data.held_out,
+            config.evaluation,
+            exact_match_sets=bench.data.exact_match_sets,
+            loss_chunk_tokens=config.trainer.loss_chunk_tokens,
+            weights_context=cached_if_small,
+        )
+    bad = [row["key"] for row in outcome.rows if not math.isfinite(row["loss_sum"])]
+    if bad:
+        raise TrainingError(
+            f"eval/loss is not finite: {len(bad)} of {len(outcome.rows)} held-out rows have none that is, such as "
+            f"{bad[0]}; try trainer.compute_dtype=float32, or a lower optim.learning_rate"
+        )
+    return outcome
 
 
 def _training_metrics(trained: FitResult) -> dict[str, float]:

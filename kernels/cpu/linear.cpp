@@ -79,7 +79,7 @@ struct Call {
 
     int64_t sums_floats() const { return threads * RECTANGLE_ROWS * RECTANGLE_PANELS * kernels.panel_columns; }
 
-    // `sums`: sums_floats(), needed where the product is not float.
+    // `sums`: sums_floats(), for products that are not float or whose inner dimension is long.
     void multiply(const Product &product, float *sums) const {
         const Split split = split_of(product.rows, product.columns, kernels.panel_columns, threads);
         parallel_tasks(split.row_count * split.column_count, threads, [&](int64_t task, int worker) {
@@ -222,7 +222,7 @@ class Forward {
         if (dropout_of(adapter_).share > 0 && !dropped_.allocate(rows)) return false;
         if (few_rows_ && !laid_out_.allocate(call_.kernels.few_rows_floats(rows_, weight_))) return false;
         if (bias_ != nullptr && !bias_floats_.allocate(round_up(weight_.out_features, call_.kernels.panel_columns))) return false;
-        if (dtype_ != QLK_FLOAT32 && !few_rows_ && !sums_.allocate(call_.sums_floats())) return false;
+        if (!few_rows_ && !sums_.allocate(call_.sums_floats())) return false;
         return scaled_low_.allocate(rows * rank_);
     }
 
@@ -317,7 +317,7 @@ class Backward {
     bool allocate() {
         const int64_t rows = smaller(ROWS_AT_ONCE, rows_);
         if (!grad_output_.allocate(rows)) return false;
-        if (dtype_ != QLK_FLOAT32 && grad_input_ != nullptr && !sums_.allocate(call_.sums_floats())) return false;
+        if (grad_input_ != nullptr && !sums_.allocate(call_.sums_floats())) return false;
         if (adapter_ == nullptr) return true;
         lows_stride_ = stride_of(rows);
         return dropped_.allocate(rows) && grad_low_.allocate(rows * rank_) && lows_.allocate(rank_ * lows_stride_) &&

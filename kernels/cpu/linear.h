@@ -73,7 +73,7 @@ struct LinearKernels {
     // out[r * stride + c] = dropout(in[r * columns + c]), zeros up to the stride. Rows are counted from first_row.
     void (*rows_to_float)(const void *in, int dtype, int64_t first_row, int64_t rows, int64_t columns, Dropout dropout,
                           float *out, int64_t stride);
-    // One rectangle; `sums` has room for its floats if out is not float (else it may be null).
+    // One rectangle; `sums` has room for its floats; it may be null if out is float.
     void (*multiply)(const Product &product, const Rectangle &part, float *sums);
     int64_t (*few_rows_floats)(int64_t rows, const qlk_weight &weight);
     void (*lay_out_few_rows)(const float *x, int64_t x_stride, int64_t rows, const qlk_weight &weight, float *out);

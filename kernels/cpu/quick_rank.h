@@ -13,7 +13,7 @@
 
 namespace qlk {
 
-struct QuickRank {
+struct alignas(64) QuickRank {
     static constexpr float NEAR = 1.0f / 4096;
     static constexpr int DECADES = 7;
 

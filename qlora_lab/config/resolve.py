@@ -4,17 +4,21 @@ Resolving comes before the run id, so that the id names what really runs: the sa
 laptop and on a GPU node gives different runs.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from typing import TypeVar
 
 from qlora_lab.config.hardware import BFLOAT16_CPU_FLAGS, Hardware
-from qlora_lab.config.schema import AUTO, RunConfig, SourceConfig
+from qlora_lab.config.schema import AUTO, EvaluationSetConfig, ModelConfig, RunConfig, SourceConfig
 
 # Tokens of a micro-batch that fit beside a small model on a laptop; a measured memory plan may raise it.
 MICRO_BATCH_TOKENS = 4096
 PROMPT_TOKENS = 16  # what a prompt format adds to a row
 
-Fingerprint = Callable[[SourceConfig], str | None]
+Source = TypeVar("Source", SourceConfig, EvaluationSetConfig, ModelConfig)
+Fingerprint = Callable[[SourceConfig | ModelConfig], str | None]
 
 
 def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> RunConfig:
@@ -23,12 +27,17 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
     Args:
         config: as composed.
         hardware: of the machine that plans; a SLURM run is resolved for a GPU node instead.
-        fingerprint: gives the sha256 of a source's file, or None where it has no local file.
+        fingerprint: gives the sha256 of a source's or model's files, or None where it has no local file.
     """
     device = _device(config, hardware)
     dtype = _compute_dtype(config, hardware, device)
+    sources: list[SourceConfig | ModelConfig] = [config.model, config.data.source, *config.evaluation.sets.values()]
+    for source in sources:
+        if source.hub_id is not None and source.revision is None:
+            _warn_of_moving_branch(source.hub_id)
     return replace(
         config,
+        model=_with_fingerprint(config.model, fingerprint),
         trainer=replace(
             config.trainer,
             device=device,
@@ -65,5 +74,14 @@ def _micro_batch_size(config: RunConfig) -> int:
     return min(config.trainer.batch_size, max(1, MICRO_BATCH_TOKENS // row_tokens))
 
 
-def _with_fingerprint(source: SourceConfig, fingerprint: Fingerprint) -> SourceConfig:
+def _with_fingerprint(source: Source, fingerprint: Fingerprint) -> Source:
     return replace(source, content_sha256=source.content_sha256 or fingerprint(source))
+
+
+@cache  # once for all runs of a plan
+def _warn_of_moving_branch(hub_id: str) -> None:
+    print(
+        f"'{hub_id}' has no revision: its branch main can move on the hub under unchanged run ids; "
+        "set revision to a commit to fix what is loaded",
+        file=sys.stderr,
+    )

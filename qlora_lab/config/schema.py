@@ -213,7 +213,7 @@ class OptimConfig:
     warmup_share: float = 0.03  # of all steps
 
     def __post_init__(self) -> None:
-        require_one_of("optim.name", self.name, ("adamw",))
+        require_one_of("optim.name", self.name, ("adamw", "adamw_8bit"))
         require_one_of("optim.schedule", self.schedule, SCHEDULES)
         require(self.learning_rate > 0, f"optim.learning_rate must be above 0; got {self.learning_rate}")
         require_at_least("optim.weight_decay", self.weight_decay, 0)
@@ -238,7 +238,7 @@ class TrainerConfig:
     checkpoint_every_steps: int = 50
     keep_checkpoints: int = 2
     log_every_steps: int = 1
-    loss_chunk_tokens: int = 512  # rows of logits in memory at once
+    loss_chunk_tokens: int = 128  # rows of logits in memory at once
 
     def __post_init__(self) -> None:
         require_at_least("trainer.batch_size", self.batch_size, 1)

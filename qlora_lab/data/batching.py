@@ -106,13 +106,6 @@ def split_micro_batches(step: Sequence[int], lengths: Sequence[int], micro_batch
     return [order[start : start + micro_batch_size] for start in range(0, len(order), micro_batch_size)]
 
 
-def padding_share(batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
-    """Return the share of positions that are padding when each batch is padded to its longest row."""
-    positions = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
-    tokens = sum(lengths[row] for batch in batches for row in batch)
-    return 1 - tokens / positions if positions else 0.0
-
-
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
     """Pad examples on the right to the longest of them.
 

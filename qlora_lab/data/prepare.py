@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import DataConfig, EvaluationConfig, SourceConfig
+from qlora_lab.config.schema import HELD_OUT, DataConfig, EvaluationConfig, SourceConfig
 from qlora_lab.data.held_out import (
     check_disjoint,
     choose_evaluation_rows,
@@ -16,20 +16,19 @@ from qlora_lab.data.held_out import (
 )
 from qlora_lab.data.noise import put_in_wrong_answers
 from qlora_lab.data.procedural import procedural_rows
-from qlora_lab.data.prompts import PromptFormat, find_prompt_format
+from qlora_lab.data.prompts import PromptFormat, data_ids, find_prompt_format
 from qlora_lab.data.report import DataReport, SetReport
 from qlora_lab.data.rows import Row
 from qlora_lab.data.sources import load_rows
 from qlora_lab.data.tokenization import EvalExample, Example, Limits, encode_rows
 from qlora_lab.errors import ConfigError, DataError
 
-HELD_OUT = "held_out"  # the set's name when evaluation rows come from the run's own source
-
 
 @dataclass(frozen=True)
 class PreparedData:
     train: list[Example]
     held_out: dict[str, list[EvalExample]]
+    exact_match_sets: frozenset[str]  # held-out sets whose targets are the only right answers
     report: DataReport
 
 
@@ -55,8 +54,8 @@ def prepare_data(
     asks the same as an evaluation row is kept out of training, and this is checked on the result.
 
     Args:
-        data: the training set; its token limits hold for evaluation too.
-        evaluation: rows to hold out, or sets of their own.
+        data: the training set, with its token limits.
+        evaluation: rows to hold out, or sets of their own, with token limits of their own.
         prompt_format: name of a format of `prompts`.
         tokenizer: of the model.
         seed: of the run.
@@ -65,7 +64,8 @@ def prepare_data(
 
     Raises:
         DataError: a source is missing, broken, empty or too small, or no target survives its limit.
-        ConfigError: an unknown template, family or prompt format.
+        ConfigError: an unknown template, family or prompt format; or evaluation.max_new_tokens is too small for
+            an answer that has to be matched exactly.
         ModelError: the tokenizer does not fit the prompt format.
     """
     folders = Folders(cache_dir, data_dir)
@@ -79,14 +79,36 @@ def prepare_data(
     train = encode_rows(
         rows, formatted, tokenizer, limits, loss_on=data.loss_on, set_name=data.name, counts=report.train
     )
+    evaluation_limits = Limits(evaluation.max_source_tokens, evaluation.max_target_tokens, group="evaluation")
+    encoded = {
+        name: encode_held_out(chosen, formatted, tokenizer, evaluation_limits, name, report.held_out[name])
+        for name, chosen in held_out.items()
+    }
+    exact = {name for name, chosen in evaluation.sets.items() if chosen.exact_match}
+    if not evaluation.sets and data.exact_match:
+        exact = {HELD_OUT}
+    for name in exact:
+        check_answers_fit(name, encoded[name], evaluation.max_new_tokens)
     return PreparedData(
         train=[example for _, example in train],
-        held_out={
-            name: encode_held_out(chosen, formatted, tokenizer, limits, name, report.held_out[name])
-            for name, chosen in held_out.items()
-        },
+        held_out=encoded,
+        exact_match_sets=frozenset(exact),
         report=report,
     )
+
+
+def check_answers_fit(name: str, rows: Sequence[EvalExample], max_new_tokens: int) -> None:
+    """Refuse a set that asks for exact answers longer than what the model may write.
+
+    Raises:
+        ConfigError: the longest answer does not fit.
+    """
+    longest = max(row.answer_tokens for row in rows)
+    if longest > max_new_tokens:
+        raise ConfigError(
+            f"evaluation.max_new_tokens must be at least {longest}, the tokens of the longest exact answer in "
+            f"'{name}'; got {max_new_tokens}; raise it, or turn exact_match off for this set"
+        )
 
 
 def load_pool(source: SourceConfig, folders: Folders, counts: SetReport) -> list[Row] | None:
@@ -182,12 +204,14 @@ def encode_held_out(
 ) -> list[EvalExample]:
     """Tokenize evaluation rows; always scored on the target, whatever training's loss is on."""
     encoded = encode_rows(rows, prompt_format, tokenizer, limits, loss_on="target", set_name=name, counts=counts)
+    answers = data_ids([row.target for row, _ in encoded], tokenizer)
     return [
         EvalExample(
             example=example,
             prompt_ids=example.input_ids[: example.target_start],
             prompt=prompt_format.text(row.source),
             target=row.target,
+            answer_tokens=len(answer),
         )
-        for row, example in encoded
+        for (row, example), answer in zip(encoded, answers, strict=True)
     ]

@@ -11,8 +11,8 @@ from qlora_lab.data.report import SetReport
 from qlora_lab.data.rows import Row
 from qlora_lab.data.templates import find_template
 from qlora_lab.errors import DataError
-from qlora_lab.fetch import wheel_file
 from qlora_lab.runs.fingerprint import check_fingerprint, locate_file
+from qlora_lab.wheels import wheel_file
 
 
 def load_rows(source: SourceConfig, *, cache_dir: Path, data_dir: Path, counts: SetReport) -> list[Row]:

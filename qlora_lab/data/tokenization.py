@@ -12,6 +12,7 @@ from qlora_lab.data.rows import Row
 from qlora_lab.errors import DataError
 
 ROWS_AT_ONCE = 1000  # tokenized in one call
+SPLIT_CHARACTER = "\ufffd"  # what tokenizers decode a part of a character to
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Example:
             nothing to be predicted from). Labels go by position: pad may be eos, and eos is learnt.
         key: content of the row (see `Row.key`).
         family: of the row.
-        target_bytes: UTF-8 bytes of the target's text that was kept; eos counts none.
+        target_bytes: UTF-8 bytes of the target's text that its tokens stand for; eos counts none.
     """
 
     input_ids: Sequence[int]
@@ -53,6 +54,7 @@ class EvalExample:
     prompt_ids: Sequence[int]
     prompt: str  # as text, not truncated
     target: str  # the right answer, not truncated
+    answer_tokens: int  # of the right answer, not truncated, without eos
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Limits:
 
     max_source_tokens: int
     max_target_tokens: int
+    group: str = "data"  # of the configuration, which sets them
 
 
 def encode_rows(
@@ -129,9 +132,9 @@ def encode_prompt(
     room = limits.max_source_tokens - prompt_format.overhead_tokens
     if room < 1:
         raise DataError(
-            f"data.max_source_tokens is {limits.max_source_tokens}, which leaves no room for a source: prompt "
-            f"format '{prompt_format.name}' takes {prompt_format.overhead_tokens} tokens itself; try "
-            f"data.max_source_tokens={prompt_format.overhead_tokens + 64}"
+            f"{limits.group}.max_source_tokens is {limits.max_source_tokens}, which leaves no room for a source: "
+            f"prompt format '{prompt_format.name}' takes {prompt_format.overhead_tokens} tokens itself; try "
+            f"{limits.group}.max_source_tokens={prompt_format.overhead_tokens + 64}"
         )
     if len(source_ids) > room:
         counts.sources_truncated += 1
@@ -156,18 +159,37 @@ def encode_target(
         return None
     if len(ids) <= room:
         return [*ids, eos_id], len(text.encode())
-    kept = str(tokenizer.decode(ids[:room], clean_up_tokenization_spaces=False))
+    kept_ids, kept = whole_characters(text, ids, room, tokenizer)
     if not kept.strip():
         counts.targets_truncated_away += 1
         return None
     counts.targets_truncated += 1
-    return [*ids[:room], eos_id], len(kept.encode())
+    return [*kept_ids, eos_id], len(kept.encode())
+
+
+def whole_characters(text: str, ids: list[int], room: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
+    """Return the first `room` tokens less those of a character that the cut splits, and the text they stand for.
+
+    Half a character has no text, so its tokens would be scored without a byte to count them by; and nobody
+    wants it learnt.
+    """
+
+    def decoded(length: int) -> str:
+        return str(tokenizer.decode(ids[:length], clean_up_tokenization_spaces=False))
+
+    for length in range(room, 0, -1):
+        kept = decoded(length)
+        # Some tokenizers decode part of a character to nothing, others to a mark. A text may hold that mark itself; at
+        # a cut it is left out too, for nothing tells the two apart.
+        if not kept.endswith(SPLIT_CHARACTER) and kept != decoded(length - 1):
+            return ids[:length], kept
+    return [], ""
 
 
 def nothing_encoded(set_name: str, rows: int, limits: Limits, counts: SetReport) -> str:
     return (
         f"no row of {set_name} has a target left to learn: of {rows} rows {counts.empty_targets} have an empty "
-        f"target and {counts.targets_truncated_away} one truncated away at data.max_target_tokens="
+        f"target and {counts.targets_truncated_away} one truncated away at {limits.group}.max_target_tokens="
         f"{limits.max_target_tokens} (eos takes one); raise it, or check data.source.template"
     )
 

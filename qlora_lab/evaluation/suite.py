@@ -5,7 +5,7 @@ and generations. EVALUATORS names those that exist; a new one is a function and 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import EvaluationConfig
+from qlora_lab.config.schema import HELD_OUT, EvaluationConfig
 from qlora_lab.data.tokenization import EvalExample
 from qlora_lab.errors import ConfigError, unknown_name
 from qlora_lab.evaluation.generate import exact_match, generate
 from qlora_lab.evaluation.target_loss import aggregate, score
 
-DEFAULT_SET = "held_out"
 COUNTS = ("rows", "target_tokens")  # added up over sets, where other metrics are averaged
 
 
@@ -30,7 +29,7 @@ class Subject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     config: EvaluationConfig
-    exact_match: bool  # whether a row's target is the only right answer
+    exact_match: bool  # whether a row's target is the only right answer in this set
     loss_chunk_tokens: int
 
 
@@ -114,7 +113,7 @@ def evaluate(
     held_out: Mapping[str, Sequence[EvalExample]],
     config: EvaluationConfig,
     *,
-    exact_match: bool,
+    exact_match_sets: Collection[str],
     loss_chunk_tokens: int,
     evaluators: Sequence[str] = tuple(EVALUATORS),
     weights_context: Callable[[torch.nn.Module], AbstractContextManager[Any]] = nullcontext,
@@ -128,10 +127,11 @@ def evaluate(
     Args:
         held_out: rows by the name of their set.
         config: batch_tokens, max_new_tokens and sample_generations are read.
-        exact_match: whether a row's target is the only right answer; all rows are then answered.
+        exact_match_sets: names of the sets whose targets are the only right answers; all their rows are answered.
         loss_chunk_tokens: rows of logits in memory at once.
         evaluators: names from EVALUATORS.
-        weights_context: entered around the evaluation with the model; a place to keep expanded weights.
+        weights_context: entered around the evaluation with the model; a place to keep expanded weights, or to set
+            the dtype of the products.
 
     Raises:
         ConfigError: there is no evaluator of a given name.
@@ -139,13 +139,15 @@ def evaluate(
     for name in evaluators:
         if name not in EVALUATORS:
             raise ConfigError(unknown_name("evaluators", name, EVALUATORS))
-    subject = Subject(model, tokenizer, config, exact_match, loss_chunk_tokens)
+    subjects = {
+        name: Subject(model, tokenizer, config, name in exact_match_sets, loss_chunk_tokens) for name in held_out
+    }
     was_training = model.training
     model.eval()
     try:
         with weights_context(model):
             scores = {
-                set_name: [EVALUATORS[name](subject, rows) for name in evaluators]
+                set_name: [EVALUATORS[name](subjects[set_name], rows) for name in evaluators]
                 for set_name, rows in held_out.items()
             }
     finally:
@@ -169,7 +171,7 @@ def _metrics(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     for name in {name: None for found in sets.values() for name in found}:
         values = [found[name] for found in sets.values() if name in found]
         metrics[f"eval/{name}"] = sum(values) if name in COUNTS else sum(values) / len(values)
-    if list(sets) != [DEFAULT_SET]:
+    if list(sets) != [HELD_OUT]:
         for set_name, found in sets.items():
             metrics.update({f"eval/{set_name}/{name}": value for name, value in found.items()})
     return metrics

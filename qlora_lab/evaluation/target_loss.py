@@ -56,6 +56,10 @@ def score(
 def aggregate(scores: Sequence[RowLoss]) -> dict[str, float]:
     """Pool rows: every target token weighs the same, and every byte.
 
+    The end-of-sequence token is one of the target tokens, in `loss` and in the bits of `bits_per_byte`, though it
+    has no byte: that an answer ends is part of what a model has to say, with any tokenizer exactly once a row, and
+    the original study counted it too.
+
     Returns:
         loss: nats a target token; bits_per_byte: of the target's text, comparable between tokenizers;
         target_tokens and rows: how many. A mean over nothing is NaN.

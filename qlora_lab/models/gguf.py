@@ -3,11 +3,10 @@
 transformers reads a GGUF file in some twenty seconds, because it parses the metadata several times; the converted
 folder loads in one. Weights are kept in float32, which holds every dequantized value exactly (a Q4_1 weight is
 d * q + m with d and m in float16; bfloat16 keeps only a third of them), and they are bit for bit what
-`gguf.dequantize` gives. Whoever changes what is written here raises `fetch.CONVERSION`.
+`gguf.dequantize` gives. Whoever changes what is written here raises `wheels.CONVERSION`.
 """
 
 import fcntl
-import hashlib
 import shutil
 import uuid
 import zipfile
@@ -22,8 +21,9 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from qlora_lab.errors import ModelError
-from qlora_lab.fetch import WHEELS, model_folder, wheel_file
-from qlora_lab.models.progress_bars import bars_in_terminals_only
+from qlora_lab.hashing import remembered_sha256
+from qlora_lab.models.progress_bars import bars_in_terminals_only, gguf_bar_as_the_others
+from qlora_lab.wheels import WHEELS, model_folder, wheel_file
 
 # `tokenizer.ggml.pre` of vocabularies whose pre-tokenizer splits digits one by one before all else.
 DIGIT_SPLITTING = ("smollm",)
@@ -55,9 +55,7 @@ def gguf_model(path: Path, cache_dir: Path) -> Path:
     """
     if not path.is_file():
         raise ModelError(f"model.path must be a GGUF file; there is no file {path}")
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = model_folder(path.stem, content, cache_dir)
+    folder = model_folder(path.stem, remembered_sha256(path), cache_dir)
     if not folder.is_dir():
         convert_gguf(path, folder)
     return folder
@@ -81,7 +79,7 @@ def convert_gguf(path: Path, folder: Path) -> None:
         if folder.is_dir():
             return
         with _scratch_folder(folder.parent) as scratch:
-            with bars_in_terminals_only():
+            with bars_in_terminals_only(), gguf_bar_as_the_others():
                 _convert(path, scratch / folder.name)
             try:
                 (scratch / folder.name).rename(folder)

@@ -228,7 +228,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, states.to(exact))
             if grad_hidden is not None:
-                grad_hidden[chunk] = grad_logits.to(weight.dtype) @ weight
+                # under autocast the product is in its dtype, and hidden states may not be
+                grad_hidden[chunk] = (grad_logits.to(weight.dtype) @ weight).to(grad_hidden.dtype)
         ctx.grads = (
             grad_hidden,
             grad_weight.to(weight.dtype) if grad_weight is not None else None,

@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
 
@@ -18,3 +20,18 @@ def bars_in_terminals_only() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def gguf_bar_as_the_others() -> Iterator[None]:
+    """Let the bar of GGUF conversion, which transformers takes from tqdm itself, be switched off with its others."""
+    module: Any = modeling_gguf_pytorch_utils
+    own = getattr(module, "tqdm", None)
+    if own is None:  # put right in a later version
+        yield
+        return
+    module.tqdm = logging.tqdm
+    try:
+        yield
+    finally:
+        module.tqdm = own

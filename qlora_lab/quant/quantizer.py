@@ -7,6 +7,7 @@ missing weights through their plain linear layers.
 """
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -201,16 +202,52 @@ def linears_to_quantize(model: PreTrainedModel, config: QloraLabConfig) -> list[
 
     Left out are the output head, tied weights, `config.skip_modules`, and what the model wants in float32: some
     of it always, some only against overflow in float16.
+
+    Raises:
+        ModelError: there is none, so that the model would stay as it is.
     """
     kept = set(model._keep_in_fp32_modules_strict or ())
     if torch.float16 in (model.dtype, DTYPES[config.compute_dtype]):
         kept |= set(model._keep_in_fp32_modules or ())
     skipped = HfQuantizer.get_modules_to_not_convert(model, config.skip_modules, sorted(kept), add_default_skips=True)
-    return [
+    paths = [
         path
         for path, module in model.named_modules()
         if type(module) is nn.Linear and should_convert_module(path, skipped)
     ]
+    if not paths:
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer to quantize: its weights are in layers of other kinds, as "
+            "those of GPT-2 are; set quant=none, or take another model"
+        )
+    return paths
+
+
+@dataclass(frozen=True)
+class QuantizedShare:
+    """How much of a model is quantized."""
+
+    quantized: int  # weights
+    matrices: int  # weights of all matrices outside embeddings and output head, the quantized among them
+
+    @property
+    def share(self) -> float:
+        return self.quantized / self.matrices if self.matrices else 0.0
+
+
+def count_quantized(model: PreTrainedModel) -> QuantizedShare:
+    """Count a model's quantized weights; what mixture-of-experts models fuse into one tensor stays dense, for example.
+
+    Args:
+        model: before it gets adapters.
+    """
+    quantized = sum(
+        module.in_features * module.out_features for module in model.modules() if isinstance(module, QuantizedLinear)
+    )
+    outside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    outside |= {id(parameter) for parameter in getattr(model.get_output_embeddings(), "parameters", list)()}
+    dense = sum(weight.numel() for weight in model.parameters() if weight.ndim >= 2 and id(weight) not in outside)
+    return QuantizedShare(quantized, quantized + dense)
 
 
 def quantize_model(model: PreTrainedModel, config: QloraLabConfig) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written under another name, flushed to disk, then renamed."""
 
 import json
+import math
 import os
 import uuid
 from pathlib import Path
@@ -27,13 +28,28 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return valid JSON, which has no NaN and no infinity: they become null, a value that is missing."""
+    return json.dumps(_finite_or_null(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, to_json(value, indent=2) + "\n")
 
 
 def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_atomic(path, "".join(to_json(record) + "\n" for record in records))
 
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_null(item) for item in value]
+    return value

@@ -1,12 +1,15 @@
-"""Which file a data source means, and the hash of what is in it. Light: planning uses it for run ids."""
+"""Which local files a run reads, and the hash of what is in them. Light: planning uses it for run ids."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
-from qlora_lab.config.schema import SourceConfig
-from qlora_lab.errors import DataError
+from qlora_lab.config.schema import ModelConfig, SourceConfig
+from qlora_lab.errors import DataError, ModelError
+from qlora_lab.hashing import remembered_sha256
 
-CHUNK_BYTES = 1 << 20
+# What `save_pretrained` writes and loading reads: config, weights and their index, tokenizer, chat template.
+MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 
 
 def locate_file(path: str, data_dir: Path) -> Path:
@@ -29,40 +32,73 @@ def locate_file(path: str, data_dir: Path) -> Path:
     )
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+def source_fingerprint(source: SourceConfig | ModelConfig, data_dir: Path) -> str | None:
+    """Return the SHA-256 of what a data source or a model reads from local files, so that other content is a new run.
 
-
-def source_fingerprint(source: SourceConfig, data_dir: Path) -> str | None:
-    """Return the SHA-256 of a local data file, so that changed data is a new run.
-
-    Other kinds need none: a wheel is pinned by its hash, a hub set by its revision, and procedural rows
-    are made from the configuration alone.
+    Others have none: a wheel is pinned by its hash, and procedural rows and random weights are made from the
+    configuration alone. What a hub id means is fixed only by a `revision` that is a commit; without one it is
+    the branch `main`, which can move under an unchanged run id (`config.resolve` warns of it).
 
     Raises:
-        DataError: the file is missing.
+        DataError: the data file is missing.
+        ModelError: the model's folder or file is missing.
     """
+    if isinstance(source, ModelConfig):
+        return model_fingerprint(source)
     if source.kind != "file" or source.path is None:
         return None
-    return file_sha256(locate_file(source.path, data_dir))
+    return remembered_sha256(locate_file(source.path, data_dir))
+
+
+def model_fingerprint(model: ModelConfig) -> str | None:
+    """Return a hash of a model's GGUF file, or of the names and contents of its folder's files; None without either.
+
+    A tokenizer in a folder of its own counts too.
+
+    Raises:
+        ModelError: the file or folder is missing.
+    """
+    places = [Path(model.path)] if model.source in ("folder", "gguf") and model.path is not None else []
+    if model.tokenizer is not None and Path(model.tokenizer).is_dir():
+        places.append(Path(model.tokenizer))
+    files = [file for place in places for file in _model_files(place)]
+    return _digest((file.name, remembered_sha256(file)) for file in files) if files else None
 
 
 def check_fingerprint(path: Path, expected: str | None) -> None:
-    """Refuse a file whose content is not the one the run was planned with.
+    """Refuse a data file whose content is not the one the run was planned with.
 
     Raises:
         DataError: the hash differs.
     """
-    if expected is None:
-        return
-    found = file_sha256(path)
-    if found != expected:
-        raise DataError(
-            f"{path} has changed since this run was planned (SHA-256 {found[:12]}, planned with "
-            f"{expected[:12]}); start the study again to plan runs on the new content, or restore the file"
-        )
+    if expected is not None and (found := remembered_sha256(path)) != expected:
+        raise DataError(_changed(str(path), found, expected))
+
+
+def check_model_fingerprint(model: ModelConfig) -> None:
+    """Refuse a model whose files are not those the run was planned with.
+
+    Raises:
+        ModelError: the hash differs, or the files are gone.
+    """
+    if model.content_sha256 is not None and (found := model_fingerprint(model)) != model.content_sha256:
+        raise ModelError(_changed(f"the model {model.name}", found or "nothing", model.content_sha256))
+
+
+def _model_files(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise ModelError(f"model.path does not exist: {place}; give the path of a folder with a config.json, or a GGUF")
+    return sorted(file for file in place.iterdir() if file.suffix in MODEL_FILES and file.is_file())
+
+
+def _digest(named: Iterable[tuple[str, str]]) -> str:
+    return hashlib.sha256("".join(f"{name} {content}\n" for name, content in named).encode()).hexdigest()
+
+
+def _changed(what: str, found: str, expected: str) -> str:
+    return (
+        f"{what} has changed since this run was planned (SHA-256 {found[:12]}, planned with "
+        f"{expected[:12]}); start the study again to plan runs on the new content, or restore the file"
+    )

@@ -4,13 +4,14 @@ runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.
               evaluation/rows.jsonl  generations/held_out.jsonl  checkpoints/  adapter/
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from omegaconf import OmegaConf
 from qlora_lab.config.load import from_plain
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
-from qlora_lab.runs.files import read_json, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
@@ -85,17 +86,23 @@ class RunFolder:
             host=socket.gethostname(),
             pid=os.getpid(),
             attempt=1 + (before["attempt"] if before else 0),
+            elapsed_s=self.elapsed_s(),
             error=None,
         )
 
-    def end(self, state: str, error: BaseException | None = None) -> None:
-        """Record how the attempt ended, with the traceback of what ended it."""
+    def elapsed_s(self) -> float:
+        """Return the seconds that all attempts so far took; of a killed one, those until its last line of metrics."""
+        recorded = (self.status() or {}).get("elapsed_s", 0.0)
+        return max(recorded, (self.last_metrics() or {}).get("time_s", 0.0))
+
+    def end(self, state: str, elapsed_s: float, error: BaseException | None = None) -> None:
+        """Record how the attempt ended, the seconds over all attempts, and the traceback of what ended it."""
         status = self.status() or {}
         details = None
         if error is not None:
             trace = "".join(traceback.format_exception(error))
             details = {"type": type(error).__name__, "message": str(error), "traceback": trace}
-        self._write_status(**{**status, "state": state, "ended_at": now(), "error": details})
+        self._write_status(**{**status, "state": state, "ended_at": now(), "elapsed_s": elapsed_s, "error": details})
 
     def _write_status(self, **status: Any) -> None:
         write_json(self.path / "status.json", status)
@@ -119,11 +126,24 @@ class RunFolder:
 
     def last_metrics(self) -> dict[str, Any] | None:
         """Return the newest whole line of metrics.jsonl, for showing progress."""
+        lines = self._metrics_lines()
+        return json.loads(lines[-1]) if lines else None
+
+    def has_metric(self, step: int, name: str) -> bool:
+        """Say whether metrics.jsonl has a metric of a step, from this attempt or one before."""
+        for line in self._metrics_lines():
+            with contextlib.suppress(json.JSONDecodeError):  # half a line of a killed attempt
+                record = json.loads(line)
+                if record["step"] == step and name in record:
+                    return True
+        return False
+
+    def _metrics_lines(self) -> list[str]:
+        """Return the whole lines of metrics.jsonl; a killed run may have left half of one."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
-            return None
-        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
-        return json.loads(whole.rpartition("\n")[2]) if whole else None
+            return []
+        return file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
 
     def is_locked(self) -> bool:
         """Say whether a living process holds the run."""
@@ -156,18 +176,22 @@ class RunFolder:
 
 
 class MetricsFile:
-    """metrics.jsonl: a line is written whole and flushed, so a killed run loses at most the one being written."""
+    """metrics.jsonl: a line is written whole and flushed, so a killed run loses at most the one being written.
 
-    def __init__(self, folder: RunFolder) -> None:
+    Args:
+        clock: gives the run's seconds, over all its attempts.
+    """
+
+    def __init__(self, folder: RunFolder, clock: Callable[[], float]) -> None:
         self._path = folder.path / "metrics.jsonl"
-        self._start = time.monotonic()
+        self._clock = clock
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
-        record = {"step": step, "time_s": round(time.monotonic() - self._start, 3), **metrics}
+        record = {"step": step, "time_s": round(self._clock(), 3), **metrics}
         with self._path.open("a", encoding="utf-8") as file:
             if file.tell() and not self._ends_whole():
                 file.write("\n")  # a killed attempt left half a line
-            file.write(json.dumps(record) + "\n")
+            file.write(to_json(record) + "\n")
 
     def _ends_whole(self) -> bool:
         with self._path.open("rb") as file:

@@ -19,7 +19,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     values = {key: value for key, value in asdict(config).items() if key not in NOT_IDENTITY}
     for group, keys in NOT_IDENTITY_KEYS.items():
         values[group] = {key: value for key, value in values[group].items() if key not in keys}
-    for source in (values["data"]["source"], *values["evaluation"]["sets"].values()):
+    for source in (values["model"], values["data"]["source"], *values["evaluation"]["sets"].values()):
         if source["content_sha256"] is not None:
             del source["path"]  # the content counts, not where it lies
     return values
@@ -27,16 +27,5 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 def run_id(config: RunConfig) -> str:
     """Return the run's id: 12 hex digits of SHA-256 over the canonical JSON of its identity."""
-    return _digest(identity(config))
-
-
-def group_id(config: RunConfig) -> str:
-    """Return the id shared by runs that differ only in their seed."""
-    values = identity(config)
-    del values["seed"]
-    return _digest(values)
-
-
-def _digest(values: dict[str, Any]) -> str:
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:ID_LENGTH]

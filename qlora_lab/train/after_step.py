@@ -84,6 +84,7 @@ class AfterStep(Callback):
         self._progress.update(counters.step, pl_module.metrics)
         stopping = self._ctrl_c.pressed or self._stop() or trainer.received_sigterm
         if last or stopping or counters.step % self._saving.every_steps == 0:
+            self._state.check_finite()
             save_checkpoint(self._saving.folder, self._state, capture_rng(), self._saving.keep)
         if stopping:
             raise TrainingInterrupted(

@@ -7,7 +7,6 @@ SHA-256 of every file to find that out. Tensors are in safetensors and the rest 
 runs no code from it.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -23,7 +22,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from qlora_lab.errors import RunFolderError
+from qlora_lab.errors import RunFolderError, TrainingError
+from qlora_lab.hashing import file_sha256
+from qlora_lab.ops.adamw import AdamW
+from qlora_lab.train.optimizer import ScaledStep
 from qlora_lab.train.rng import RngState
 from qlora_lab.train.tensor_file import write_hashed, write_tensors
 
@@ -60,13 +62,29 @@ class TrainingState:
     """What a step changes: the trainable parameters by name, their optimizer, the counters."""
 
     parameters: Mapping[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW | ScaledStep
     counters: Counters
 
     def optimizer_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the optimizer's state by parameter name, then by torch's name of the value."""
         state = self.optimizer.state
         return {name: dict(state[weight]) for name, weight in self.parameters.items() if weight in state}
+
+    def check_finite(self) -> None:
+        """Refuse to keep weights that an update has spoilt.
+
+        The step's loss and gradients were finite, but the update itself can overflow; without a further step
+        nothing else would notice.
+
+        Raises:
+            TrainingError: naming the parameter and the step.
+        """
+        for name, parameter in self.parameters.items():
+            if not parameter.isfinite().all():
+                raise TrainingError(
+                    f"training stopped after step {self.counters.step}: {name} is not finite; the step is not saved; "
+                    "try a lower optim.learning_rate or trainer.compute_dtype=float32"
+                )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint's values into the parameters, the optimizer and the counters.
@@ -216,8 +234,7 @@ def _read(folder: Path) -> Checkpoint:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise DamagedCheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
 

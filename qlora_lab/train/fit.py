@@ -3,17 +3,16 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from qlora_lab.config.schema import OptimConfig, TrainerConfig
 from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import ConfigError, RunFolderError
-from qlora_lab.models.loss import check_output_head
 from qlora_lab.train.after_step import AfterStep, Record, SavePolicy
 from qlora_lab.train.checkpoint import Checkpoint, Counters, TrainingState, load_newest
 from qlora_lab.train.interrupt import CtrlC, TrainingInterrupted, as_usual_exceptions
@@ -26,8 +25,6 @@ from qlora_lab.train.steps import StepDataset, step_loader
 
 __all__ = ["FitResult", "TrainingInterrupted", "fit"]
 
-HEAD_CHECK_TOKENS = 8
-
 
 @dataclass(frozen=True)
 class FitResult:
@@ -38,6 +35,11 @@ class FitResult:
     target_tokens: int
     time_s: float  # inside the training loop
     resumed_from: int | None  # the step this attempt started after; None: from the beginning
+
+    @property
+    def trained_now(self) -> bool:
+        """Whether this attempt took a step."""
+        return self.steps > (self.resumed_from or 0)
 
 
 def fit(
@@ -51,6 +53,7 @@ def fit(
     seed: int,
     checkpoints: Path,
     record: Record,
+    forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -72,6 +75,7 @@ def fit(
         checkpoints: folder of this run's checkpoints.
         record: called with the number of steps done and the metrics of the last, each named `train/...`;
             every `trainer.log_every_steps` steps, and for the first and the last.
+        forward_context: entered around each forward pass and its loss; a place to set the dtype of the products.
         stop: asked after each step; once true, training saves a checkpoint and ends.
         progress: shows how far training is.
         clock: seconds.
@@ -79,9 +83,8 @@ def fit(
     Raises:
         TrainingInterrupted: `stop` said so, or the process got a SIGTERM.
         KeyboardInterrupt: Ctrl-C was pressed; the step was finished and saved first, unless it came twice.
-        TrainingError: loss or gradients are not finite.
+        TrainingError: loss, gradients or the weights to be saved are not finite.
         RunFolderError: a checkpoint cannot be written, or is of another run.
-        ModelError: the model's head is not one that can be trained through.
     """
     if trainer.micro_batch_size is None:
         raise ConfigError("trainer.micro_batch_size must be resolved before training; got null")
@@ -91,8 +94,6 @@ def fit(
     counters = state.counters
     resumed_from = counters.step if checkpoint is not None else None
     if counters.step < len(plan):
-        first_tokens = list(examples[plan[0][0]].input_ids[:HEAD_CHECK_TOKENS])
-        check_output_head(model, torch.tensor([first_tokens], device=model.device))
         ctrl_c = CtrlC()
         after_step = AfterStep(
             state,
@@ -107,7 +108,7 @@ def fit(
             progress=progress or NoProgress(),
             clock=clock,
         )
-        module = _module(model, state, optim, len(plan), trainer.loss_chunk_tokens, clock)
+        module = _module(model, state, optim, len(plan), trainer.loss_chunk_tokens, forward_context, clock)
         steps = StepDataset(examples, plan, counters.step, trainer.micro_batch_size, pad_id)
         with (
             ctrl_c.waiting_for_step(),
@@ -115,6 +116,7 @@ def fit(
             as_usual_exceptions(ctrl_c),
         ):
             run_loop(module, step_loader(steps), [after_step], model.device)
+    state.check_finite()
     return FitResult(counters.step, counters.tokens, counters.target_tokens, counters.time_s, resumed_from)
 
 
@@ -138,6 +140,7 @@ def _module(
     optim: OptimConfig,
     total_steps: int,
     loss_chunk_tokens: int,
+    forward_context: Callable[[], AbstractContextManager[Any]],
     clock: Callable[[], float],
 ) -> TrainingModule:
     warmup_steps = count_warmup_steps(total_steps, optim.warmup_share)
@@ -151,6 +154,7 @@ def _module(
         learning_rate=learning_rate,
         max_grad_norm=optim.max_grad_norm,
         loss_chunk_tokens=loss_chunk_tokens,
+        forward_context=forward_context,
         clock=clock,
     )
 

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class TrainingModule(LightningModule):
         learning_rate: Callable[[int], float],
         max_grad_norm: float,
         loss_chunk_tokens: int,
+        forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__()
@@ -47,6 +49,7 @@ class TrainingModule(LightningModule):
         self._learning_rate = learning_rate
         self._max_grad_norm = max_grad_norm
         self._loss_chunk_tokens = loss_chunk_tokens
+        self._forward_context = forward_context
         self._clock = clock
         self._checked_gradients = False
 
@@ -67,8 +70,10 @@ class TrainingModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss_sum = self._accumulate(batch, step)
-        grad_norm, loss = self._clip(loss_sum, batch.target_tokens, step)
-        optimizer.step()
+        loss, grad_norm = self._measure(loss_sum, batch.target_tokens, step)
+        # from summed to mean gradients of a bounded norm; the 1e-6 is that of torch.nn.utils.clip_grad_norm_
+        clipping = min(1.0, self._max_grad_norm / (grad_norm + 1e-6))
+        optimizer.step(gradient_scale=clipping / batch.target_tokens)
         optimizer.zero_grad()
         counters.step = step
         counters.tokens += batch.tokens
@@ -91,7 +96,8 @@ class TrainingModule(LightningModule):
         (model,) = self._model
         losses = []
         for micro_batch in batch.micro_batches:
-            loss, _ = target_loss(model, micro_batch, self._loss_chunk_tokens)
+            with self._forward_context():
+                loss, _ = target_loss(model, micro_batch, self._loss_chunk_tokens)
             if not loss.requires_grad:
                 raise TrainingError(
                     "no gradient can reach the trainable parameters: the loss does not depend on any of "
@@ -116,27 +122,19 @@ class TrainingModule(LightningModule):
                 untouched[0],
             )
 
-    def _clip(self, loss_sum: Tensor, target_tokens: int, step: int) -> tuple[float, float]:
-        """Turn summed into mean gradients of a bounded norm; return (norm before, mean loss).
-
-        Loss and norm are read in one go, since every read waits for the device, and checked before the
-        optimizer can carry a NaN into the weights.
-        """
-        grads = [parameter.grad for parameter in self._state.parameters.values() if parameter.grad is not None]
-        sum_norm = torch.nn.utils.get_total_norm(grads)
-        loss, grad_norm = (torch.stack([loss_sum, sum_norm.to(loss_sum)]) / target_tokens).tolist()
+    def _measure(self, loss_sum: Tensor, target_tokens: int, step: int) -> tuple[float, float]:
+        """Return (mean loss, norm of the mean gradients), checked before the optimizer can carry a NaN on."""
+        loss = float(loss_sum) / target_tokens
         if not math.isfinite(loss):
             raise TrainingError(self._not_finite("loss", loss, step))
+        grad_norm, bad_parameter = self._state.optimizer.gradient_norm(1.0 / target_tokens)
         if not math.isfinite(grad_norm):
-            raise TrainingError(self._not_finite(self._first_bad_gradient(), grad_norm, step))
-        # the 1e-6 is that of torch.nn.utils.clip_grad_norm_
-        factor = min(1.0, self._max_grad_norm / (grad_norm + 1e-6)) / target_tokens
-        torch._foreach_mul_(grads, factor)
-        return grad_norm, loss
+            raise TrainingError(self._not_finite(self._gradient_of(bad_parameter), grad_norm, step))
+        return loss, grad_norm
 
-    def _first_bad_gradient(self) -> str:
-        for name, parameter in self._state.parameters.items():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
+    def _gradient_of(self, parameter: Tensor | None) -> str:
+        for name, candidate in self._state.parameters.items():
+            if candidate is parameter:
                 return f"the gradient of {name}"
         return "the norm of all gradients"
 

@@ -1,10 +1,15 @@
 """What is left open is resolved from the machine before a run gets its id."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+
+import pytest
 
 from qlora_lab.config.hardware import Hardware
+from qlora_lab.config.load import from_plain
 from qlora_lab.config.resolve import resolve
-from qlora_lab.runs.identity import group_id, run_id
+from qlora_lab.config.schema import ModelConfig, RunConfig
+from qlora_lab.errors import ConfigError
+from qlora_lab.runs.identity import run_id
 from tests.helpers import composed
 
 LAPTOP = Hardware("a laptop", frozenset({"avx2"}), cores=2, gpus=())
@@ -65,12 +70,6 @@ def test_the_id_is_a_hash_of_what_can_change_the_result() -> None:
     assert run_id(resolve(composed(), SERVER, no_file)) != run_id(base), "another dtype is another run"
 
 
-def test_a_group_is_a_run_without_its_seed() -> None:
-    first, second = (resolve(composed(f"seed={seed}"), LAPTOP, no_file) for seed in (0, 1))
-    assert group_id(first) == group_id(second)
-    assert run_id(first) != run_id(second)
-
-
 def test_changed_data_is_a_new_run_and_moved_data_is_not() -> None:
     def with_file(path: str, sha256: str) -> str:
         config = composed("data.source.kind=file", f"data.source.path={path}", "data.source.template=input_output")
@@ -78,3 +77,65 @@ def test_changed_data_is_a_new_run_and_moved_data_is_not() -> None:
 
     assert with_file("/a/rows.jsonl", "1" * 64) == with_file("/b/rows.jsonl", "1" * 64)
     assert with_file("/a/rows.jsonl", "1" * 64) != with_file("/a/rows.jsonl", "2" * 64)
+
+
+def test_changed_weights_are_a_new_run_and_a_moved_model_is_not() -> None:
+    def with_model(path: str, sha256: str) -> str:
+        config = composed("model=folder", f"model.path={path}", "model.name=mine")
+        return run_id(resolve(config, LAPTOP, lambda source: sha256 if isinstance(source, ModelConfig) else None))
+
+    assert with_model("/a/model", "1" * 64) == with_model("/b/model", "1" * 64)
+    assert with_model("/a/model", "1" * 64) != with_model("/a/model", "2" * 64)
+
+
+def test_a_branch_that_can_move_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        resolve(composed("model=hub", "model.hub_id=some/moving-model", "data=alpaca"), LAPTOP, no_file)
+    said = capsys.readouterr().err
+    assert said.count("'some/moving-model' has no revision") == 1
+    assert said.count("has no revision") == 2  # that of the data set too
+    resolve(composed("model=hub", "model.hub_id=a/fixed-model", "model.revision=abc123"), LAPTOP, no_file)
+    assert "fixed-model" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.max_length_tokens=513", r"must be at most model\.architecture\.max_position \(512\); got 513"),
+        (
+            "evaluation.max_source_tokens=400",
+            r"evaluation\.max_target_tokens must fit model\.max_length_tokens \(512\)",
+        ),
+        ("evaluation.max_new_tokens=300", r"evaluation\.max_new_tokens must fit .* got 256 \+ 300"),
+        ("evaluation.max_target_tokens=1", r"evaluation\.max_target_tokens must be 2 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        composed("model=tiny_random", override)
+
+
+def with_set(name: str, **values: object) -> RunConfig:
+    """Return a configuration with an evaluation set, as a study file would give it."""
+    plain = asdict(composed("model=tiny_random"))
+    plain["evaluation"]["sets"] = {name: {"kind": "procedural", "template": "procedural", **values}}
+    return from_plain(plain)
+
+
+def test_a_set_says_whether_its_targets_are_exact() -> None:
+    for exact in (True, False):
+        assert (
+            resolve(with_set("sums", exact_match=exact), LAPTOP, no_file).evaluation.sets["sums"].exact_match is exact
+        )
+    assert with_set("sums").evaluation.sets["sums"].exact_match is False
+
+
+def test_the_name_of_rows_held_out_of_the_runs_own_data_is_reserved() -> None:
+    with pytest.raises(ConfigError, match="must not name a set 'held_out'"):
+        with_set("held_out")
+
+
+def test_instruction_sets_are_scored_at_96_tokens_in_their_study() -> None:
+    evaluation = composed("+experiment=instruction_data", "data=alpaca_slice").evaluation
+    assert (evaluation.max_source_tokens, evaluation.max_target_tokens) == (96, 96)
+    assert set(evaluation.sets) == {"chat", "tasks", "instructions"}

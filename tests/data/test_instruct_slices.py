@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import DataConfig, EvaluationConfig, SourceConfig
+from qlora_lab.config.schema import DataConfig, EvaluationConfig, EvaluationSetConfig, SourceConfig
 from qlora_lab.data.prepare import prepare_data
 from qlora_lab.data.report import SetReport
 from qlora_lab.data.sources import load_rows
@@ -51,8 +51,10 @@ def test_arms_of_different_sets_share_evaluation_and_never_train_on_it(
     instruct_dir: Path, byte_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     sets = {
-        "chat": SourceConfig(kind="file", template="conversation_first_turn", path="oasst1_guanaco_style.jsonl.gz"),
-        "alpaca": SourceConfig(kind="file", template="alpaca_chat", path="alpaca_cherry_5pct.jsonl.gz"),
+        "chat": EvaluationSetConfig(
+            kind="file", template="conversation_first_turn", path="oasst1_guanaco_style.jsonl.gz"
+        ),
+        "alpaca": EvaluationSetConfig(kind="file", template="alpaca_chat", path="alpaca_cherry_5pct.jsonl.gz"),
     }
     trained_on = {
         "oasst1_guanaco_style": "conversation_text",

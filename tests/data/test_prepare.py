@@ -5,17 +5,19 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import DataConfig, EvaluationConfig, SourceConfig
+from qlora_lab.config.schema import DataConfig, EvaluationConfig, EvaluationSetConfig, SourceConfig
+from qlora_lab.data import prepare as preparing
 from qlora_lab.data.prepare import PreparedData, prepare_data
 from qlora_lab.errors import ConfigError, DataError
 
-PROCEDURAL = SourceConfig(kind="procedural", template="procedural")
+PROCEDURAL = EvaluationSetConfig(kind="procedural", template="procedural")
 
 
-def questions(path: Path, count: int, first: int = 0) -> SourceConfig:
+def questions(path: Path, count: int, first: int = 0, exact_match: bool = False) -> EvaluationSetConfig:
+    """Write a file of rows and return the source it is, for training or as an evaluation set."""
     lines = [json.dumps({"question": f"Question {n}?", "answer": f"Answer {n}"}) for n in range(first, first + count)]
     path.write_text("\n".join(lines))
-    return SourceConfig(kind="file", template="question_answer", path=str(path))
+    return EvaluationSetConfig(kind="file", template="question_answer", path=str(path), exact_match=exact_match)
 
 
 @pytest.fixture
@@ -108,6 +110,54 @@ def test_duplicates_of_held_out_questions_are_removed_and_counted(prepare: Any, 
     assert len(prepared.train) == 40
 
 
+def test_arms_with_other_limits_are_scored_on_the_same_targets(prepare: Any, tmp_path: Path) -> None:
+    source = questions(tmp_path / "rows.jsonl", 60)
+    evaluation = EvaluationConfig(rows=20, max_target_tokens=9, max_source_tokens=80)
+    scored = [
+        [(list(item.example.input_ids), item.example.target_bytes) for item in prepared.held_out["held_out"]]
+        for prepared in (
+            prepare(source, evaluation, max_target_tokens=4, max_source_tokens=70),
+            prepare(source, evaluation, max_target_tokens=200, max_source_tokens=200),
+        )
+    ]
+    assert scored[0] == scored[1]
+    assert all(target_bytes == 8 for _, target_bytes in scored[0])  # "Answer 12" less its end, for eos
+
+
+def test_limits_of_evaluation_are_named_as_its_own(prepare: Any, tmp_path: Path) -> None:
+    source = questions(tmp_path / "rows.jsonl", 30)
+    with pytest.raises(DataError, match=r"try evaluation\.max_source_tokens="):
+        prepare(source, EvaluationConfig(rows=10, max_source_tokens=5))
+
+
+def test_a_leaked_row_is_found_on_the_result(prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last check sees rows, not how they were chosen: here whoever should remove overlap does not."""
+    monkeypatch.setattr(preparing, "remove_overlap", lambda pool, held_out: (list(pool), dict.fromkeys(held_out, 0)))
+    with pytest.raises(DataError, match="held_out"):
+        prepare(questions(tmp_path / "rows.jsonl", 30), EvaluationConfig(rows=10))
+
+
+def test_exact_match_is_a_matter_of_each_set(prepare: Any, tmp_path: Path) -> None:
+    source = questions(tmp_path / "train.jsonl", 20)
+    chat = questions(tmp_path / "chat.jsonl", 10, first=50)
+    sums = questions(tmp_path / "sums.jsonl", 10, first=80, exact_match=True)
+    sets = EvaluationConfig(rows=10, sets={"chat": chat, "sums": sums})
+    for of_training in (True, False):
+        assert prepare(source, sets, exact_match=of_training).exact_match_sets == {"sums"}
+    assert prepare(source, EvaluationConfig(rows=10), exact_match=True).exact_match_sets == {"held_out"}
+    assert prepare(source, EvaluationConfig(rows=10), exact_match=False).exact_match_sets == frozenset()
+
+
+def test_an_exact_answer_that_cannot_be_written_is_refused(prepare: Any, tmp_path: Path) -> None:
+    source = questions(tmp_path / "rows.jsonl", 9)  # "Answer 1": 8 bytes are 8 tokens
+    # cutting the target does not make the right answer shorter
+    short = EvaluationConfig(rows=4, max_new_tokens=7, max_target_tokens=5)
+    with pytest.raises(ConfigError, match=r"evaluation\.max_new_tokens must be at least 8, .* 'held_out'; got 7"):
+        prepare(source, short, exact_match=True)
+    assert prepare(source, short).held_out
+    assert prepare(source, EvaluationConfig(rows=4, max_new_tokens=8), exact_match=True).held_out
+
+
 def test_evaluation_is_scored_on_the_target_whatever_training_is_on(prepare: Any, tmp_path: Path) -> None:
     prepared = prepare(questions(tmp_path / "rows.jsonl", 30), EvaluationConfig(rows=10), loss_on="everything")
     assert {example.loss_start for example in prepared.train} == {1}
@@ -120,7 +170,8 @@ def test_report_counts_everything_and_prints_one_line(prepare: Any, tmp_path: Pa
     path = tmp_path / "rows.jsonl"
     source = questions(path, 30)
     path.write_text(path.read_text() + '\n{"question": "Empty?", "answer": ""}')
-    prepared = prepare(source, EvaluationConfig(rows=10), max_target_tokens=9, wrong_answer_share=0.5)
+    evaluation = EvaluationConfig(rows=10, max_target_tokens=9)
+    prepared = prepare(source, evaluation, max_target_tokens=9, wrong_answer_share=0.5)
     counts = prepared.report.to_dict()
     json.dumps(counts)
     assert counts["train"]["rows_read"] == 31

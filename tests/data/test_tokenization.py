@@ -3,10 +3,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
-from qlora_lab.data.prompts import find_prompt_format
+from qlora_lab.data.prompts import data_ids, find_prompt_format
 from qlora_lab.data.report import SetReport
 from qlora_lab.data.rows import Row
-from qlora_lab.data.tokenization import Example, Limits, encode_rows, without_middle
+from qlora_lab.data.tokenization import Example, Limits, encode_rows, whole_characters, without_middle
 from qlora_lab.errors import DataError
 
 BYTES = ByT5Tokenizer()
@@ -78,6 +78,27 @@ def test_target_bytes_are_those_kept() -> None:
     assert (cut.target_bytes, cut.target_tokens) == (5, 6)
     assert decoded(cut.input_ids[cut.target_start :]) == "abcde</s>"
     assert counts.targets_truncated == 1
+
+
+@pytest.mark.parametrize("which", ["bytes that decode to nothing", "bytes that decode to a mark"])
+@pytest.mark.parametrize("text", ["aébé日本語🙂🙂x", "🙂é\ufffd日\ufffd\ufffdé", "日本"])
+def test_a_cut_never_splits_a_character(which: str, text: str, chat_tokenizer: PreTrainedTokenizerBase) -> None:
+    """One token a byte for these texts in both tokenizers, so that what is kept can be counted by hand."""
+    tokenizer = BYTES if which.endswith("nothing") else chat_tokenizer
+    ids = data_ids([text], tokenizer)[0]
+    assert len(ids) == len(text.encode())
+    # of whole characters; one that looks like the mark of a split one is left out at the cut
+    ends = {len(text[: place + 1].encode()) for place, character in enumerate(text) if character != "\ufffd"}
+    for room in range(1, len(ids)):
+        whole = max((end for end in ends if end <= room), default=0)
+        kept, kept_text = whole_characters(text, ids, room, tokenizer)
+        assert (kept, kept_text) == (ids[:whole], text.encode()[:whole].decode())
+
+
+def test_bytes_and_tokens_of_a_cut_target_are_of_the_same_text() -> None:
+    [cut], _ = encode([Row("q", "ééééé")], 100, 6)  # room for five bytes: two characters and a half
+    assert (cut.target_bytes, cut.target_tokens) == (4, 5)
+    assert decoded(cut.input_ids[cut.target_start :]) == "éé</s>"
 
 
 def test_pad_equal_to_eos_and_forged_eos_do_not_matter(chat_tokenizer: PreTrainedTokenizerBase) -> None:

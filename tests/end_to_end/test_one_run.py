@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from qlora_lab.ops.registry import KERNELS
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
 
 TINY = [
     "model=tiny_random",
     "data.rows=32",
     "evaluation.rows=16",
-    "evaluation.max_new_tokens=4",
+    "evaluation.max_new_tokens=24",
     "tracking=none",
     "trainer.threads=1",
 ]
@@ -69,7 +70,7 @@ def test_the_folder_holds_the_whole_run(uninterrupted: RunFolder) -> None:
     assert generations and {"prompt", "generation", "stop_reason"} <= json.loads(generations[0]).keys()
     environment = uninterrupted.environment()
     assert environment is not None
-    assert environment["kernels"] == "reference (pure torch)"
+    assert environment["kernels"] == str(KERNELS)
     assert environment["compute_dtype"] == uninterrupted.config().trainer.compute_dtype
 
 

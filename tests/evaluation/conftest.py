@@ -58,7 +58,7 @@ def make_rows(tokenizer: PreTrainedTokenizerFast) -> MakeRows:
                 family="even" if number % 2 == 0 else None,
                 target_bytes=len(target.encode()),
             )
-            rows.append(EvalExample(example, prompt_ids, prompt, target))
+            rows.append(EvalExample(example, prompt_ids, prompt, target, answer_tokens=len(ids) - start - 1))
         return rows
 
     return make

@@ -12,9 +12,11 @@ from qlora_lab.errors import ConfigError
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
 
 
-def run(model: Any, tokenizer: Any, held_out: Any, *, exact_match: bool = True, **options: Any) -> EvaluationOutcome:
+def run(
+    model: Any, tokenizer: Any, held_out: Any, *, exact_match: Any = ("held_out", "chat", "tasks"), **options: Any
+) -> EvaluationOutcome:
     config = EvaluationConfig(batch_tokens=100, max_new_tokens=5, sample_generations=2)
-    return evaluate(model, tokenizer, held_out, config, exact_match=exact_match, loss_chunk_tokens=16, **options)
+    return evaluate(model, tokenizer, held_out, config, exact_match_sets=exact_match, loss_chunk_tokens=16, **options)
 
 
 def with_right_answers(model: Any, tokenizer: Any, rows: list[EvalExample], right: int) -> list[EvalExample]:
@@ -72,6 +74,14 @@ def test_several_sets_are_averaged_set_by_set(model: Any, tokenizer: Any, make_r
     assert [record["set"] for record in outcome.rows] == ["chat"] * 3 + ["tasks"] * 12
 
 
+def test_exact_match_of_one_set_alone(model: Any, tokenizer: Any, make_rows: Any) -> None:
+    held_out = {"chat": make_rows(6, seed=1), "sums": make_rows(4, seed=2)}
+    outcome = run(model, tokenizer, held_out, exact_match=["sums"])
+    assert "eval/sums/exact_match" in outcome.metrics and "eval/chat/exact_match" not in outcome.metrics
+    assert outcome.metrics["eval/exact_match"] == outcome.metrics["eval/sums/exact_match"]
+    assert [record["set"] for record in outcome.generations] == ["chat"] * 2 + ["sums"] * 4
+
+
 def test_a_single_set_of_its_own_name_has_both_names(model: Any, tokenizer: Any, make_rows: Any) -> None:
     metrics = run(model, tokenizer, {"chat": make_rows(3)}).metrics
     assert metrics["eval/loss"] == metrics["eval/chat/loss"]
@@ -79,7 +89,7 @@ def test_a_single_set_of_its_own_name_has_both_names(model: Any, tokenizer: Any,
 
 def test_samples_are_saved_where_no_exact_match_is_defined(model: Any, tokenizer: Any, make_rows: Any) -> None:
     rows = make_rows(6)
-    outcome = run(model, tokenizer, {"held_out": rows}, exact_match=False)
+    outcome = run(model, tokenizer, {"held_out": rows}, exact_match=())
     assert "eval/exact_match" not in outcome.metrics
     assert [record["key"] for record in outcome.generations] == [row.example.key for row in rows[:2]]
     assert all(record["exact_match"] is None for record in [*outcome.rows, *outcome.generations])

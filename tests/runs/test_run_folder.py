@@ -48,7 +48,7 @@ def test_states(folder: RunFolder) -> None:
         assert folder.state() == RUNNING
     assert folder.state() == INTERRUPTED  # nobody holds it: its process died without a word
     folder.begin()
-    folder.end(FAILED, ValueError("bad luck"))
+    folder.end(FAILED, 7.5, ValueError("bad luck"))
     assert folder.state() == FAILED
     status = folder.status()
     assert status is not None
@@ -101,17 +101,55 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_json_is_valid_whatever_the_numbers(tmp_path: Path, folder: RunFolder) -> None:
+    """Python would write NaN and Infinity, which no other reader of JSON takes."""
+    folder.write_result({"metrics": {"eval/loss": float("nan"), "a": [1.5, float("-inf")], "b": (1, True, "x", None)}})
+    folder.write_evaluation([{"loss_sum": float("inf")}], [])
+    MetricsFile(folder, lambda: 1.0).append(3, {"train/loss": float("nan")})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    texts = [file.read_text() for file in folder.path.rglob("*.json*")]
+    read = [json.loads(line, parse_constant=refuse) for text in texts if text for line in [text]]
+    assert {"metrics": {"eval/loss": None, "a": [1.5, None], "b": [1, True, "x", None]}} in read
+    assert {"loss_sum": None} in read and {"step": 3, "time_s": 1.0, "train/loss": None} in read
+
+
+def test_elapsed_time_goes_on_over_attempts(folder: RunFolder) -> None:
+    assert folder.elapsed_s() == 0.0
+    folder.begin()
+    folder.end(INTERRUPTED, 12.5)
+    assert folder.elapsed_s() == 12.5
+    folder.begin()
+    assert folder.elapsed_s() == 12.5
+    MetricsFile(folder, lambda: 20.0).append(1, {"train/loss": 2.0})  # and then it is killed
+    assert folder.elapsed_s() == 20.0
+
+
+def test_metrics_of_a_step_are_found_over_attempts(folder: RunFolder) -> None:
+    assert not folder.has_metric(0, "eval/loss")
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 0, "eval/loss": 2.')  # killed while writing
+    assert not folder.has_metric(0, "eval/loss")
+    metrics_file = MetricsFile(folder, lambda: 1.0)
+    metrics_file.append(0, {"eval/loss": 2.5})
+    metrics_file.append(1, {"train/loss": 2.5})
+    assert folder.has_metric(0, "eval/loss") and folder.has_metric(1, "train/loss")
+    assert not folder.has_metric(1, "eval/loss") and not folder.has_metric(0, "train/loss")
+
+
 def test_metrics_after_half_a_line(folder: RunFolder) -> None:
-    MetricsFile(folder).append(1, {"train/loss": 2.0})
+    MetricsFile(folder, lambda: 1.0).append(1, {"train/loss": 2.0})
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "tra')  # killed while writing
-    assert folder.last_metrics() == pytest.approx({"step": 1, "time_s": 0.0, "train/loss": 2.0}, abs=1.0)
-    MetricsFile(folder).append(2, {"train/loss": 1.5})
+    assert folder.last_metrics() == pytest.approx({"step": 1, "time_s": 1.0, "train/loss": 2.0})
+    MetricsFile(folder, lambda: 1.0).append(2, {"train/loss": 1.5})
     last = folder.last_metrics()
     assert last is not None and last["step"] == 2 and last["train/loss"] == 1.5
 
 
 def test_finished_is_not_undone_by_a_missing_lock(folder: RunFolder) -> None:
     folder.begin()
-    folder.end(FINISHED)
+    folder.end(FINISHED, 1.0)
     assert folder.state() == FINISHED

@@ -296,6 +296,41 @@ def test_a_weight_gone_bad_stops_training_and_names_the_step(make_model: Any, ex
     assert checkpoint is not None and checkpoint.counters.step == 2
 
 
+@pytest.mark.parametrize("step", [2, 3, 6])
+def test_a_step_that_spoils_the_weights_is_never_saved(
+    make_model: Any, examples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Loss and gradients of the step are finite: only its update is not, and after the last no other step follows."""
+    model = make_model()
+    name, weight = next((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    record = Recorder(step, lambda: weight.data.view(-1)[3:4].fill_(float("inf")))
+    after, every = {2: ("step 2", 2), 3: ("step 3", 3), 6: ("step 6", 4)}[step]
+    with pytest.raises(TrainingError, match=rf"training stopped after {after}: {name} is not finite"):
+        train(model, examples, tmp_path, record=record, every=every)
+    checkpoint = load_newest(tmp_path)
+    assert (0 if checkpoint is None else checkpoint.counters.step) == {2: 0, 3: 0, 6: 4}[step]
+
+
+def test_weights_are_checked_where_no_step_is_left(make_model: Any, examples: Any, tmp_path: Path) -> None:
+    model = make_model()
+    next(weight for weight in model.parameters() if weight.requires_grad).data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="training stopped after step 0"):
+        train(model, examples, tmp_path, plan=[])
+
+
+def test_forward_passes_run_in_the_context_given(make_model: Any, examples: Any, tmp_path: Path) -> None:
+    def low_precision() -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    exact, coarse = Recorder(), Recorder()
+    train(make_model(), examples, tmp_path / "exact", record=exact)
+    train(make_model(), examples, tmp_path / "coarse", record=coarse, forward_context=low_precision)
+    for step in exact.steps:
+        assert coarse.steps[step]["train/loss"] != exact.steps[step]["train/loss"]
+        # products carry 8 bits
+        assert coarse.steps[step]["train/loss"] == pytest.approx(exact.steps[step]["train/loss"], rel=0.02)
+
+
 def test_a_damaged_checkpoint_is_passed_over(
     make_model: Any, examples: Any, tmp_path: Path, uninterrupted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

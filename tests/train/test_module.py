@@ -15,7 +15,12 @@ from qlora_lab.errors import TrainingError
 from qlora_lab.train.checkpoint import Counters, TrainingState
 from qlora_lab.train.loop import run_loop
 from qlora_lab.train.module import TrainingModule
+from qlora_lab.train.optimizer import ScaledStep
 from qlora_lab.train.steps import StepDataset, step_loader
+
+
+class ScaledSGD(ScaledStep, torch.optim.SGD):
+    """Moves a weight by its rate times minus the scaled gradient."""
 
 
 def take_steps(
@@ -23,7 +28,7 @@ def take_steps(
 ) -> TrainingModule:
     """Train with plain gradient descent of rate 1, so that weights move by minus the gradient."""
     parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    state = TrainingState(parameters, torch.optim.SGD(parameters.values(), lr=1.0), Counters())
+    state = TrainingState(parameters, ScaledSGD(parameters.values(), lr=1.0), Counters())
     ticks = itertools.count()
     module = TrainingModule(
         model,

@@ -4,7 +4,9 @@ from torch import nn
 
 from qlora_lab.config.schema import OptimConfig
 from qlora_lab.errors import TrainingError
-from qlora_lab.train.optimizer import build_optimizer, describe_optimizer
+from qlora_lab.ops.adamw import AdamW
+from qlora_lab.ops.registry import KERNELS
+from qlora_lab.train.optimizer import TorchAdamW, build_optimizer, describe_optimizer
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
@@ -22,7 +24,33 @@ def test_the_configured_numbers_reach_the_optimizer() -> None:
     optimizer = build_optimizer(config, {"weight": nn.Parameter(torch.ones(2, 2))})
     (group,) = optimizer.param_groups
     assert (group["lr"], group["betas"], group["eps"]) == (3e-4, (0.8, 0.95), 1e-6)
-    assert describe_optimizer(optimizer) == "adamw (fused)"
+    kernels = "torch, fused" if KERNELS.library is None else "native"
+    assert describe_optimizer(optimizer) == f"AdamW, 32-bit states ({kernels})"
+
+
+def test_eight_bit_states_on_request() -> None:
+    weight = nn.Parameter(torch.ones(64, 128))
+    optimizer = build_optimizer(OptimConfig(name="adamw_8bit"), {"weight": weight})
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert optimizer.state[weight]["exp_avg"].dtype == torch.uint8
+    assert describe_optimizer(optimizer).startswith("AdamW, 8-bit states")
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_torchs_optimizer_takes_the_same_step_as_ours(scale: float) -> None:
+    start, gradient = torch.randn(20, 30), torch.randn(20, 30)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    numbers = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+    for optimizer, weight in ((AdamW([ours], **numbers), ours), (TorchAdamW([theirs], **numbers), theirs)):
+        for _ in range(3):
+            weight.grad = gradient.clone()
+            norm, bad = optimizer.gradient_norm(scale)
+            assert norm == pytest.approx(scale * gradient.norm().item(), rel=1e-5) and bad is None
+            optimizer.step(gradient_scale=scale)
+        weight.grad[3, 4] = torch.inf
+        assert optimizer.gradient_norm(scale)[1] is weight
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_nothing_to_train_is_an_error() -> None:

@@ -1,0 +1,103 @@
+"""What Hydra and OmegaConf refuse, in one sentence: the key, what was given, what is allowed, the nearest name."""
+
+import re
+from collections.abc import Iterator
+
+import yaml
+from hydra.conf import HydraConf
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from qlora_lab.config.load import explain_omegaconf, known_keys, unknown_key
+from qlora_lab.errors import ConfigError, QloraLabError, nearest
+
+OVERRIDE_HELP = "write key=value, and quote values with special characters"
+
+
+def explain(error: BaseException) -> str:
+    """Say in one sentence what was refused and what is allowed."""
+    if isinstance(error, QloraLabError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}'; {OVERRIDE_HELP}"
+    if isinstance(error, yaml.MarkedYAMLError):
+        return _broken_yaml(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    for cause in _causes(error):
+        if isinstance(cause, ConfigError):
+            return str(cause)
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
+            return _unknown(str(cause.full_key), error)
+        if isinstance(cause, OmegaConfBaseException):
+            return explain_omegaconf(cause)
+    return _hydra_sentence(str(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or [])
+    if not group or not options:
+        return _hydra_sentence(str(error))
+    return f"{group} must be one of {', '.join(options)}; got '{option}'{nearest(option, options)}"
+
+
+def _broken_yaml(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    place = f"{mark.name}, line {mark.line + 1}" if mark is not None else "a configuration file"
+    return f"{place}: this is no YAML ({error.problem or error.context}); compare it with a file that works"
+
+
+def _unknown(key: str, error: BaseException) -> str:
+    """Word the refusal of a key, with the file it stands in where Hydra says that."""
+    found = re.match(r"In '([^']+)'", str(error))
+    if key == "experiment":
+        return _experiment(found[1] if found else None, str(error))
+    known = [*_hydra_keys()] if key.partition(".")[0] == "hydra" else known_keys()
+    return unknown_key(key, known) + (f" (in {found[1]})" if found else "")
+
+
+def _hydra_keys() -> list[str]:
+    # "hydra.sweeper" has no schema of its own until a sweeper is chosen
+    return [*known_keys(HydraConf, "hydra."), "hydra.sweeper.params"]
+
+
+def _experiment(file: str | None, message: str) -> str:
+    if file is not None:
+        return f"{file}.yaml must begin with the line '# @package _global_', so that its keys are those of a run"
+    given = re.search(r"\+experiment=(\S*)", message)
+    return f"experiment adds a study to the defaults; write it with +: +experiment={given[1] if given else 'NAME'}"
+
+
+def _hydra_sentence(message: str) -> str:
+    """Shorten Hydra's message; a mistyped key or group gets its nearest name."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    first = lines[0] if lines else "the configuration could not be composed"
+    quoted = re.findall(r"'([^']*)'", " ".join(lines))
+    if first.startswith("Could not append to config. An item is already at '"):
+        return f"{quoted[0]} has a value already; write it without +: {quoted[1]}"
+    if first.startswith("force-add of config groups is not supported"):
+        return f"{quoted[0].lstrip('+').partition('=')[0]} is a group; write it without +: {quoted[0].lstrip('+')}"
+    if first.startswith("Could not override '"):
+        key = quoted[0].lstrip("+~")
+        if key == "experiment":
+            return _experiment(None, message)
+        if key not in known_keys():
+            return unknown_key(key)
+    if first.startswith("Ambiguous value for argument"):
+        return (
+            f"{quoted[0]} holds several values, and this command executes one run; "
+            "to sweep over them use python -m qlora_lab.sweep, or write key=[a,b] for a list"
+        )
+    if first.startswith("Config group override must be a string or a list"):
+        return f"an override has no key, or a number where a group's option is named; {OVERRIDE_HELP}"
+    return " ".join(lines)
