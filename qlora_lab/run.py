@@ -198,6 +198,7 @@ def _execute(folder: RunFolder, config: RunConfig, session: Session, clock: Cloc
         },
         "trainable_parameters": trainable,
         "total_parameters": total,
+        "optimizer": trained.optimizer,
         "quantized_parameters": bench.quantized.quantized,
         "quantized_share": bench.quantized.share,
         "data": bench.data.report.to_dict(),

@@ -14,10 +14,8 @@ namespace qlk {
 static_assert(ExpAvgRanks::fits(DYNAMIC_MIDPOINTS), "two midpoints share a cell: more mantissa bits are needed");
 static_assert(ExpAvgSqRanks::fits(UNSIGNED_DYNAMIC_MIDPOINTS), "two midpoints share a cell");
 
-constexpr ExpAvgRanks EXP_AVG_RANKS(DYNAMIC_MIDPOINTS);
-constexpr ExpAvgSqRanks EXP_AVG_SQ_RANKS(UNSIGNED_DYNAMIC_MIDPOINTS);
-const ExpAvgRanks exp_avg_ranks = EXP_AVG_RANKS;
-const ExpAvgSqRanks exp_avg_sq_ranks = EXP_AVG_SQ_RANKS;
+constexpr ExpAvgRanks exp_avg_ranks(DYNAMIC_MIDPOINTS);
+constexpr ExpAvgSqRanks exp_avg_sq_ranks(UNSIGNED_DYNAMIC_MIDPOINTS);
 
 namespace {
 
@@ -49,7 +47,8 @@ void for_each_range(const qlk_adamw_tensor *tensors, int64_t count, int64_t firs
         const int64_t pieces = pieces_of(tensors[i]);
         const int64_t begin = first > passed ? first - passed : 0;
         const int64_t end = last - passed < pieces ? last - passed : pieces;
-        if (begin < end) body(tensors[i], begin * PIECE, end == pieces ? tensors[i].numel : end * PIECE, passed + begin);
+        const int64_t stop = end == pieces ? tensors[i].numel : end * PIECE;
+        if (begin < end) body(tensors[i], begin * PIECE, stop, passed + begin);
         passed += pieces;
     }
 }

@@ -26,8 +26,8 @@ inline double sum_of_squares(const float *values, int64_t count) {
     }
     if (done < count) {
         for (int i = 0; i < SQUARE_LANES / WIDTH; ++i, done += WIDTH) {
-            const int64_t left = count - done;
-            x[i] = left > 0 ? load_first(values + done, left < WIDTH ? static_cast<int>(left) : WIDTH) : broadcast(0.0f);
+            const int64_t left = count - done < WIDTH ? count - done : WIDTH;
+            x[i] = left > 0 ? load_first(values + done, static_cast<int>(left)) : broadcast(0.0f);
         }
         add_squares(x);
     }
@@ -143,7 +143,8 @@ inline void update_block(const AdamwStep &step, const qlk_adamw_tensor &tensor, 
                           load_first(gradients + i, left), parameter, states, i, largest);
         store_first(parameters + i, parameter, left);
     }
-    const float next_exp_avg_absmax = absmax_of(largest.exp_avg), next_exp_avg_sq_absmax = absmax_of(largest.exp_avg_sq);
+    const float next_exp_avg_absmax = absmax_of(largest.exp_avg);
+    const float next_exp_avg_sq_absmax = absmax_of(largest.exp_avg_sq);
     tensor.exp_avg_absmax[block] = next_exp_avg_absmax;
     tensor.exp_avg_sq_absmax[block] = next_exp_avg_sq_absmax;
     encode_block(states.exp_avg, count, next_exp_avg_absmax, EXP_AVG_ZERO, exp_avg_codes,

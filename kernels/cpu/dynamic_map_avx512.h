@@ -26,8 +26,8 @@ inline Floats exp_avg_levels(Ints codes) {
     Floats level = lookup_64(magnitudes, rank, odd_half);
     level = select(has_bits(rank, 64), lookup_64(magnitudes + 64, rank, odd_half), level);
     level = select(has_bits(rank, 128), broadcast(1.0f), level);
-    constexpr int SIGN_OF_A_ELSE_B = 0xD8;  // by the third operand: a where it has a bit, else b
-    return as_floats(_mm512_ternarylogic_epi32(as_ints(level), signed_rank, broadcast_int(INT32_MIN), SIGN_OF_A_ELSE_B));
+    constexpr int BLEND = 0xD8;  // where the third operand has a bit, that of the second, else that of the first
+    return as_floats(_mm512_ternarylogic_epi32(as_ints(level), signed_rank, broadcast_int(INT32_MIN), BLEND));
 }
 
 inline Floats exp_avg_sq_levels(Ints codes) {
@@ -47,14 +47,14 @@ inline Ints quick_rank(const QuickRank &quick, Floats x, Mask &uncertain) {
     const Ints binade = shift_right(as_ints(x), 23);
     const Ints line = add_where(greater(x, lookup_32(quick.threshold, binade)), binade, broadcast_int(1));
     const Floats straight = fma(x, lookup_32(quick.slope, line), lookup_32(quick.intercept, line));
-    const Floats value = min(straight, lookup_32(quick.limit, line));
-    const Ints rank = _mm512_cvtps_epi32(value);  // to nearest
-    uncertain = greater(abs(sub(value, to_floats(rank))), broadcast(0.5f - QuickRank::NEAR));
-    return rank;
+    const Ints units = truncate(min(straight, lookup_32(quick.limit, line)));
+    uncertain = _mm512_testn_epi32_mask(units, broadcast_int(QuickRank::UNLESS_UNCERTAIN));
+    return shift_right(units, QuickRank::SHIFT);
 }
 
 inline Ints encode_exp_avg(Floats x) {
-    const Ints magnitude = as_ints(max(abs(x), broadcast(ExpAvgRanks::SMALLEST)));
+    constexpr int LARGER_MAGNITUDE = 0xB;  // the larger of two magnitudes, positive
+    const Ints magnitude = as_ints(_mm512_range_ps(x, broadcast(ExpAvgRanks::SMALLEST), LARGER_MAGNITUDE));
     const Mask negative = _mm512_movepi32_mask(as_ints(x));
     // A negative value at a midpoint belongs to the level farther from zero: as if it were larger by one bit.
     const Ints adjusted = add_where(negative, magnitude, broadcast_int(1));
@@ -62,7 +62,8 @@ inline Ints encode_exp_avg(Floats x) {
     const Ints rank = quick_rank(QUICK_EXP_AVG, as_floats(adjusted), uncertain);
     if (any(uncertain)) return find_exp_avg(x);
     const Ints zero = broadcast_int(EXP_AVG_ZERO);
-    return select(negative, max(sub(zero, rank), broadcast_int(0)), add(zero, rank));
+    const Ints code = _mm512_mask_sub_epi32(add(zero, rank), negative, zero, rank);
+    return max(code, broadcast_int(0));  // -1 has no level
 }
 
 inline Ints encode_exp_avg_sq(Floats x) {

@@ -34,10 +34,9 @@ struct RankTable {
     static constexpr bool fits(const float *midpoints) {
         for (int32_t cell = 0; cell < SIDE; ++cell) {
             const int32_t bits = (FIRST + cell) << SHIFT;
-            if (dynamic_rank(midpoints, value(bits | LOW_BITS)) - dynamic_rank(midpoints, value(bits)) > 1) return false;
-            if (SIGNED && dynamic_rank(midpoints, -value(bits)) - dynamic_rank(midpoints, -value(bits | LOW_BITS)) > 1) {
-                return false;
-            }
+            const float nearer = value(bits), farther = value(bits | LOW_BITS);
+            if (dynamic_rank(midpoints, farther) - dynamic_rank(midpoints, nearer) > 1) return false;
+            if (SIGNED && dynamic_rank(midpoints, -nearer) - dynamic_rank(midpoints, -farther) > 1) return false;
         }
         const int zero = dynamic_rank(midpoints, 0.0f);
         return dynamic_rank(midpoints, SMALLEST) == zero && (!SIGNED || dynamic_rank(midpoints, -SMALLEST) == zero);

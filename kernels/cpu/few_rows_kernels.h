@@ -1,5 +1,5 @@
-// Products of a few rows of x (generation): each weight is used so rarely that reading it is what costs, so it goes from
-// its packed bytes through a register straight into the sums.
+// Products of a few rows of x (generation): each weight is used so rarely that reading it is what costs, so it goes
+// from its packed bytes through a register straight into the sums.
 #pragma once
 
 #include "panel_kernels.h"
@@ -13,8 +13,8 @@ constexpr int COLUMNS = 4;
 #else
 constexpr int COLUMNS = 2;
 #endif
-constexpr int GROUP = 2 * WIDTH;       // weights of one load of packed bytes
-constexpr int64_t DECODED_AT_ONCE = 512;  // of a row whose blocks have to be decoded one by one
+constexpr int GROUP = 2 * WIDTH;  // weights of one load of packed bytes
+constexpr int64_t DECODED_AT_ONCE = 512;  // weights of a row whose blocks have to be decoded one by one
 
 inline int64_t few_rows_stride(const qlk_weight &weight) { return (weight.in_features + GROUP - 1) / GROUP * GROUP; }
 
@@ -71,7 +71,9 @@ void dot_blocks(const float *x, const qlk_weight &weight, const Decoder &decoder
         }
     }
     for (int r = 0; r < ROWS; ++r) {
-        for (int c = 0; c < COLUMN_COUNT; ++c) dots[r][c] = sum(CHAINS == 1 ? sums[r][c][0] : add(sums[r][c][0], sums[r][c][1]));
+        for (int c = 0; c < COLUMN_COUNT; ++c) {
+            dots[r][c] = sum(CHAINS == 1 ? sums[r][c][0] : add(sums[r][c][0], sums[r][c][CHAINS - 1]));
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <utility>
 
+#include "left_kernels.h"
 #include "panel_kernels.h"
 
 namespace qlk::QLK_ISA {

@@ -1,148 +1,16 @@
-// The C entries of the matrix products: checks, workspace, and how the work is split.
+// The C entries of the matrix products: what is checked, and the products that each is made of.
 #include "linear.h"
-
-#include <cstdlib>
-#include <cstring>
 
 #include "checks.h"
 #include "isa.h"
-#include "parallel.h"
-#include "qlk/float16.h"
+#include "linear_call.h"
 
 namespace qlk {
 namespace {
 
-// A rectangle of the output: its part of the left operand, a few hundred kilobytes of each piece of the inner
-// dimension, stays in the second-level cache while the panels pass, and each weight is decoded once for all its rows.
-constexpr int64_t RECTANGLE_ROWS = 256;
-constexpr int64_t RECTANGLE_PANELS = 8;
-// Rectangles for each thread, where there are panels enough: the work then levels out between threads.
-constexpr int64_t RECTANGLES_PER_THREAD = 4;
-// Rows that pass through the workspace together.
-constexpr int64_t ROWS_AT_ONCE = 1024;
-constexpr int64_t CACHE_LINE_FLOATS = 16;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
-
-// Floats that begin on a cache line; null where there is no memory.
-class Buffer {
-  public:
-    Buffer() = default;
-    Buffer(const Buffer &) = delete;
-    Buffer &operator=(const Buffer &) = delete;
-    ~Buffer() { std::free(floats_); }
-
-    bool allocate(int64_t count) {
-        if (count < 0 || count > LARGEST_NUMEL) return false;
-        const size_t bytes = static_cast<size_t>(round_up(larger(count, 1), CACHE_LINE_FLOATS)) * sizeof(float);
-        floats_ = static_cast<float *>(std::aligned_alloc(CACHE_LINE_FLOATS * sizeof(float), bytes));
-        return floats_ != nullptr;
-    }
-    float *get() const { return floats_; }
-
-  private:
-    float *floats_ = nullptr;
-};
-
-// How far apart rows lie in the workspace: not so that the rows of a tile meet in the same few sets of a cache.
-int64_t stride_of(int64_t columns) {
-    const int64_t lines = larger(ceil_div(columns, CACHE_LINE_FLOATS), 1);
-    return (lines % 2 == 0 ? lines + 1 : lines) * CACHE_LINE_FLOATS;
-}
-
-struct Split {
-    int64_t rows, columns;  // of a rectangle
-    int64_t row_count, column_count;
-};
-
-Split split_of(int64_t rows, int64_t columns, int64_t panel_columns, int threads) {
-    const int64_t wanted = threads > 1 ? threads * RECTANGLES_PER_THREAD : 1;
-    const int64_t panels = ceil_div(columns, panel_columns);
-    const int64_t most_panels = larger(smaller(ceil_div(panels, wanted), RECTANGLE_PANELS), 1);
-    Split split;
-    split.columns = most_panels * panel_columns;
-    split.column_count = ceil_div(columns, split.columns);
-    // Where columns are too few for the threads, rows are split too, though each part then decodes the same weights.
-    const int64_t row_count = larger(ceil_div(rows, RECTANGLE_ROWS), ceil_div(smaller(threads, rows), larger(split.column_count, 1)));
-    split.rows = larger(ceil_div(rows, larger(row_count, 1)), 1);
-    split.row_count = ceil_div(rows, split.rows);
-    return split;
-}
-
-// One call of an entry: the kernels and threads it uses.
-struct Call {
-    const LinearKernels &kernels;
-    int threads;
-
-    int64_t sums_floats() const { return threads * RECTANGLE_ROWS * RECTANGLE_PANELS * kernels.panel_columns; }
-
-    // `sums`: sums_floats(), for products that are not float or whose inner dimension is long.
-    void multiply(const Product &product, float *sums) const {
-        const Split split = split_of(product.rows, product.columns, kernels.panel_columns, threads);
-        parallel_tasks(split.row_count * split.column_count, threads, [&](int64_t task, int worker) {
-            Rectangle part;
-            part.row_begin = task / split.column_count * split.rows;
-            part.row_end = smaller(part.row_begin + split.rows, product.rows);
-            part.column_begin = task % split.column_count * split.columns;
-            part.column_end = smaller(part.column_begin + split.columns, product.columns);
-            kernels.multiply(product, part, sums == nullptr ? nullptr : sums + worker * (sums_floats() / threads));
-        });
-    }
-
-    void rows_to_float(const void *in, int dtype, int64_t first_row, int64_t rows, int64_t columns, Dropout dropout,
-                       float *out, int64_t stride) const {
-        const size_t element = dtype == QLK_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
-        parallel_for(rows, 16, threads, [&](int64_t begin, int64_t end) {
-            const char *from = static_cast<const char *>(in) + begin * columns * element;
-            kernels.rows_to_float(from, dtype, first_row + begin, end - begin, columns, dropout, out + begin * stride, stride);
-        });
-    }
-};
-
-// Rows of a matrix as floats: the caller's own where they will do, otherwise copied into the workspace.
-class LeftRows {
-  public:
-    LeftRows(const void *values, int dtype, int64_t columns, Dropout dropout)
-        : values_(values), dtype_(dtype), columns_(columns), dropout_(dropout), stride_(stride_of(columns)) {}
-
-    bool allocate(int64_t rows) {
-        direct_ = dtype_ == QLK_FLOAT32 && !(dropout_.share > 0) && columns_ % 512 != 0;
-        return direct_ || buffer_.allocate(rows * stride_);
-    }
-    void load(const Call &call, int64_t first_row, int64_t rows) {
-        const size_t element = dtype_ == QLK_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
-        const char *from = static_cast<const char *>(values_) + first_row * columns_ * element;
-        if (direct_) {
-            loaded_ = reinterpret_cast<const float *>(from);
-        } else {
-            call.rows_to_float(from, dtype_, first_row, rows, columns_, dropout_, buffer_.get(), stride_);
-            loaded_ = buffer_.get();
-        }
-    }
-    const float *get() const { return loaded_; }
-    int64_t stride() const { return direct_ ? columns_ : stride_; }
-
-  private:
-    const void *values_;
-    int dtype_;
-    int64_t columns_;
-    Dropout dropout_;
-    int64_t stride_;
-    bool direct_ = false;
-    Buffer buffer_;
-    const float *loaded_ = nullptr;
-};
-
 constexpr Dropout NO_DROPOUT = {0.0f, 0};
 
 bool is_dtype(int dtype) { return dtype == QLK_FLOAT32 || dtype == QLK_BFLOAT16; }
-
-void *row_of(void *matrix, int dtype, int64_t row, int64_t columns) {
-    return static_cast<char *>(matrix) + row * columns * (dtype == QLK_FLOAT32 ? sizeof(float) : sizeof(uint16_t));
-}
 
 bool product_fits(int64_t a, int64_t b) {
     int64_t product;
@@ -184,7 +52,9 @@ void scale(const float *in, int64_t count, float factor, float *out) {
 // out (columns, rows) = in (rows, columns) transposed, times factor; rows of `out` lie `stride` apart.
 void transpose(const float *in, int64_t rows, int64_t columns, float factor, float *out, int64_t stride) {
     for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t column = 0; column < columns; ++column) out[column * stride + row] = in[row * columns + column] * factor;
+        for (int64_t column = 0; column < columns; ++column) {
+            out[column * stride + row] = in[row * columns + column] * factor;
+        }
     }
 }
 
@@ -193,8 +63,8 @@ class Forward {
   public:
     Forward(const Call &call, const void *x, int dtype, int64_t rows, const qlk_weight &weight, const void *bias,
             const qlk_adapter *adapter, float *low, void *out)
-        : call_(call), dtype_(dtype), rows_(rows), weight_(weight), bias_(bias), adapter_(adapter), low_(low), out_(out),
-          rank_(adapter != nullptr ? adapter->rank : 0),
+        : call_(call), dtype_(dtype), rows_(rows), weight_(weight), bias_(bias), adapter_(adapter), low_(low),
+          out_(out), rank_(adapter != nullptr ? adapter->rank : 0),
           x_(x, dtype, weight.in_features, NO_DROPOUT),
           dropped_(x, dtype, weight.in_features, dropout_of(adapter)),
           few_rows_(rows <= call.kernels.most_few_rows) {}
@@ -221,15 +91,17 @@ class Forward {
         if (!x_.allocate(rows)) return false;
         if (dropout_of(adapter_).share > 0 && !dropped_.allocate(rows)) return false;
         if (few_rows_ && !laid_out_.allocate(call_.kernels.few_rows_floats(rows_, weight_))) return false;
-        if (bias_ != nullptr && !bias_floats_.allocate(round_up(weight_.out_features, call_.kernels.panel_columns))) return false;
+        if (bias_ != nullptr && !bias_floats_.allocate(bias_floats())) return false;
         if (!few_rows_ && !sums_.allocate(call_.sums_floats())) return false;
         return scaled_low_.allocate(rows * rank_);
     }
 
+    int64_t bias_floats() const { return round_up(weight_.out_features, call_.kernels.panel_columns); }
+
     void convert_bias() {
         if (bias_ == nullptr) return;
-        const int64_t padded = round_up(weight_.out_features, call_.kernels.panel_columns);
-        call_.kernels.rows_to_float(bias_, dtype_, 0, 1, weight_.out_features, NO_DROPOUT, bias_floats_.get(), padded);
+        float *out = bias_floats_.get();
+        call_.kernels.rows_to_float(bias_, dtype_, 0, 1, weight_.out_features, NO_DROPOUT, out, bias_floats());
     }
 
     void multiply_low(int64_t row, int64_t count) {
@@ -250,7 +122,8 @@ class Forward {
     void multiply(int64_t row, int64_t count) {
         Product product = {};
         if (adapter_ != nullptr) {
-            product.terms[product.term_count++] = {scaled_low_.get(), rank_, transposed(adapter_->lora_B, rank_), rank_, nullptr};
+            const Right lora_B = transposed(adapter_->lora_B, rank_);
+            product.terms[product.term_count++] = {scaled_low_.get(), rank_, lora_B, rank_, nullptr};
         }
         const Right right = {Layout::weight_transposed, nullptr, 0, &weight_};
         product.terms[product.term_count++] = {x_.get(), x_.stride(), right, weight_.in_features, nullptr};
@@ -290,8 +163,8 @@ class Backward {
     Backward(const Call &call, const void *grad_output, const void *x, const float *low, int dtype, int64_t rows,
              const qlk_weight &weight, const qlk_adapter *adapter, void *grad_input, float *grad_lora_A,
              float *grad_lora_B)
-        : call_(call), low_(low), dtype_(dtype), rows_(rows), weight_(weight), adapter_(adapter), grad_input_(grad_input),
-          grad_lora_A_(grad_lora_A), grad_lora_B_(grad_lora_B),
+        : call_(call), low_(low), dtype_(dtype), rows_(rows), weight_(weight), adapter_(adapter),
+          grad_input_(grad_input), grad_lora_A_(grad_lora_A), grad_lora_B_(grad_lora_B),
           rank_(adapter != nullptr ? adapter->rank : 0), dropout_(dropout_of(adapter)),
           grad_output_(grad_output, dtype, weight.out_features, NO_DROPOUT),
           dropped_(x, dtype, weight.in_features, dropout_) {}
@@ -309,7 +182,9 @@ class Backward {
             }
             if (grad_input_ != nullptr) multiply_grad_input(row, count);
         }
-        if (adapter_ != nullptr) transpose(grad_lora_B_transposed_.get(), rank_, weight_.out_features, 1.0f, grad_lora_B_, rank_);
+        if (adapter_ != nullptr) {
+            transpose(grad_lora_B_transposed_.get(), rank_, weight_.out_features, 1.0f, grad_lora_B_, rank_);
+        }
         return QLK_OK;
     }
 
@@ -321,7 +196,8 @@ class Backward {
         if (adapter_ == nullptr) return true;
         lows_stride_ = stride_of(rows);
         return dropped_.allocate(rows) && grad_low_.allocate(rows * rank_) && lows_.allocate(rank_ * lows_stride_) &&
-               grad_lows_.allocate(rank_ * lows_stride_) && grad_lora_B_transposed_.allocate(rank_ * weight_.out_features);
+               grad_lows_.allocate(rank_ * lows_stride_) &&
+               grad_lora_B_transposed_.allocate(rank_ * weight_.out_features);
     }
 
     static Product product_of(Term term, int64_t rows, int64_t columns, float *out, bool accumulate) {
@@ -357,11 +233,13 @@ class Backward {
     void multiply_grad_input(int64_t row, int64_t count) {
         Product product = {};
         if (adapter_ != nullptr) {
-            product.terms[product.term_count++] = {grad_low_.get(), rank_, dense(adapter_->lora_A, weight_.in_features),
-                                                   rank_, dropout_.share > 0 ? &dropout_ : nullptr};
+            const Right lora_A = dense(adapter_->lora_A, weight_.in_features);
+            const Dropout *dropout = dropout_.share > 0 ? &dropout_ : nullptr;
+            product.terms[product.term_count++] = {grad_low_.get(), rank_, lora_A, rank_, dropout};
         }
         const Right right = {Layout::weight, nullptr, 0, &weight_};
-        product.terms[product.term_count++] = {grad_output_.get(), grad_output_.stride(), right, weight_.out_features, nullptr};
+        product.terms[product.term_count++] = {grad_output_.get(), grad_output_.stride(), right,
+                                               weight_.out_features, nullptr};
         product.rows = count;
         product.columns = weight_.in_features;
         product.first_row = row;
@@ -385,7 +263,8 @@ class Backward {
     Buffer sums_, grad_low_, lows_, grad_lows_, grad_lora_B_transposed_;
 };
 
-int threads_of(int threads) { return threads < 1 ? 1 : threads; }
+constexpr int MOST_THREADS = 1024;
+int threads_of(int threads) { return threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads; }
 
 }  // namespace
 }  // namespace qlk
@@ -436,8 +315,10 @@ int qlk_cpu_lora_linear_backward(const void *grad_output, const void *x, const f
     if (grad_lora_A == nullptr && rank * weight->in_features > 0) return QLK_NULL_POINTER;
     if (grad_lora_B == nullptr && rank * weight->out_features > 0) return QLK_NULL_POINTER;
     if (grad_output == nullptr && rows * weight->out_features > 0) return QLK_NULL_POINTER;
-    if ((x == nullptr && rows * weight->in_features > 0) || (low == nullptr && rows * rank > 0)) return QLK_NULL_POINTER;
+    if (x == nullptr && rows * weight->in_features > 0) return QLK_NULL_POINTER;
+    if (low == nullptr && rows * rank > 0) return QLK_NULL_POINTER;
     const Call call = {isa().linear, threads_of(threads)};
-    return Backward(call, grad_output, x, low, dtype, rows, *weight, adapter, grad_input, grad_lora_A, grad_lora_B).run();
+    return Backward(call, grad_output, x, low, dtype, rows, *weight, adapter, grad_input, grad_lora_A, grad_lora_B)
+        .run();
 }
 }

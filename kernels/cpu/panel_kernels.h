@@ -1,13 +1,11 @@
-// Operands of a matrix product on their way into cache: the left one as floats, the right one as panels of a few
-// columns, decoded there if it is a quantized weight.
+// The right operand of a matrix product on its way into cache: panels of a few columns, decoded there if it is a
+// quantized weight.
 #pragma once
 
 #include <cstring>
 
 #include "decode.h"
 #include "linear.h"
-#include "qlk/dropout.h"
-#include "qlk/float16.h"
 
 namespace qlk::QLK_ISA {
 
@@ -18,55 +16,6 @@ constexpr int64_t PANEL_INNER = 256;
 constexpr int64_t CACHE_LINE = 64;      // bytes
 constexpr int64_t PREFETCHED_ROWS = 16;  // of an operand of which a few bytes of each row are read
 constexpr int64_t RUN = 64;  // elements of a row that are brought into cache at once to be transposed
-
-inline Ints dropout_draws(DropoutKey key, uint32_t index_low) {
-    const auto constant = [](uint32_t x) { return broadcast_int(static_cast<int32_t>(x)); };
-    Ints x = bit_xor(add(constant(index_low), lane_numbers()), constant(key.before));
-    x = bit_xor(x, shift_right<16>(x));
-    x = mul_low(x, constant(DROPOUT_FIRST_FACTOR));
-    x = bit_xor(x, shift_right<15>(x));
-    x = mul_low(add(x, constant(key.between)), constant(DROPOUT_SECOND_FACTOR));
-    return shift_right<8>(bit_xor(x, shift_right<16>(x)));
-}
-
-// Drop from, and scale, `count` values of which the first is element number `index`.
-inline void drop(float *values, int64_t count, uint64_t index, const Dropout &dropout) {
-    const Ints below_threshold = broadcast_int(static_cast<int32_t>(dropout_threshold(dropout.share)) - 1);
-    const Floats scale = broadcast(dropout_scale(dropout.share)), zero = broadcast(0.0f);
-    while (count > 0) {
-        const int64_t until_carry = (int64_t{1} << 32) - static_cast<uint32_t>(index);
-        const int64_t segment = count < until_carry ? count : until_carry;
-        const DropoutKey key = dropout_key(dropout.seed, static_cast<uint32_t>(index >> 32));
-        for (int64_t i = 0; i < segment; i += WIDTH) {
-            const int lanes = segment - i < WIDTH ? static_cast<int>(segment - i) : WIDTH;
-            const Mask keep = greater(dropout_draws(key, static_cast<uint32_t>(index + i)), below_threshold);
-            store_first(values + i, select(keep, mul(load_first(values + i, lanes), scale), zero), lanes);
-        }
-        values += segment;
-        index += segment;
-        count -= segment;
-    }
-}
-
-inline void row_to_float(const void *in, int dtype, int64_t begin, int64_t count, float *out) {
-    if (dtype == QLK_FLOAT32) {
-        std::memcpy(out, static_cast<const float *>(in) + begin, count * sizeof(float));
-        return;
-    }
-    const uint16_t *halves = static_cast<const uint16_t *>(in) + begin;
-    int64_t i = 0;
-    for (; i + WIDTH <= count; i += WIDTH) store(out + i, load_bfloat16(halves + i));
-    for (; i < count; ++i) out[i] = bfloat16_to_float(halves[i]);
-}
-
-inline void rows_to_float(const void *in, int dtype, int64_t first_row, int64_t rows, int64_t columns, Dropout dropout,
-                          float *out, int64_t stride) {
-    for (int64_t row = 0; row < rows; ++row, out += stride) {
-        row_to_float(in, dtype, row * columns, columns, out);
-        if (dropout.share > 0) drop(out, columns, static_cast<uint64_t>((first_row + row) * columns), dropout);
-        for (int64_t column = columns; column < stride; ++column) out[column] = 0.0f;
-    }
-}
 
 // Blocks that do not reach across rows, and rows that begin with a byte.
 inline bool has_whole_blocks(const qlk_weight &weight) {
@@ -131,17 +80,17 @@ class PanelWriter {
         alignas(64) float runs[WIDTH][RUN] = {};
         const uint8_t *rows[WIDTH];
         for (int i = 0; i < WIDTH; ++i) rows[i] = reinterpret_cast<const uint8_t *>(runs[i]);
-        for (int half = 0; half < columns; half += WIDTH) {
+        for (int lanes = 0; lanes < columns; lanes += WIDTH) {
             for (int64_t begin = 0; begin < count; begin += RUN) {
                 const int64_t length = count - begin < RUN ? count - begin : RUN;
-                for (int i = 0; i < WIDTH && half + i < columns; ++i) {
-                    copy_run(column + half + i, inner + begin, length, runs[i]);
+                for (int i = 0; i < WIDTH && lanes + i < columns; ++i) {
+                    copy_run(column + lanes + i, inner + begin, length, runs[i]);
                 }
                 for (int64_t k = 0; k < length; k += 4) {
                     Ints words[4];
                     transpose_words(rows, k * static_cast<int64_t>(sizeof(float)), words);
                     for (int64_t j = 0; j < 4 && k + j < length; ++j) {
-                        store(panel + (begin + k + j) * PANEL + half, as_floats(words[j]));
+                        store(panel + (begin + k + j) * PANEL + lanes, as_floats(words[j]));
                     }
                 }
             }
@@ -166,20 +115,20 @@ class PanelWriter {
         alignas(64) float scales[PANEL_INNER / 32 + 1][PANEL];
         column_scales(inner, count, column, columns, scales);
         const int64_t row_bytes = right_.weight->in_features / 2;
-        for (int half = 0; half < columns; half += WIDTH) {
+        for (int lanes = 0; lanes < columns; lanes += WIDTH) {
             const uint8_t *rows[WIDTH];  // beyond the last column: that column again, computed and not stored
             for (int i = 0; i < WIDTH; ++i) {
-                const int64_t row = column + (half + i < columns ? half + i : columns - 1);
+                const int64_t row = column + (lanes + i < columns ? lanes + i : columns - 1);
                 rows[i] = right_.weight->packed + row * row_bytes;
             }
             for (int64_t k = 0; k < count; k += 32) {
                 const int64_t block = ((inner + k) >> block_shift_) - (inner >> block_shift_);
-                const Floats scale = load(scales[block] + half);
+                const Floats scale = load(scales[block] + lanes);
                 // Each panel reads short runs of far rows, which only the program can foresee.
                 if (k % (2 * CACHE_LINE) == 0) prefetch_next_panel(rows, (inner + k) / 2 + PANEL * row_bytes);
                 Ints words[4];
                 transpose_words(rows, (inner + k) / 2, words);
-                for (int j = 0; j < 4; ++j) write_word(words[j], scale, panel + (k + 8 * j) * PANEL + half);
+                for (int j = 0; j < 4; ++j) write_word(words[j], scale, panel + (k + 8 * j) * PANEL + lanes);
             }
         }
     }
@@ -200,35 +149,45 @@ class PanelWriter {
         put(7, shift_right<24>(word));
     }
 
-    // Vector by vector, as one never meets two blocks.
-    void write_blocks(int64_t inner, int64_t count, int64_t column, float *panel) const {
-        alignas(64) float decoded[PANEL / 32 + 2][PANEL_INNER];
-        const qlk_weight &weight = *right_.weight;
-        const int64_t blocks_per_row = weight.in_features >> block_shift_, row_bytes = weight.in_features / 2;
-        const bool nested = weight.nested_absmax != nullptr;
-        const int64_t scale_stride = nested ? 1 : blocks_per_row;
+    // The scales of a panel's vectors in `count` rows of the weight: element i * stride of scales[v] is that of row i.
+    // A vector never meets two blocks.
+    struct VectorScales {
         const float *scales[PANEL_VECTORS];
+        int64_t stride;
+        alignas(64) float decoded[PANEL / 32 + 2][PANEL_INNER];  // of absmax that is itself quantized
+    };
+
+    void find_scales(int64_t inner, int64_t count, int64_t column, VectorScales &found) const {
+        const int64_t blocks_per_row = right_.weight->in_features >> block_shift_;
+        const bool nested = right_.weight->nested_absmax != nullptr;
+        found.stride = nested ? 1 : blocks_per_row;
         int64_t before = -1;
         for (int v = 0, blocks = 0; v < PANEL_VECTORS; ++v) {
             const int64_t block = (column + v * WIDTH) >> block_shift_;
             if (block == before) {
-                scales[v] = scales[v - 1];
+                found.scales[v] = found.scales[v - 1];
             } else if (nested) {
-                float *row = decoded[blocks++];
-                for (int64_t i = 0; i < count; ++i) row[i] = decoder_.absmax((inner + i) * blocks_per_row + block);
-                scales[v] = row;
+                float *decoded = found.decoded[blocks++];
+                for (int64_t i = 0; i < count; ++i) decoded[i] = decoder_.absmax((inner + i) * blocks_per_row + block);
+                found.scales[v] = decoded;
             } else {
-                scales[v] = static_cast<const float *>(weight.absmax) + inner * blocks_per_row + block;
+                found.scales[v] = static_cast<const float *>(right_.weight->absmax) + inner * blocks_per_row + block;
             }
             before = block;
         }
-        const Table16 levels = levels_;
-        const uint8_t *packed = weight.packed + inner * row_bytes + column / 2;
+    }
+
+    void write_blocks(int64_t inner, int64_t count, int64_t column, float *panel) const {
+        VectorScales scales;
+        find_scales(inner, count, column, scales);
+        const int64_t row_bytes = right_.weight->in_features / 2, stride = scales.stride;
+        const Table16 levels = levels_;  // a copy that stores to the panel cannot change
+        const uint8_t *packed = right_.weight->packed + inner * row_bytes + column / 2;
         for (int64_t i = 0; i < count; ++i, packed += row_bytes, panel += PANEL) {
             __builtin_prefetch(packed + PREFETCHED_ROWS * row_bytes);
 #pragma GCC unroll 3
             for (int v = 0; v < PANEL_VECTORS; ++v) {
-                const Table16 scaled = scale_table(levels, scales[v][i * scale_stride]);
+                const Table16 scaled = scale_table(levels, scales.scales[v][i * stride]);
                 store(panel + v * WIDTH, lookup(scaled, load_codes(packed + v * WIDTH / 2)));
             }
         }

@@ -1,6 +1,6 @@
 // Constants for finding ranks in a dynamic map by arithmetic instead of a table in memory. The levels of a decade lie
-// at equal distances, so a straight line takes a value to its rank. The midpoints lie a few roundings off the line:
-// where it comes within NEAR of changing rank, the exact table (dynamic_rank.h) has to be asked instead.
+// at equal distances, so a straight line takes a value to its rank, here in units of 1 / 4096. The midpoints lie a few
+// roundings off the line: within two units of a change of rank the exact table (dynamic_rank.h) has to be asked.
 //
 // All is by binade (the values of one exponent), so that a permute finds it among 32 by the low bits of the exponent:
 // 2^-23 starts binade 8 and 1 starts binade 31. A binade has at most one `threshold`; above it the line is that of the
@@ -14,7 +14,10 @@
 namespace qlk {
 
 struct alignas(64) QuickRank {
-    static constexpr float NEAR = 1.0f / 4096;
+    static constexpr int SHIFT = 12;  // rank = units >> SHIFT
+    static constexpr int UNITS = 1 << SHIFT;
+    static constexpr int WINDOW = 4;  // units after a multiple of UNITS: ranks change in their middle
+    static constexpr int UNLESS_UNCERTAIN = UNITS - WINDOW;  // bits of which one is set outside of the windows
     static constexpr int DECADES = 7;
 
     float threshold[32];  // infinity in most binades
@@ -23,15 +26,18 @@ struct alignas(64) QuickRank {
 
     // Of the ranks above zero's: `midpoints` starts with the lowest above zero, `slices` are those of the first decade.
     constexpr QuickRank(const float *midpoints, int slices) : threshold(), slope(), intercept(), limit() {
-        for (float &none : threshold) none = __builtin_inff();
+        for (int binade = 0; binade < 32; ++binade) {
+            threshold[binade] = __builtin_inff();
+            intercept[binade] = limit[binade] = UNITS / 2;  // rank 0
+        }
         int first = 1;
         double scale = 1e-6;  // decades reach from scale / 10 to scale, and begin with rank `first`
         for (int decade = 0; decade < DECADES; ++decade, scale *= 10.0, slices *= 2) {
             const int last = first + slices - 1;
-            start_line(midpoints[first - 1], slices / (0.9 * scale), first - 0.5 - slices / 9.0, last);
+            start_line(midpoints[first - 1], slices / (0.9 * scale), first - slices / 9.0, last);
             first = last + 1;
         }
-        start_line(midpoints[first - 1], 0.0, first, first);  // the level 1
+        start_line(midpoints[first - 1], 0.0, first + 0.5, first);  // the level 1
     }
 
     // Whether the quick way and the table together give the rank of every float; it is enough to look at midpoints.
@@ -52,9 +58,9 @@ struct alignas(64) QuickRank {
     constexpr void start_line(float start, double line_slope, double line_intercept, int last) {
         threshold[binade_of(start)] = start;
         for (int binade = binade_of(start) + 1; binade < 32; ++binade) {
-            slope[binade] = static_cast<float>(line_slope);
-            intercept[binade] = static_cast<float>(line_intercept);
-            limit[binade] = static_cast<float>(last) + 0.25f;
+            slope[binade] = static_cast<float>(UNITS * line_slope);
+            intercept[binade] = static_cast<float>(UNITS * line_intercept + WINDOW / 2);
+            limit[binade] = static_cast<float>(UNITS * (last + 0.5));
         }
     }
 
@@ -66,12 +72,12 @@ struct alignas(64) QuickRank {
         return value < limit[binade] ? value : limit[binade];
     }
 
-    // Half of NEAR is kept as a margin for how the product and the sum are rounded.
+    // A unit is kept as a margin for how the product and the sum are rounded.
     static constexpr bool is_inside(float line, int rank) {
-        return line > rank - 0.5f + 1.5f * NEAR && line < rank + 0.5f - 1.5f * NEAR;
+        return line > UNITS * rank + WINDOW + 1 && line < UNITS * (rank + 1) - 1;
     }
     static constexpr bool is_between(float line, int rank) {
-        return line > rank + 0.5f - 0.5f * NEAR && line < rank + 0.5f + 0.5f * NEAR;
+        return line > UNITS * (rank + 1) + 1 && line < UNITS * (rank + 1) + WINDOW - 1;
     }
 };
 

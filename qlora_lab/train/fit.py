@@ -18,7 +18,7 @@ from qlora_lab.train.checkpoint import Checkpoint, Counters, TrainingState, load
 from qlora_lab.train.interrupt import CtrlC, TrainingInterrupted, as_usual_exceptions
 from qlora_lab.train.loop import run_loop
 from qlora_lab.train.module import TrainingModule
-from qlora_lab.train.optimizer import build_optimizer
+from qlora_lab.train.optimizer import build_optimizer, describe_optimizer
 from qlora_lab.train.progress import NoProgress, Progress
 from qlora_lab.train.schedule import count_warmup_steps, scale
 from qlora_lab.train.steps import StepDataset, step_loader
@@ -35,6 +35,7 @@ class FitResult:
     target_tokens: int
     time_s: float  # inside the training loop
     resumed_from: int | None  # the step this attempt started after; None: from the beginning
+    optimizer: str  # which one, and what computes it
 
     @property
     def trained_now(self) -> bool:
@@ -117,7 +118,14 @@ def fit(
         ):
             run_loop(module, step_loader(steps), [after_step], model.device)
     state.check_finite()
-    return FitResult(counters.step, counters.tokens, counters.target_tokens, counters.time_s, resumed_from)
+    return FitResult(
+        counters.step,
+        counters.tokens,
+        counters.target_tokens,
+        counters.time_s,
+        resumed_from,
+        describe_optimizer(state.optimizer),
+    )
 
 
 def _take_up(state: TrainingState, checkpoints: Path, total_steps: int) -> Checkpoint | None:

@@ -69,8 +69,9 @@ def build_optimizer(config: OptimConfig, parameters: Mapping[str, nn.Parameter])
     return TorchAdamW(groups, **numbers, fused=all(device in FUSED_DEVICES for device in devices))
 
 
-def describe_optimizer(optimizer: AdamW | TorchAdamW) -> str:
+def describe_optimizer(optimizer: AdamW | ScaledStep) -> str:
     """Return the name for the run's record, with the implementation that runs."""
-    if isinstance(optimizer, TorchAdamW):
-        return f"AdamW, 32-bit states (torch, {'fused' if optimizer.defaults['fused'] else 'one tensor at a time'})"
-    return f"AdamW, {optimizer.bits}-bit states ({'native' if optimizer.is_native else 'reference'})"
+    if isinstance(optimizer, AdamW):
+        return f"AdamW, {optimizer.bits}-bit states ({'native' if optimizer.is_native else 'reference'})"
+    fused = "fused" if optimizer.defaults.get("fused") else "one tensor at a time"
+    return f"{type(optimizer).__name__.removeprefix('Torch')}, 32-bit states (torch, {fused})"

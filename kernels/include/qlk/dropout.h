@@ -46,7 +46,9 @@ QLK_HD uint32_t dropout_draw(DropoutKey key, uint32_t index_low) {
 }
 
 // Elements that draw less are dropped; `share` is in [0, 1).
-QLK_HD uint32_t dropout_threshold(float share) { return static_cast<uint32_t>(share * static_cast<float>(DROPOUT_RANGE)); }
+QLK_HD uint32_t dropout_threshold(float share) {
+    return static_cast<uint32_t>(share * static_cast<float>(DROPOUT_RANGE));
+}
 
 QLK_HD float dropout_scale(float share) { return 1.0f / (1.0f - share); }
 

@@ -1,0 +1,150 @@
+// What the entries of the matrix products share: workspace, and how one product is split over threads.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "checks.h"
+#include "linear.h"
+#include "parallel.h"
+
+namespace qlk {
+
+// A rectangle of the output: its part of the left operand, a few hundred kilobytes of each piece of the inner
+// dimension, stays in the second-level cache while the panels pass, and each weight is decoded once for all its rows.
+constexpr int64_t RECTANGLE_ROWS = 256;
+constexpr int64_t RECTANGLE_PANELS = 8;
+// Rectangles for each thread, where there are panels enough: the work then levels out between threads.
+constexpr int64_t RECTANGLES_PER_THREAD = 4;
+// Rows that pass through the workspace together.
+constexpr int64_t ROWS_AT_ONCE = 1024;
+constexpr int64_t CACHE_LINE_FLOATS = 16;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+
+inline int64_t bytes_of(int dtype) { return dtype == QLK_FLOAT32 ? sizeof(float) : sizeof(uint16_t); }
+
+inline const void *row_of(const void *matrix, int dtype, int64_t row, int64_t columns) {
+    return static_cast<const char *>(matrix) + row * columns * bytes_of(dtype);
+}
+inline void *row_of(void *matrix, int dtype, int64_t row, int64_t columns) {
+    return static_cast<char *>(matrix) + row * columns * bytes_of(dtype);
+}
+
+// Floats that begin on a cache line; null where there is no memory.
+class Buffer {
+  public:
+    Buffer() = default;
+    Buffer(const Buffer &) = delete;
+    Buffer &operator=(const Buffer &) = delete;
+    ~Buffer() { std::free(floats_); }
+
+    bool allocate(int64_t count) {
+        if (count < 0 || count > LARGEST_NUMEL) return false;
+        const size_t bytes = static_cast<size_t>(round_up(larger(count, 1), CACHE_LINE_FLOATS)) * sizeof(float);
+        floats_ = static_cast<float *>(std::aligned_alloc(CACHE_LINE_FLOATS * sizeof(float), bytes));
+        return floats_ != nullptr;
+    }
+    float *get() const { return floats_; }
+
+  private:
+    float *floats_ = nullptr;
+};
+
+// Rows this many floats apart, or a multiple of it, fall on one or two of the places where a line may be in a cache.
+constexpr int64_t CROWDED_STRIDE = 512;
+
+// How far apart rows lie in the workspace: not so that the rows of a tile meet in the same few sets of a cache.
+inline int64_t stride_of(int64_t columns) {
+    const int64_t lines = larger(ceil_div(columns, CACHE_LINE_FLOATS), 1);
+    return (lines % 2 == 0 ? lines + 1 : lines) * CACHE_LINE_FLOATS;
+}
+
+struct Split {
+    int64_t rows, columns;  // of a rectangle
+    int64_t row_count, column_count;
+};
+
+// How a product is cut into rectangles. Results do not depend on it: every element of the output is summed in the same
+// order in whatever rectangle it lies.
+inline Split split_of(int64_t rows, int64_t columns, int64_t panel_columns, int threads) {
+    const int64_t wanted = threads > 1 ? threads * RECTANGLES_PER_THREAD : 1;
+    const int64_t panels = ceil_div(columns, panel_columns);
+    const int64_t most_panels = larger(smaller(ceil_div(panels, wanted), RECTANGLE_PANELS), 1);
+    Split split;
+    split.columns = most_panels * panel_columns;
+    split.column_count = ceil_div(columns, split.columns);
+    // Where columns are too few for the threads, rows are split too, though each part then decodes the same weights.
+    const int64_t for_threads = ceil_div(smaller(threads, rows), larger(split.column_count, 1));
+    const int64_t row_count = larger(larger(ceil_div(rows, RECTANGLE_ROWS), for_threads), 1);
+    split.rows = larger(ceil_div(rows, row_count), 1);
+    split.row_count = ceil_div(rows, split.rows);
+    return split;
+}
+
+// One call of an entry: the kernels and threads it uses.
+struct Call {
+    const LinearKernels &kernels;
+    int threads;
+
+    int64_t sums_floats() const { return threads * RECTANGLE_ROWS * RECTANGLE_PANELS * kernels.panel_columns; }
+
+    // `sums`: sums_floats(), for products that are not float or whose inner dimension is long.
+    void multiply(const Product &product, float *sums) const {
+        const Split split = split_of(product.rows, product.columns, kernels.panel_columns, threads);
+        parallel_tasks(split.row_count * split.column_count, threads, [&](int64_t task, int worker) {
+            Rectangle part;
+            part.row_begin = task / split.column_count * split.rows;
+            part.row_end = smaller(part.row_begin + split.rows, product.rows);
+            part.column_begin = task % split.column_count * split.columns;
+            part.column_end = smaller(part.column_begin + split.columns, product.columns);
+            kernels.multiply(product, part, sums == nullptr ? nullptr : sums + worker * (sums_floats() / threads));
+        });
+    }
+
+    void rows_to_float(const void *in, int dtype, int64_t first_row, int64_t rows, int64_t columns, Dropout dropout,
+                       float *out, int64_t stride) const {
+        parallel_for(rows, 16, threads, [&](int64_t begin, int64_t end) {
+            kernels.rows_to_float(row_of(in, dtype, begin, columns), dtype, first_row + begin, end - begin, columns,
+                                  dropout, out + begin * stride, stride);
+        });
+    }
+};
+
+// Rows of a matrix as floats: the caller's own where they will do, otherwise copied into the workspace.
+class LeftRows {
+  public:
+    LeftRows(const void *values, int dtype, int64_t columns, Dropout dropout)
+        : values_(values), dtype_(dtype), columns_(columns), dropout_(dropout), stride_(stride_of(columns)) {}
+
+    bool allocate(int64_t rows) {
+        direct_ = dtype_ == QLK_FLOAT32 && !(dropout_.share > 0) && columns_ % CROWDED_STRIDE != 0;
+        return direct_ || buffer_.allocate(rows * stride_);
+    }
+    void load(const Call &call, int64_t first_row, int64_t rows) {
+        const void *from = row_of(values_, dtype_, first_row, columns_);
+        if (direct_) {
+            loaded_ = static_cast<const float *>(from);
+        } else {
+            call.rows_to_float(from, dtype_, first_row, rows, columns_, dropout_, buffer_.get(), stride_);
+            loaded_ = buffer_.get();
+        }
+    }
+    const float *get() const { return loaded_; }
+    int64_t stride() const { return direct_ ? columns_ : stride_; }
+
+  private:
+    const void *values_;
+    int dtype_;
+    int64_t columns_;
+    Dropout dropout_;
+    int64_t stride_;
+    bool direct_ = false;
+    Buffer buffer_;
+    const float *loaded_ = nullptr;
+};
+
+}  // namespace qlk
