@@ -81,7 +81,11 @@ inline Floats as_floats(Ints x) {
     return each<Floats>([&](int i) { return float_of(static_cast<uint32_t>(x.lane[i])); });
 }
 
-inline Ints add(Ints a, Ints b) { return each<Ints>([&](int i) { return a.lane[i] + b.lane[i]; }); }
+inline Ints add(Ints a, Ints b) {  // modulo 2^32
+    return each<Ints>([&](int i) {
+        return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) + static_cast<uint32_t>(b.lane[i]));
+    });
+}
 inline Ints add_where(Mask m, Ints a, Ints b) {
     return each<Ints>([&](int i) { return m.lane[i] ? a.lane[i] + b.lane[i] : a.lane[i]; });
 }

@@ -14,7 +14,8 @@ class Hardware:
     cpu_model: str
     cpu_flags: frozenset[str]
     cores: int  # that this process may use
-    gpus: tuple[str, ...]  # model names
+    gpus: tuple[str, ...]  # model names, of those that this process may use
+    gpu_ids: tuple[str, ...] = ()  # what CUDA_VISIBLE_DEVICES calls each of them
 
     @property
     def instruction_sets(self) -> list[str]:
@@ -28,11 +29,13 @@ def detect(proc: Path = Path("/proc")) -> Hardware:
         proc: the proc file system; where it is missing, nothing but the core count is known.
     """
     fields = _first_cpu(proc / "cpuinfo")
+    gpus = _visible(_all_gpus(proc / "driver" / "nvidia" / "gpus"), os.environ.get("CUDA_VISIBLE_DEVICES"))
     return Hardware(
         cpu_model=fields.get("model name", "unknown"),
         cpu_flags=frozenset(fields.get("flags", "").split()),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        gpus=_gpu_models(proc / "driver" / "nvidia" / "gpus"),
+        gpus=tuple(model for _, model in gpus),
+        gpu_ids=tuple(identifier for identifier, _ in gpus),
     )
 
 
@@ -44,11 +47,28 @@ def _first_cpu(cpuinfo: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _gpu_models(folder: Path) -> tuple[str, ...]:
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not folder.is_dir():
-        return ()
-    models = []
-    for information in sorted(folder.glob("*/information")):
-        named = [line for line in information.read_text().splitlines() if line.startswith("Model:")]
-        models.append(named[0].partition(":")[2].strip() if named else "unknown GPU")
-    return tuple(models)
+def _all_gpus(folder: Path) -> list[dict[str, str]]:
+    """Return the driver's fields of each GPU, such as Model and GPU UUID, in the order of the PCI bus."""
+    files = sorted(folder.glob("*/information")) if folder.is_dir() else []
+    pairs = ([line.partition(":") for line in file.read_text().splitlines()] for file in files)
+    return [{key.strip(): value.strip() for key, _, value in fields} for fields in pairs]
+
+
+def _visible(gpus: list[dict[str, str]], chosen: str | None) -> list[tuple[str, str]]:
+    """Return the id and the model of each GPU that CUDA_VISIBLE_DEVICES leaves.
+
+    Args:
+        gpus: the driver's fields of all.
+        chosen: indices or ids such as GPU-8932f937 and MIG-...; CUDA takes none from the first unknown one on.
+    """
+    entries = [str(index) for index in range(len(gpus))] if chosen is None else chosen.split(",")
+    found: list[tuple[str, str]] = []
+    for entry in (entry.strip() for entry in entries):
+        if entry.isdecimal() and int(entry) < len(gpus):
+            fields = gpus[int(entry)]
+        elif entry.startswith(("GPU-", "MIG-")) and gpus:
+            fields = next((each for each in gpus if each.get("GPU UUID", "").startswith(entry)), {})
+        else:
+            break
+        found.append((entry, fields.get("Model", "unknown GPU")))
+    return found

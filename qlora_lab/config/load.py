@@ -1,6 +1,7 @@
 """From plain values or Hydra's node to a RunConfig: unknown keys refused, types and ranges checked."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -12,7 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError, nearest
 
-TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+TYPE_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list such as [a,b]",
+    dict: "a mapping such as {key: value}",
+    types.NoneType: "null",
+}
+PLAIN_TYPES = {"str": "text", "int": "a number", "float": "a number", "bool": "true or false", "NoneType": "null"}
 
 
 def from_plain(values: dict[str, Any]) -> RunConfig:
@@ -43,19 +53,26 @@ def from_hydra(node: DictConfig) -> RunConfig:
     return from_plain({str(key): value for key, value in plain.items()})
 
 
-def unknown_key(key: str) -> str:
-    """Word the refusal of a key that the schema does not have."""
+def unknown_key(key: str, known: list[str] | None = None) -> str:
+    """Word the refusal of a key that the schema does not have.
+
+    Args:
+        known: every key there is; without it, those of a run.
+    """
+    known = known_keys() if known is None else known
     parent, _, name = key.rpartition(".")
-    siblings = [known for known in known_keys() if known.rpartition(".")[0] == parent]
-    guess = nearest(key, known_keys()) or nearest(name, siblings)
+    if parent and parent not in known:
+        return unknown_key(parent, known)
+    siblings = [other for other in known if other.rpartition(".")[0] == parent]
+    guess = nearest(key, known) or nearest(name, siblings)
     where = f"{parent} has the keys" if parent else "the groups and keys are"
-    allowed = ", ".join(known.rpartition(".")[2] for known in siblings)
-    return f"{key} is no configuration key; {where} {allowed}{guess}"
+    allowed = ", ".join(other.rpartition(".")[2] for other in siblings)
+    return f"{key} is no configuration key; {where} {allowed or 'none of their own'}{guess}"
 
 
-def known_keys() -> list[str]:
-    """Return every key of the schema, dotted."""
-    return list(_schema_keys(RunConfig, ""))
+def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
+    """Return every key of a schema, dotted."""
+    return list(_schema_keys(schema, prefix))
 
 
 def _schema_keys(schema: type, prefix: str) -> Iterator[str]:
@@ -85,22 +102,37 @@ def _dataclass_of(hint: Any) -> type | None:
     return found[0] if found else None  # type: ignore[return-value]
 
 
+WRONG_TYPE = (
+    "could not be converted",
+    "Cannot convert",
+    "not supported",
+    "Invalid type",
+    "Invalid value assigned",
+    "is not a valid",
+)
+
+
 def explain_omegaconf(error: OmegaConfBaseException) -> str:
     """Say in one sentence what OmegaConf refused."""
     key = error.full_key or "the configuration"
     first_line = (error.msg or str(error)).splitlines()[0]
     hint = _hint_of(str(key))
-    if hint is not None and (
-        "could not be converted" in first_line
-        or "Cannot convert" in first_line
-        or "not supported" in first_line
-        or "Invalid type" in first_line
-    ):
-        given = first_line.split("'")[1] if "'" in first_line else "something else"
-        return f"{key} must be {_words(hint)}; got '{given}'"
-    if "Missing mandatory value" in first_line:
+    if hint is not None and any(words in first_line for words in WRONG_TYPE):
+        return f"{key} must be {_words(hint)}; got {_given(first_line)}"
+    if hint is not None and "is not Optional" in first_line:
+        return f"{key} must be {_words(hint)}; got null"
+    if "missing mandatory value" in first_line.lower():
         return f"{key} is not set, and it has no default; give {key}=..."
     return f"{key}: {first_line}"
+
+
+def _given(message: str) -> str:
+    """Return the value that OmegaConf's message quotes, or what it says of its type."""
+    quoted = re.search(r"'([^']*)'", message)
+    if quoted is not None:
+        return f"'{quoted[1]}'"
+    assigned = re.search(r"Invalid value assigned: (\w+)", message)
+    return PLAIN_TYPES.get(assigned[1], assigned[1]) if assigned is not None else "something else"
 
 
 def _hint_of(key: str) -> Any:
@@ -116,5 +148,10 @@ def _hint_of(key: str) -> Any:
 
 def _words(hint: Any) -> str:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    words = [TYPE_WORDS.get(option, "null" if option is type(None) else str(option)) for option in options]
-    return " or ".join(words)
+    return " or ".join(_word(option) for option in options)
+
+
+def _word(option: Any) -> str:
+    if dataclasses.is_dataclass(option):
+        return "a group of keys"
+    return TYPE_WORDS.get(typing.get_origin(option) or option, str(option))

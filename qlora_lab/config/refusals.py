@@ -62,13 +62,13 @@ def _unknown(key: str, error: BaseException) -> str:
     found = re.match(r"In '([^']+)'", str(error))
     if key == "experiment":
         return _experiment(found[1] if found else None, str(error))
-    known = [*_hydra_keys()] if key.partition(".")[0] == "hydra" else known_keys()
+    known = _hydra_keys() if key.partition(".")[0] == "hydra" else known_keys()
     return unknown_key(key, known) + (f" (in {found[1]})" if found else "")
 
 
 def _hydra_keys() -> list[str]:
     # "hydra.sweeper" has no schema of its own until a sweeper is chosen
-    return [*known_keys(HydraConf, "hydra."), "hydra.sweeper.params"]
+    return ["hydra", *known_keys(HydraConf, "hydra."), "hydra.sweeper.params"]
 
 
 def _experiment(file: str | None, message: str) -> str:
@@ -87,7 +87,7 @@ def _hydra_sentence(message: str) -> str:
         return f"{quoted[0]} has a value already; write it without +: {quoted[1]}"
     if first.startswith("force-add of config groups is not supported"):
         return f"{quoted[0].lstrip('+').partition('=')[0]} is a group; write it without +: {quoted[0].lstrip('+')}"
-    if first.startswith("Could not override '"):
+    if first.startswith(("Could not override '", "Could not delete from config. '")):
         key = quoted[0].lstrip("+~")
         if key == "experiment":
             return _experiment(None, message)

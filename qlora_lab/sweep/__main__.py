@@ -4,13 +4,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from qlora_lab.config.command import command
+from qlora_lab.config.load import from_hydra
 from qlora_lab.sweep import study
+from qlora_lab.sweep.axes import Axes
 
 
 def sweep_one(node: DictConfig) -> None:
     """Treat a composed configuration without axes (hydra.mode=RUN) as a study of one run."""
     name = HydraConfig.get().runtime.choices.get("experiment")
-    study.run_study(study.Axes({}, []), compose=lambda _: node, name=name, exclude=[])
+    study.run_study(Axes({}, []), compose=lambda axes, point: from_hydra(node), name=name, exclude=[])
 
 
 def main() -> None:

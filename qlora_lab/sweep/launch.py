@@ -3,16 +3,17 @@
 A job is a function by name and the path of a run folder; everything else it needs lies in that folder.
 """
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from qlora_lab.config import hardware
+from qlora_lab.config.command import FAILED
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.errors import LaunchError
-from qlora_lab.runs.folder import FINISHED, RunFolder
+from qlora_lab.runs import folder as folder_states
+from qlora_lab.runs.folder import RunFolder
 from qlora_lab.sweep.plan import Plan, parallel_runs
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.worker import RunJob
@@ -26,7 +27,8 @@ def launch(plan: Plan, launcher: LauncherConfig) -> None:
     """Execute what the plan has left to do; returns when nothing is left, with failures recorded in the run folders.
 
     Raises:
-        KeyboardInterrupt: after every local run was told to stop and has recorded that it did.
+        KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after every run on this machine was told to stop and has
+            recorded that it did. Runs on SLURM go on.
     """
     runs = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
     if not runs:
@@ -38,8 +40,11 @@ def launch(plan: Plan, launcher: LauncherConfig) -> None:
 def _in_process(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
     for index, folder in enumerate(folders, start=1):
         print(f"run {index} of {len(folders)}: {folder.run_id}", flush=True)
-        with contextlib.suppress(SystemExit):  # a failure is recorded in its folder, and the others go on
+        try:
             RunJob()(str(folder.path))
+        except SystemExit as end:
+            if end.code != FAILED:  # a failure is recorded in its folder, and the others go on
+                raise
 
 
 def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
@@ -48,6 +53,7 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
 
     machine = hardware.detect()
     executor = submitit.LocalExecutor(folder=plan.folder / "jobs")
+    executor.update_parameters(timeout_min=MAX_RUN_MIN)
     slots = list(range(parallel_runs(plan.runs[0].config, machine)))
     waiting = list(folders)
     active: dict[str, tuple[int, Any]] = {}  # slot and submitit job of each run that is going on
@@ -56,21 +62,21 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
         while waiting or active:
             while waiting and slots:
                 folder, slot = waiting.pop(0), slots.pop(0)
-                executor.update_parameters(timeout_min=MAX_RUN_MIN, **_gpu_of(slot, machine.gpus))
-                active[folder.run_id] = slot, executor.submit(RunJob(), str(folder.path))
+                job = executor.submit(RunJob(_gpu_of(slot, machine.gpu_ids)), str(folder.path))
+                active[folder.run_id] = slot, job
             for run_id in [run_id for run_id, (_, job) in active.items() if job.done(force_check=True)]:
                 slots.append(active.pop(run_id)[0])
             progress.show()
             time.sleep(POLL_S)
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, SIGTERM, a full disk: no run goes on that nobody watches
         _stop([job for _, job in active.values()], [folder for folder in folders if folder.run_id in active])
         raise
     progress.show(final=True)
 
 
-def _gpu_of(slot: int, gpus: tuple[str, ...]) -> dict[str, Any]:
+def _gpu_of(slot: int, gpu_ids: tuple[str, ...]) -> str | None:
     """Give a run one GPU of its own; with more runs than GPUs they share."""
-    return {"gpus_per_node": 1, "visible_gpus": (slot % len(gpus),)} if gpus else {"gpus_per_node": 0}
+    return gpu_ids[slot % len(gpu_ids)] if gpu_ids else None
 
 
 def _stop(jobs: Any, folders: list[RunFolder], grace_s: float = 20.0) -> None:
@@ -86,6 +92,7 @@ def _stop(jobs: Any, folders: list[RunFolder], grace_s: float = 20.0) -> None:
 def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
     """Submit one job array and wait for it, watching the run folders rather than SLURM's word."""
     import submitit
+    from submitit.core.utils import FailedJobError
 
     slurm = launcher.slurm
     jobs_folder = plan.folder / "jobs"
@@ -107,14 +114,44 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
         **({"gpus_per_node": slurm.gpus_per_run} if slurm.gpus_per_run else {}),
         **{key: value for key, value in options.items() if value is not None},
     )
-    jobs = executor.map_array(RunJob(), [str(run.path.resolve()) for run in folders])
-    print(f"submitted {len(jobs)} runs as job array {jobs[0].job_id.split('_')[0]}; logs in {jobs_folder}", flush=True)
+    attempts = [_attempts(folder) for folder in folders]
+    try:
+        jobs = executor.map_array(RunJob(), [str(run.path.resolve()) for run in folders])
+    except FailedJobError as error:
+        raise LaunchError(f"sbatch refused the runs ({_last_line(error)}); see launcher.slurm") from error
+    array = jobs[0].job_id.split("_")[0]
+    print(f"submitted {len(jobs)} runs as job array {array}; logs in {jobs_folder}", flush=True)
     progress = SweepProgress(folders, sys.stdout)
-    # A run's folder knows first; SLURM's word counts for jobs that died without one.
-    while not all(folder.state() == FINISHED or job.done() for folder, job in zip(folders, jobs, strict=True)):
-        progress.show()
-        time.sleep(SLURM_POLL_S)
+    try:
+        while not all(map(_is_over, folders, jobs, attempts)):
+            progress.show()
+            time.sleep(SLURM_POLL_S)
+    except (KeyboardInterrupt, SystemExit):
+        print(
+            f"job array {array} goes on without this command; to stop it too: scancel {array}, "
+            "which comes before the same command again",
+            file=sys.stderr,
+        )
+        raise
     progress.show(final=True)
+
+
+def _is_over(folder: RunFolder, job: Any, attempts_before: int) -> bool:
+    """Say whether a run ended since it was submitted.
+
+    Its folder knows first; SLURM's word, which comes late, counts for jobs that died without one.
+    """
+    state = folder.state()
+    failed_now = state == folder_states.FAILED and _attempts(folder) > attempts_before
+    return state == folder_states.FINISHED or failed_now or job.done()
+
+
+def _attempts(folder: RunFolder) -> int:
+    return int((folder.status() or {}).get("attempt", 0))
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[-1]
 
 
 LAUNCHERS: dict[str, Callable[[Plan, list[RunFolder], LauncherConfig], None]] = {

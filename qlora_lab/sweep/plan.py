@@ -1,7 +1,9 @@
 """The plan of a study: every run with its id, its place on the axes, and what is already done."""
 
+import errno
 import hashlib
 import json
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from qlora_lab.config.architecture import linear_layers
 from qlora_lab.config.placement import match_linears
 from qlora_lab.config.resolve import resolve
 from qlora_lab.config.schema import RunConfig
-from qlora_lab.errors import ModelError
+from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.runs.files import write_json
 from qlora_lab.runs.fingerprint import source_fingerprint
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder, now
@@ -84,7 +86,12 @@ class Plan:
         return "\n".join([title, *lines, f"{len(self.runs)} runs: {summary}{repeated}"])
 
     def write(self) -> dict[str, Any]:
-        """Create every run's folder, write plan.json into the plan's folder, and return what it holds."""
+        """Create every run's folder, write plan.json into the plan's folder, and return what it holds.
+
+        Raises:
+            ConfigError: paths.runs_dir cannot be written.
+        """
+        check_runs_dir(self.runs_dir)
         for run in self.runs:
             RunFolder.create(self.runs_dir, run.run_id, run.config)
         study = self.runs[0].config.study
@@ -105,6 +112,23 @@ class Plan:
         return {
             key: value for key, value in flats[0].items() if all(key in flat and flat[key] == value for flat in flats)
         }
+
+
+def check_runs_dir(runs_dir: Path) -> None:
+    """Make the folder of all runs where it is missing.
+
+    Raises:
+        ConfigError: it cannot be made, or not be written.
+    """
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(runs_dir, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"paths.runs_dir must be a folder that can be written; got '{runs_dir}' ({error.strerror}); "
+            "try paths.runs_dir=runs"
+        ) from error
 
 
 def make_plan(name: str, runs: list[tuple[Point, RunConfig]]) -> Plan:
@@ -136,11 +160,17 @@ def prepare(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
     data_dir = Path(config.paths.data_dir)
     resolved = resolve(config, machine, lambda source: source_fingerprint(source, data_dir))
     if resolved.trainer.threads is None:
-        threads = max(1, machine.cores // parallel_runs(config, machine))
-        resolved = replace(resolved, trainer=replace(resolved.trainer, threads=threads))
+        resolved = replace(resolved, trainer=replace(resolved.trainer, threads=threads_of_a_run(config, machine)))
     _check_placement(resolved)
     _check_inputs(resolved)
     return resolved
+
+
+def threads_of_a_run(config: RunConfig, machine: hardware.Hardware) -> int:
+    """Return a run's share of the cores: on SLURM those it asks for, not those of the machine that plans."""
+    if config.launcher.kind == "slurm":
+        return config.launcher.slurm.cpus_per_run
+    return max(1, machine.cores // parallel_runs(config, machine))
 
 
 def parallel_runs(config: RunConfig, machine: hardware.Hardware) -> int:
@@ -148,8 +178,6 @@ def parallel_runs(config: RunConfig, machine: hardware.Hardware) -> int:
     launcher = config.launcher
     if launcher.kind == "in_process":
         return 1
-    if launcher.kind == "slurm":
-        return max(1, machine.cores // launcher.slurm.cpus_per_run)
     return launcher.max_parallel or len(machine.gpus) or machine.cores
 
 

@@ -2,30 +2,39 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from qlora_lab.config import hardware
-from qlora_lab.config.command import FAILED, command
+from qlora_lab.config.command import FAILED, TERMINATED, command
 from qlora_lab.config.load import from_hydra
-from qlora_lab.runs.folder import FINISHED, RunFolder
+from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RunFolder
 from qlora_lab.runs.identity import run_id
-from qlora_lab.sweep.plan import prepare
+from qlora_lab.sweep.plan import check_runs_dir, prepare
 
 
 def train(node: DictConfig) -> None:
     """Execute the run the configuration describes, unless it is finished, and print its result."""
     composed = from_hydra(node)
-    config = prepare(composed, hardware.detect())
-    folder = RunFolder.create(Path(config.paths.runs_dir), run_id(config), config)
+    # Here, whatever launcher a study would use: on this machine's device, with all of its cores.
+    here = replace(composed, launcher=replace(composed.launcher, kind="in_process"))
+    config = prepare(here, hardware.detect())
+    runs_dir, identifier = Path(config.paths.runs_dir), run_id(config)
+    if config.sweep.action == "plan":
+        print(f"run {identifier}: {RunFolder(runs_dir / identifier).state()}")
+        return
+    check_runs_dir(runs_dir)
+    folder = RunFolder.create(runs_dir, identifier, config)
     if folder.state() == FINISHED:
         print(f"run {folder.run_id} is finished; its result stands")
     else:
         from qlora_lab import run  # torch: only once there is something to train
 
-        if run.execute(folder.path) != FINISHED:
-            sys.exit(FAILED)
+        state = run.execute(folder.path)
+        if state != FINISHED:
+            sys.exit(TERMINATED if state == INTERRUPTED else FAILED)
     print(json.dumps(folder.result()["metrics"], indent=2))
     print(f"run folder: {folder.path.resolve()}")
 

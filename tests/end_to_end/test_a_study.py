@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RunFolder
 
 STUDY = [
     "+experiment=dataset_quality",
@@ -19,7 +19,7 @@ STUDY = [
     "data=procedural_clean_128",
     "seed=0,1",
     "evaluation.rows=16",
-    "evaluation.max_new_tokens=4",
+    "evaluation.max_new_tokens=24",
     "tracking=none",
     "trainer.max_steps=4",
 ]
@@ -52,7 +52,7 @@ def test_a_study_goes_from_plan_to_answer(answered: tuple[Path, subprocess.Compl
     assert done.returncode == 0, done.stderr
     assert "4 runs: 4 new" in done.stdout
     assert states(runs_dir) == [FINISHED] * 4
-    study = runs_dir / "studies" / "dataset_quality"
+    (study,) = (runs_dir / "studies" / "dataset_quality").iterdir()  # one folder a plan
     assert {"plan.json", "table.csv", "report.html"} <= {file.name for file in study.iterdir()}
     assert str(study / "report.html") in done.stdout and str(runs_dir) in done.stdout
     plan = json.loads((study / "plan.json").read_text())
@@ -136,8 +136,16 @@ def test_ctrl_c_in_the_middle_keeps_what_is_finished(tmp_path: Path, launcher: s
     assert all(again[name] == 1 for name in finished), "finished runs are not repeated"
 
 
-def test_slurm_without_a_cluster_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # no srun here, whatever the machine has
-    done = sweep(tmp_path, "launcher=slurm")
-    assert done.returncode == 2
-    assert "launcher=slurm needs sbatch on this machine" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("launcher", ["in_process", "local"])
+def test_sigterm_stops_the_sweep(tmp_path: Path, launcher: str) -> None:
+    overrides = (f"launcher={launcher}", "launcher.max_parallel=1", "trainer.max_steps=3000")
+    process = subprocess.Popen(command(tmp_path, *overrides), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/metrics.jsonl")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "the same command goes on" in said and "Traceback" not in said
+    assert sorted(states(tmp_path)) == [INTERRUPTED, NEW, NEW, NEW], "no other run starts, and none is left running"

@@ -1,4 +1,4 @@
-"""Axes: the study's own, narrowed and widened from the command line."""
+"""Studies: what is planned of their axes, and that every shipped one composes."""
 
 from pathlib import Path
 
@@ -7,40 +7,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qlora_lab.config.command import shipped
 from qlora_lab.errors import ConfigError
+from qlora_lab.sweep.axes import axes_of, axis_override
 from qlora_lab.sweep.plan import make_plan
-from qlora_lab.sweep.study import Axes, axes_of
 from tests.helpers import tiny
 
 parse = OverridesParser.create().parse_overrides
-
-
-def test_axes_multiply_with_the_last_fastest() -> None:
-    axes = axes_of(parse(["data=a,b", "seed=range(2)"]), [])
-    assert axes.points() == [
-        {"data": "a", "seed": "0"},
-        {"data": "a", "seed": "1"},
-        {"data": "b", "seed": "0"},
-        {"data": "b", "seed": "1"},
-    ]
-
-
-def test_the_command_line_wins_narrows_and_widens() -> None:
-    axes = axes_of(parse(["data=a,b", "seed=range(2)"]), parse(["seed=5", "adapter.rank=4,8", "quant=none"]))
-    assert axes.values == {"data": ["a", "b"], "seed": ["5"], "adapter.rank": ["4", "8"]}
-    assert axes.shared == ["quant=none"]
-
-
-def test_a_value_listed_twice_is_one_run() -> None:
-    assert axes_of([], parse(["data=a,b,a"])).values == {"data": ["a", "b"]}
-
-
-def test_only_lists_are_axes() -> None:
-    with pytest.raises(ConfigError, match="learning_rate must be a list of values"):
-        axes_of([], parse(["optim.learning_rate=interval(0,1)"]))
-
-
-def test_no_axes_is_one_run() -> None:
-    assert Axes({}, []).points() == [{}]
 
 
 def test_equal_runs_are_planned_once(tmp_path: Path) -> None:
@@ -74,8 +45,7 @@ def test_every_study_composes_with_axes_and_a_question(study: str) -> None:
         node = compose("sweep", [f"+experiment={study}"], return_hydra_config=True)
         params = OmegaConf.to_container(node.hydra.sweeper.params)
         assert isinstance(params, dict) and "seed" in params
-        axes = axes_of(parse([f"{key}={value}" for key, value in params.items()]), [])
+        axes = axes_of(parse([axis_override(str(key), value) for key, value in params.items()]), [])
         for point in axes.points():
-            overrides = [f"{key}={value}" for key, value in point.items()]
-            config = from_hydra(compose("sweep", [f"+experiment={study}", *overrides]))
+            config = from_hydra(compose("sweep", [f"+experiment={study}", *axes.overrides(point)]))
             assert config.study.question and config.study.question.endswith("?")

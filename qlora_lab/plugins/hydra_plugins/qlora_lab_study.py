@@ -28,7 +28,7 @@ class StudySearchPath(SearchPathPlugin):
 
 
 class PlanSweeper(Sweeper):
-    """Expands the axes, composes every run with Hydra, and hands all of them over at once."""
+    """Expands the axes, composes every run, and hands all of them over at once."""
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         self.params = params or {}
@@ -39,15 +39,22 @@ class PlanSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from qlora_lab.sweep import study
+        from qlora_lab.sweep.axes import axes_of, axis_override
+        from qlora_lab.sweep.compose import Composer
 
+        params = OmegaConf.to_container(OmegaConf.create(self.params))
+        assert isinstance(params, dict)
         parser = OverridesParser.create(config_loader=self.config_loader)
-        axes = study.axes_of(
-            parser.parse_overrides([f"{key}={value}" for key, value in self.params.items()]),
+        axes = axes_of(
+            parser.parse_overrides([axis_override(key, value) for key, value in params.items()]),
             parser.parse_overrides(arguments),
         )
         study.run_study(
             axes,
-            compose=lambda overrides: self.config_loader.load_sweep_config(self.config, overrides),
+            compose=Composer(
+                load=lambda overrides: self.config_loader.load_sweep_config(self.config, overrides),
+                is_group=lambda key: "@" in key or bool(self.config_loader.get_group_options(key)),
+            ),
             name=OmegaConf.select(self.config, "hydra.runtime.choices.experiment"),
             exclude=OmegaConf.to_container(self.config.study.exclude, resolve=True),
         )
