@@ -1,7 +1,10 @@
 """The native AdamW: all tensors of a step in one call of the C library."""
 
+from array import array
 from collections.abc import Sequence
-from ctypes import byref, c_double, c_int64
+from ctypes import Array, byref, c_double, c_int64
+from functools import cache
+from struct import pack, unpack
 
 import torch
 from torch import Tensor
@@ -17,24 +20,40 @@ class NativeAdamw:
         self._library = library
 
     def gradient_norm(self, gradients: Sequence[Tensor], gradient_scale: float) -> tuple[float, int | None]:
-        views = (AdamwView * len(gradients))(
-            *(AdamwView(gradient=gradient.data_ptr(), numel=gradient.numel()) for gradient in gradients)
-        )
+        words = array("q")
+        for gradient in gradients:
+            words.extend((0, gradient.data_ptr(), 0, 0, 0, 0, gradient.numel(), 0))
         norm, first_not_finite = c_double(), c_int64()
         self._library.qlk_cpu_gradient_norm(
-            *(views, len(gradients), gradient_scale, byref(norm), byref(first_not_finite), torch.get_num_threads())
+            *(_views(words), len(gradients), gradient_scale, byref(norm), byref(first_not_finite)),
+            torch.get_num_threads(),
         )
         return norm.value, None if first_not_finite.value < 0 else first_not_finite.value
 
     def update(self, tensors: Sequence[AdamwTensor], step: AdamwStep) -> None:
-        views = (AdamwView * len(tensors))(*(_view(tensor) for tensor in tensors))
+        words = array("q")
+        for parameter, gradient, exp_avg, exp_avg_sq, absmax, square_absmax, weight_decay in tensors:
+            words.extend(
+                (
+                    *(parameter.data_ptr(), gradient.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
+                    0 if absmax is None else absmax.data_ptr(),
+                    0 if square_absmax is None else square_absmax.data_ptr(),
+                    *(parameter.numel(), _last_word(weight_decay)),
+                )
+            )
         self._library.qlk_cpu_adamw(
-            *(views, len(tensors), step.learning_rate, step.beta1, step.beta2, step.eps, step.gradient_scale),
-            *(step.step, step.block_size, torch.get_num_threads()),
+            *(_views(words), len(tensors), step.learning_rate, step.beta1, step.beta2, step.eps),
+            *(step.gradient_scale, step.step, step.block_size, torch.get_num_threads()),
         )
 
 
-def _view(tensor: AdamwTensor) -> AdamwView:
-    *tensors, weight_decay = tensor
-    pointers = (None if part is None else part.data_ptr() for part in tensors)
-    return AdamwView(*pointers, tensor.parameter.numel(), weight_decay, 0)
+def _views(words: "array[int]") -> Array[AdamwView]:
+    """Return eight words a tensor as structures: filling them field by field would take milliseconds a step."""
+    return (AdamwView * (len(words) // 8)).from_buffer(words)
+
+
+@cache
+def _last_word(weight_decay: float) -> int:
+    """Return the float32 weight decay and the unused half beside it as one 64-bit word."""
+    (word,) = unpack("=q", pack("=fi", weight_decay, 0))
+    return int(word)
