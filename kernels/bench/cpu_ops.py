@@ -1,31 +1,20 @@
-"""Every CPU kernel beside what a user would run instead: python kernels/bench/cpu_ops.py [--json FILE] [--only TEXT].
+"""Quantize, dequantize and 4-bit products: python kernels/bench/cpu_ops.py [--json FILE] [--only TEXT].
 
-One process; the implementations take turns, round by round, so that a noisy machine disturbs all of them; a figure
-is the median over rounds, a ratio the median of the per-round ratios (theirs / ours: above 1, ours is faster).
-Beside ours: bitsandbytes, torch with a dense weight, and torchao where it is installed.
+Beside ours: bitsandbytes, torch with a dense weight, and torchao where it is installed. See rounds.py.
 """
 
-import argparse
-import json
-import platform
-import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import bitsandbytes.functional as bnb
 import torch
 import torch.nn.functional as F
 from bitsandbytes import matmul_4bit
+from rounds import Cell, main
 from torch import Tensor
 
-from qlora_lab.config.hardware import detect
 from qlora_lab.ops.blockwise.op import dequantize_weight, quantize_absmax, quantize_blockwise, quantized_linear
 from qlora_lab.ops.blockwise.weight import PackedWeight
-from qlora_lab.ops.registry import KERNELS
 
 try:
     from torchao.dtypes.nf4tensor import linear_nf4, to_nf4
@@ -35,15 +24,6 @@ except ImportError:
 SHAPES = ((576, 576), (1536, 576), (4096, 4096), (11008, 4096))
 ROWS = (1, 16, 256, 1024)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SHORTEST_ROUND_S = 0.01  # an implementation is called until this is over, and counted per call
-
-
-@dataclass
-class Cell:
-    """One line of the table: the same work, by name of the implementation."""
-
-    name: str
-    work: dict[str, Callable[[], Any]]
 
 
 class Weights:
@@ -128,65 +108,5 @@ def cells(wanted: str) -> Iterator[Cell]:
             yield from (cell for cell in candidates if wanted in cell.name)
 
 
-def time_calls(work: Callable[[], Any]) -> float:
-    """Return the seconds of one call, over as many as fill the shortest round."""
-    calls, started = 0, time.perf_counter()
-    while True:
-        work()
-        calls += 1
-        elapsed = time.perf_counter() - started
-        if elapsed >= SHORTEST_ROUND_S:
-            return elapsed / calls
-
-
-def measure(cell: Cell, rounds: int) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {name: [] for name in cell.work}
-    for number in range(rounds + 1):
-        for name, work in cell.work.items():
-            took = time_calls(work)
-            if number:  # the first round warms up
-                seconds[name].append(took)
-    ours = seconds["ours"]
-    return {
-        "cell": cell.name,
-        "ms": {name: 1e3 * statistics.median(values) for name, values in seconds.items()},
-        "ratio": {
-            name: statistics.median(theirs / mine for theirs, mine in zip(values, ours, strict=True))
-            for name, values in seconds.items()
-            if name != "ours"
-        },
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", default="", help="cells whose name contains this")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if KERNELS.library is None:
-        sys.exit(f"there is nothing to measure: {KERNELS}")
-    torch.set_num_threads(options.threads)
-    hardware = detect()
-    results: dict[str, Any] = {
-        "machine": f"{hardware.cpu_model}, {options.threads} threads",
-        "kernels": str(KERNELS),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "torchao": "measured" if to_nf4 is not None else "not installed",
-        "rounds": options.rounds,
-        "cells": [],
-    }
-    print(f"{results['kernels']} on {results['machine']}; torchao: {results['torchao']}")
-    for cell in cells(options.only):
-        result = measure(cell, options.rounds)
-        results["cells"].append(result)
-        ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in result["ratio"].items())
-        print(f"{cell.name:<40} {result['ms']['ours']:>9.3f} ms   {ratios}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, cells)

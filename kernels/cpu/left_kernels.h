@@ -39,6 +39,7 @@ inline void drop(float *values, int64_t count, uint64_t index, const Dropout &dr
 }
 
 inline void row_to_float(const void *in, int dtype, int64_t begin, int64_t count, float *out) {
+    if (count == 0) return;  // of a null pointer
     if (dtype == QLK_FLOAT32) {
         std::memcpy(out, static_cast<const float *>(in) + begin, count * sizeof(float));
         return;

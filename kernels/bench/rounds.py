@@ -1,0 +1,100 @@
+"""Measuring implementations of the same work in turns.
+
+One process; the implementations take turns, round by round, so that a noisy machine disturbs all of them. A figure is
+the median over rounds, a ratio the median of the per-round ratios (theirs / ours: above 1, ours is faster).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qlora_lab.config.hardware import detect
+from qlora_lab.ops.registry import KERNELS
+
+SHORTEST_ROUND_S = 0.01  # an implementation is called until this is over, and counted per call
+PACKAGES = ("torch", "bitsandbytes", "torchao")
+
+
+@dataclass
+class Cell:
+    """One line of the table: the same work, by name of the implementation; one of them is `ours`."""
+
+    name: str
+    work: dict[str, Callable[[], Any]]
+
+
+def time_calls(work: Callable[[], Any]) -> float:
+    """Return the seconds of one call, over as many as fill the shortest round."""
+    calls, started = 0, time.perf_counter()
+    while True:
+        work()
+        calls += 1
+        elapsed = time.perf_counter() - started
+        if elapsed >= SHORTEST_ROUND_S:
+            return elapsed / calls
+
+
+def measure(cell: Cell, rounds: int) -> dict[str, Any]:
+    """Return the medians of one cell: milliseconds by implementation, and ratios to ours."""
+    seconds: dict[str, list[float]] = {name: [] for name in cell.work}
+    for number in range(rounds + 1):
+        for name, work in cell.work.items():
+            took = time_calls(work)
+            if number:  # the first round warms up
+                seconds[name].append(took)
+    ours = seconds["ours"]
+    return {
+        "cell": cell.name,
+        "ms": {name: round(1e3 * statistics.median(values), 4) for name, values in seconds.items()},
+        "ratio": {
+            name: round(statistics.median(theirs / mine for theirs, mine in zip(values, ours, strict=True)), 3)
+            for name, values in seconds.items()
+            if name != "ours"
+        },
+    }
+
+
+def main(description: str, cells: Callable[[str], Iterator[Cell]]) -> None:
+    """Run a benchmark from its command line: `cells` yields those whose name contains a text."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="", help="cells whose name contains this")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if KERNELS.library is None:
+        sys.exit(f"there is nothing to measure: {KERNELS}")
+    torch.set_num_threads(options.threads)
+    results: dict[str, Any] = {
+        "machine": f"{detect().cpu_model}, {options.threads} threads",
+        "kernels": str(KERNELS),
+        "python": platform.python_version(),
+        "packages": {name: installed(name) for name in PACKAGES},
+        "rounds": options.rounds,
+        "cells": [],
+    }
+    print(f"{results['kernels']} on {results['machine']}; {results['packages']}")
+    for cell in cells(options.only):
+        result = measure(cell, options.rounds)
+        results["cells"].append(result)
+        ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in result["ratio"].items())
+        print(f"{cell.name:<40} {result['ms']['ours']:>9.3f} ms   {ratios}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
