@@ -64,24 +64,26 @@ inline int64_t stride_of(int64_t columns) {
 }
 
 struct Split {
-    int64_t rows, columns;  // of a rectangle
-    int64_t row_count, column_count;
+    int64_t rows, panels, row_count, column_count;
+
+    // Rectangles are as equal as whole panels allow, so that threads have equally much to do.
+    Rectangle rectangle(int64_t number, int64_t panel_columns, int64_t columns) const {
+        const int64_t row = number / column_count, column = number % column_count;
+        return {rows * row / row_count, rows * (row + 1) / row_count, panels * column / column_count * panel_columns,
+                smaller(panels * (column + 1) / column_count * panel_columns, columns)};
+    }
 };
 
 // How a product is cut into rectangles. Results do not depend on it: every element of the output is summed in the same
 // order in whatever rectangle it lies.
 inline Split split_of(int64_t rows, int64_t columns, int64_t panel_columns, int threads) {
-    const int64_t wanted = threads > 1 ? threads * RECTANGLES_PER_THREAD : 1;
     const int64_t panels = ceil_div(columns, panel_columns);
-    const int64_t most_panels = larger(smaller(ceil_div(panels, wanted), RECTANGLE_PANELS), 1);
-    Split split;
-    split.columns = most_panels * panel_columns;
-    split.column_count = ceil_div(columns, split.columns);
+    const int64_t wanted = threads > 1 ? threads * RECTANGLES_PER_THREAD : 1;
+    const int64_t column_count = round_up(larger(ceil_div(panels, RECTANGLE_PANELS), wanted), threads);
+    Split split = {rows, panels, 0, smaller(column_count, panels)};
     // Where columns are too few for the threads, rows are split too, though each part then decodes the same weights.
     const int64_t for_threads = ceil_div(smaller(threads, rows), larger(split.column_count, 1));
-    const int64_t row_count = larger(larger(ceil_div(rows, RECTANGLE_ROWS), for_threads), 1);
-    split.rows = larger(ceil_div(rows, row_count), 1);
-    split.row_count = ceil_div(rows, split.rows);
+    split.row_count = larger(ceil_div(rows, RECTANGLE_ROWS), for_threads);
     return split;
 }
 
@@ -96,11 +98,7 @@ struct Call {
     void multiply(const Product &product, float *sums) const {
         const Split split = split_of(product.rows, product.columns, kernels.panel_columns, threads);
         parallel_tasks(split.row_count * split.column_count, threads, [&](int64_t task, int worker) {
-            Rectangle part;
-            part.row_begin = task / split.column_count * split.rows;
-            part.row_end = smaller(part.row_begin + split.rows, product.rows);
-            part.column_begin = task % split.column_count * split.columns;
-            part.column_end = smaller(part.column_begin + split.columns, product.columns);
+            const Rectangle part = split.rectangle(task, kernels.panel_columns, product.columns);
             kernels.multiply(product, part, sums == nullptr ? nullptr : sums + worker * (sums_floats() / threads));
         });
     }
