@@ -51,21 +51,29 @@ HEAD_CHECK_TOKENS = 8
 LITTLE_QUANTIZED = 0.5  # of the matrix weights; below it the run says so
 
 
-def execute(path: Path) -> str:
+def execute(path: Path, attempts_before: int | None = None) -> str:
     """Execute the run whose folder is `path`, resuming it where it stopped.
 
     The folder is complete before W&B gets the adapter and the end of the run: nothing there can undo a result.
+
+    Args:
+        path: the run folder.
+        attempts_before: attempts that had begun when this one was decided on. A run that another process has executed
+            since, and that failed, is left as it is: it would fail again.
 
     Returns:
         The run's state: finished, failed (its traceback is in status.json) or interrupted (told to stop).
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C, after the run was recorded as interrupted.
+        KeyboardInterrupt, SystemExit: on Ctrl-C, and on SIGTERM and the like where the process turns those into
+            SystemExit, after the run was recorded as interrupted.
     """
     folder = RunFolder(path)
     with folder.lock():
-        if folder.state() == FINISHED:
-            return FINISHED
+        state = folder.state()
+        failed_since = state == FAILED and attempts_before is not None and folder.attempts() > attempts_before
+        if state == FINISHED or failed_since:
+            return state
         clock = _clock_from(folder.elapsed_s())
         session: Session = NoSession()
 
@@ -84,7 +92,7 @@ def execute(path: Path) -> str:
             folder.write_result(result)
         except TrainingInterrupted as error:
             return end(INTERRUPTED, error)
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, SystemExit) as error:
             end(INTERRUPTED, error)
             raise
         except BaseException as error:

@@ -227,3 +227,38 @@ def test_little_quantization_is_said(plan: Plan, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2
     assert "only 10% of the 1,000 matrix weights outside embeddings and head are quantized" in said[1]
+
+
+def test_a_run_that_the_process_is_told_to_leave_is_interrupted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As submitit does when SLURM preempts a job, after it has put the job into the queue again."""
+    folder = plan()
+
+    def leave(*_: Any) -> Any:
+        raise SystemExit(-1)
+
+    monkeypatch.setattr(run, "_execute", leave)
+    with pytest.raises(SystemExit):
+        run.execute(folder.path)
+    status = folder.status()
+    assert folder.state() == INTERRUPTED and status is not None and status["error"]["type"] == "SystemExit"
+
+
+def test_a_run_that_failed_while_another_process_waited_is_not_executed_again(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = plan()
+    executed = []
+
+    def fail(*_: Any) -> Any:
+        executed.append(folder.attempts())
+        raise ModelError("no such model")
+
+    monkeypatch.setattr(run, "_execute", fail)
+    assert run.execute(folder.path, 0) == FAILED
+    assert run.execute(folder.path, 0) == FAILED  # it was decided on before the first began
+    assert executed == [1]
+    assert run.execute(folder.path, 1) == FAILED  # and this one after that
+    assert executed == [1, 2]
+    folder.end(INTERRUPTED, 1.0)
+    assert run.execute(folder.path, 0) == FAILED  # only what failed has been executed to its end
+    assert executed == [1, 2, 3]

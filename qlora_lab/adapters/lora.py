@@ -54,9 +54,7 @@ class LoraLinear(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if isinstance(self.base, QuantizedLinear) and not self.base.is_expanded:
             seed = int(torch.randint(MAX_SEED, ())) if dropout else 0
-            return self.base.with_adapter(
-                x, self.lora_A, self.lora_B, scaling=self.scaling, dropout=dropout, seed=seed
-            )
+            return self.base.with_adapter(x, self.lora_A, self.lora_B, scaling=self.scaling, dropout=dropout, seed=seed)
         low = F.linear(F.dropout(x, dropout), self.lora_A.to(x.dtype))
         return self.base(x) + self.scaling * F.linear(low, self.lora_B.to(x.dtype))
 

@@ -22,14 +22,16 @@ class Hardware:
         return [flag for flag in INTERESTING_CPU_FLAGS if flag in self.cpu_flags]
 
 
-def detect(proc: Path = Path("/proc")) -> Hardware:
+def detect(proc: Path = Path("/proc"), devices: Path = Path("/dev")) -> Hardware:
     """Read the processor and the NVIDIA driver's list of GPUs.
 
     Args:
         proc: the proc file system; where it is missing, nothing but the core count is known.
+        devices: where GPUs have their files, also where a container hides what the driver says of them.
     """
     fields = _first_cpu(proc / "cpuinfo")
-    gpus = _visible(_all_gpus(proc / "driver" / "nvidia" / "gpus"), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    everything = _all_gpus(proc / "driver" / "nvidia" / "gpus") or [{} for _ in devices.glob("nvidia[0-9]*")]
+    gpus = _visible(everything, os.environ.get("CUDA_VISIBLE_DEVICES"))
     return Hardware(
         cpu_model=fields.get("model name", "unknown"),
         cpu_flags=frozenset(fields.get("flags", "").split()),

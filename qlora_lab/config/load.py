@@ -59,7 +59,7 @@ def unknown_key(key: str, known: list[str] | None = None) -> str:
     Args:
         known: every key there is; without it, those of a run.
     """
-    known = known_keys() if known is None else known
+    known = _with_names(known_keys() if known is None else known, key)
     parent, _, name = key.rpartition(".")
     if parent and parent not in known:
         return unknown_key(parent, known)
@@ -70,17 +70,28 @@ def unknown_key(key: str, known: list[str] | None = None) -> str:
     return f"{key} is no configuration key; {where} {allowed or 'none of their own'}{guess}"
 
 
+def _with_names(known: list[str], key: str) -> list[str]:
+    """Put the name that `key` has there in place of the `*` of mappings with free names; leave out the others."""
+    free = {other.partition("*")[0] for other in known if "*" in other}
+    names = {start: key.removeprefix(start).partition(".")[0] for start in free if key.startswith(start)}
+    named = [other.replace("*", names.get(other.partition("*")[0], "*")) for other in known]
+    return [other for other in named if "*" not in other]
+
+
 def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
-    """Return every key of a schema, dotted."""
+    """Return every key of a schema, dotted; `*` stands for the names of a mapping, as in evaluation.sets.*.kind."""
     return list(_schema_keys(schema, prefix))
 
 
 def _schema_keys(schema: type, prefix: str) -> Iterator[str]:
     for name, hint in typing.get_type_hints(schema).items():
         yield prefix + name
-        inner = _dataclass_of(hint)
+        inner, named = _dataclass_of(hint), _named_dataclass_of(hint)
         if inner is not None:
             yield from _schema_keys(inner, f"{prefix}{name}.")
+        if named is not None:
+            yield f"{prefix}{name}.*"
+            yield from _schema_keys(named, f"{prefix}{name}.*.")
 
 
 def _unknown_keys(values: dict[str, Any], schema: type, prefix: str) -> Iterator[str]:
@@ -90,9 +101,13 @@ def _unknown_keys(values: dict[str, Any], schema: type, prefix: str) -> Iterator
         if name not in hints:
             yield key
         elif isinstance(value, dict):
-            inner = _dataclass_of(hints[name])
+            inner, named = _dataclass_of(hints[name]), _named_dataclass_of(hints[name])
             if inner is not None:
                 yield from _unknown_keys(value, inner, f"{key}.")
+            if named is not None:
+                items = {f"{key}.{own}.": item for own, item in value.items() if isinstance(item, dict)}
+                for place, item in items.items():
+                    yield from _unknown_keys(item, named, place)
 
 
 def _dataclass_of(hint: Any) -> type | None:
@@ -100,6 +115,11 @@ def _dataclass_of(hint: Any) -> type | None:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     found = [option for option in options if dataclasses.is_dataclass(option)]
     return found[0] if found else None  # type: ignore[return-value]
+
+
+def _named_dataclass_of(hint: Any) -> type | None:
+    """Return the dataclass X in `dict[str, X]`."""
+    return _dataclass_of(typing.get_args(hint)[1]) if typing.get_origin(hint) is dict else None
 
 
 WRONG_TYPE = (
@@ -138,6 +158,9 @@ def _given(message: str) -> str:
 def _hint_of(key: str) -> Any:
     schema: Any = RunConfig
     for name in key.split("."):
+        if _named_dataclass_of(schema) is not None:
+            schema = hint = _named_dataclass_of(schema)
+            continue
         hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
         if name not in hints:
             return None

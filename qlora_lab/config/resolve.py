@@ -22,7 +22,7 @@ Fingerprint = Callable[[SourceConfig | ModelConfig], str | None]
 
 
 def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> RunConfig:
-    """Return `config` with nothing left to choose.
+    """Return `config` with nothing left to choose but trainer.threads, which the planner shares out.
 
     Args:
         config: as composed.

@@ -5,11 +5,13 @@ checks ranges and names, and `RunConfig.__post_init__` what spans groups. A fiel
 is resolved by `config.resolve` before the run gets its id.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
+from qlora_lab.config.data_names import FILE_KINDS, ITS_TASKS, PROCEDURAL_FAMILIES, SMALLEST_FAMILY, TEMPLATES
 from qlora_lab.errors import ConfigError, unknown_name
 
 AUTO = "auto"
@@ -21,6 +23,8 @@ PROMPT_FORMATS = ("chatml", "chat_template", "plain")
 SCHEDULES = ("constant", "linear", "cosine")
 COMPUTE_DTYPES = (AUTO, "float32", "bfloat16", "float16")
 DEVICES = (AUTO, "cpu", "cuda")
+BYTE_LEVEL = "byte_level"  # the tokenizer that needs no file
+MAX_SEED = 2**32 - 1  # NumPy's largest
 HELD_OUT = "held_out"  # the evaluation set's name where its rows come from the run's own source
 
 
@@ -36,6 +40,14 @@ def require_one_of(key: str, given: str, allowed: tuple[str, ...]) -> None:
 
 def require_at_least(key: str, given: float | None, least: float) -> None:
     require(given is None or given >= least, f"{key} must be {least} or more; got {given}")
+
+
+def require_above_zero(key: str, given: float) -> None:
+    require(given > 0 and math.isfinite(given), f"{key} must be a finite number above 0; got {given}")
+
+
+def require_seed(key: str, given: int) -> None:
+    require(0 <= given <= MAX_SEED, f"{key} must be from 0 to {MAX_SEED}; got {given}")
 
 
 def require_share(key: str, given: float, *, below_one: bool = False) -> None:
@@ -59,6 +71,13 @@ class ArchitectureConfig:
     max_position: int = 2048
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        sizes = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "feed_forward_size", "vocab_size")
+        for key in (*sizes, "max_position"):
+            require_at_least(f"model.architecture.{key}", getattr(self, key), 1)
+        require_above_zero("model.architecture.rope_theta", self.rope_theta)
+        require_above_zero("model.architecture.rms_norm_eps", self.rms_norm_eps)
 
 
 @dataclass
@@ -88,6 +107,11 @@ class ModelConfig:
         require(
             self.source != "random" or self.tokenizer is not None,
             "model.tokenizer is needed when model.source is 'random'; set a hub id, a folder, or byte_level",
+        )
+        require(
+            self.prompt_format != "chat_template" or self.tokenizer != BYTE_LEVEL,
+            f"model.prompt_format must be chatml or plain when model.tokenizer is '{BYTE_LEVEL}', which has no chat "
+            f"template; got '{self.prompt_format}'",
         )
         if self.source == "random" and self.architecture is not None:
             positions = self.architecture.max_position
@@ -137,7 +161,7 @@ class AdapterConfig:
         require_one_of("adapter.kind", self.kind, ("lora", "none"))
         require_one_of("adapter.placement", self.placement, PLACEMENTS)
         require_at_least("adapter.rank", self.rank, 1)
-        require(self.alpha > 0, f"adapter.alpha must be above 0; got {self.alpha}")
+        require_above_zero("adapter.alpha", self.alpha)
         require_share("adapter.dropout", self.dropout, below_one=True)
         require_at_least("adapter.last_k_layers", self.last_k_layers, 1)
         require(
@@ -163,14 +187,41 @@ class SourceConfig:
     families: list[str] = field(default_factory=list)  # procedural: task families, empty for all
     content_sha256: str | None = None  # resolved from the file, so that changed data is a new run
 
-    def __post_init__(self) -> None:
-        require_one_of("data.source.kind", self.kind, DATA_SOURCES)
+    def check(self, place: str) -> None:
+        """Refuse what cannot be read; `place` is where the source stands, such as data.source."""
+        require_one_of(f"{place}.kind", self.kind, DATA_SOURCES)
         needs = {"file": ("path",), "hub": ("hub_id",), "wheel": ("wheel", "member"), "procedural": ()}
         for key in needs[self.kind]:
             require(
                 getattr(self, key) is not None,
-                f"data.source.{key} is needed when data.source.kind is '{self.kind}'; got nothing",
+                f"{place}.{key} is needed when {place}.kind is '{self.kind}'; got nothing",
             )
+        require_one_of(f"{place}.template", self.template, TEMPLATES)
+        require(
+            self.kind != "procedural" or self.template == "procedural",
+            f"{place}.template must be procedural when {place}.kind is 'procedural'; got '{self.template}'",
+        )
+        for family in self.families:
+            require_one_of(f"{place}.families", family, PROCEDURAL_FAMILIES)
+        file = self.path if self.kind == "file" else self.member if self.kind == "wheel" else None
+        if file is not None:
+            compressed = file.endswith(".gz") and not file.endswith(".parquet.gz")
+            name = file.removesuffix(".gz") if compressed else file
+            require(
+                name.lower().endswith(FILE_KINDS),
+                f"{place}.{'path' if self.kind == 'file' else 'member'} must end in one of {', '.join(FILE_KINDS)}, "
+                f"all but the last also with .gz; got '{file}'",
+            )
+
+    def check_different_rows(self, key: str, rows: int) -> None:
+        """Refuse more different rows than there are of a procedural source."""
+        families = self.families or list(PROCEDURAL_FAMILIES)
+        most = ITS_TASKS * len(families)
+        require(
+            self.kind != "procedural" or SMALLEST_FAMILY not in families or rows <= most,
+            f"{key} must be at most {most}, since task family {SMALLEST_FAMILY} has no more different tasks; got {rows}"
+            "; ask for fewer, or name other data.source.families",
+        )
 
 
 @dataclass
@@ -193,7 +244,12 @@ class DataConfig:
     exact_match: bool = False
 
     def __post_init__(self) -> None:
+        self.source.check("data.source")
         require_at_least("data.rows", self.rows, 1)
+        require(
+            self.rows is not None or self.source.kind != "procedural",
+            "data.rows must be set when data.source.kind is 'procedural'; got null (its rows have no end)",
+        )
         require_share("data.wrong_answer_share", self.wrong_answer_share)
         require_at_least("data.max_source_tokens", self.max_source_tokens, 1)
         require_at_least("data.max_target_tokens", self.max_target_tokens, 2)  # one token and eos
@@ -215,12 +271,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require_one_of("optim.name", self.name, ("adamw", "adamw_8bit"))
         require_one_of("optim.schedule", self.schedule, SCHEDULES)
-        require(self.learning_rate > 0, f"optim.learning_rate must be above 0; got {self.learning_rate}")
+        require_above_zero("optim.learning_rate", self.learning_rate)
         require_at_least("optim.weight_decay", self.weight_decay, 0)
         require_share("optim.beta1", self.beta1, below_one=True)
         require_share("optim.beta2", self.beta2, below_one=True)
-        require(self.eps > 0, f"optim.eps must be above 0; got {self.eps}")
-        require(self.max_grad_norm > 0, f"optim.max_grad_norm must be above 0; got {self.max_grad_norm}")
+        require_above_zero("optim.eps", self.eps)
+        require_above_zero("optim.max_grad_norm", self.max_grad_norm)
         require_share("optim.warmup_share", self.warmup_share)
 
 
@@ -275,6 +331,10 @@ class EvaluationConfig:
     sample_generations: int = 8  # saved even where no exact match is defined
 
     def __post_init__(self) -> None:
+        for name, source in self.sets.items():
+            source.check(f"evaluation.sets.{name}")
+            source.check_different_rows("evaluation.rows", self.rows)
+        require_seed("evaluation.seed", self.seed)
         require_at_least("evaluation.rows", self.rows, 1)
         require_at_least("evaluation.batch_tokens", self.batch_tokens, 1)
         require_at_least("evaluation.max_new_tokens", self.max_new_tokens, 1)
@@ -315,6 +375,11 @@ class SlurmConfig:
     setup: list[str] = field(default_factory=list)  # shell lines before each run, such as `module load cuda`
     extra: dict[str, Any] = field(default_factory=dict)  # further sbatch options
 
+    def __post_init__(self) -> None:
+        require_at_least("launcher.slurm.gpus_per_run", self.gpus_per_run, 0)
+        for key in ("cpus_per_run", "memory_gb", "time_limit_min"):
+            require_at_least(f"launcher.slurm.{key}", getattr(self, key), 1)
+
 
 @dataclass
 class LauncherConfig:
@@ -346,6 +411,10 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         require_one_of("study.goal", self.goal, ("min", "max"))
+        require(
+            self.name is None or (self.name.strip(". ") != "" and not set(self.name) & set("/\\")),
+            f"study.name must be the name of a folder, without slashes; got '{self.name}'",
+        )
 
 
 @dataclass
@@ -374,7 +443,9 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least("seed", self.seed, 0)
+        require_seed("seed", self.seed)
+        if not self.evaluation.sets:
+            self.data.source.check_different_rows("evaluation.rows", self.evaluation.rows)
         require(
             self.adapter.kind != "none" or self.quant.format == "none",
             "quant.format must be 'none' when adapter.kind is 'none' (full fine-tuning trains the weights "

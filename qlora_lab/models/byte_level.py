@@ -2,7 +2,9 @@
 
 from transformers import ByT5Tokenizer
 
-BYTE_LEVEL = "byte_level"  # its name in model.tokenizer
+from qlora_lab.config.schema import BYTE_LEVEL
+
+__all__ = ["BYTE_LEVEL", "ByteLevelTokenizer"]
 
 
 class ByteLevelTokenizer(ByT5Tokenizer):

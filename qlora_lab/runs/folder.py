@@ -6,6 +6,7 @@ runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -27,13 +28,15 @@ from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, w
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
+LOOK_S = 0.02  # longer than it takes to see whether a run is locked
+
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class RunFolder:
-    """Paths and files of one run; every write is atomic."""
+    """Paths and files of one run; each is written whole but metrics.jsonl, which grows by lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,12 +46,24 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs_dir: Path, run_id: str, config: RunConfig) -> "RunFolder":
-        """Return the folder of `run_id`, writing its configuration unless a run has begun there."""
+        """Return the folder of `run_id`, writing its configuration unless it is finished, or being executed.
+
+        What is no part of a run's identity, such as where its data lie, may differ from attempt to attempt. Only the
+        threads stay: with others the run would not end with the same bits.
+        """
         folder = cls(runs_dir / run_id)
-        if not (folder.path / "status.json").exists():
-            values = {"run_id": run_id, **asdict(config)}
-            write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+        with contextlib.suppress(BlockingIOError), folder._locked(fcntl.LOCK_EX):
+            status = folder.status()
+            if status is None or status["state"] != FINISHED:
+                values = {"run_id": run_id, **asdict(config)}
+                if status is not None:
+                    values["trainer"]["threads"] = folder._planned_threads() or config.trainer.threads
+                write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
         return folder
+
+    def _planned_threads(self) -> int | None:
+        file = self.path / "config.yaml"
+        return OmegaConf.select(OmegaConf.load(file), "trainer.threads") if file.exists() else None
 
     def config(self) -> RunConfig:
         """Read the resolved configuration.
@@ -76,16 +91,19 @@ class RunFolder:
         file = self.path / "status.json"
         return read_json(file) if file.exists() else None
 
+    def attempts(self) -> int:
+        """Return how many attempts at the run have begun."""
+        return int((self.status() or {}).get("attempt", 0))
+
     def begin(self) -> None:
         """Record that an attempt at the run starts now, in this process."""
-        before = self.status()
         self._write_status(
             state=RUNNING,
             started_at=now(),
             ended_at=None,
             host=socket.gethostname(),
             pid=os.getpid(),
-            attempt=1 + (before["attempt"] if before else 0),
+            attempt=1 + self.attempts(),
             elapsed_s=self.elapsed_s(),
             error=None,
         )
@@ -148,31 +166,39 @@ class RunFolder:
     def is_locked(self) -> bool:
         """Say whether a living process holds the run."""
         try:
-            with self._lock_file() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with self._locked(fcntl.LOCK_SH):  # observers do not keep each other out
+                return False
         except BlockingIOError:
             return True
-        return False
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """Hold a lock of this kind.
+
+        Raises:
+            BlockingIOError: another process holds one that excludes it.
+        """
+        with self._lock_file() as file:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            yield
 
     @contextmanager
     def lock(self, *, poll_s: float = 0.5, log: Any = print) -> Iterator[None]:
         """Hold the run, waiting while another process executes it; the kernel frees it if we die."""
         with self._lock_file() as file:
-            waiting = False
-            while True:
+            for tries in itertools.count():
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if not waiting:
+                    if tries == 1:  # the first time it may be one that only looks
                         log(f"run {self.run_id} is being executed by another process; waiting for it")
-                        waiting = True
-                    time.sleep(poll_s)
+                    time.sleep(poll_s if tries else LOOK_S)
             yield
 
     def _lock_file(self) -> TextIO:
         self.path.mkdir(parents=True, exist_ok=True)
-        return (self.path / ".lock").open("a")
+        return (self.path / ".lock").open("a+")  # readable: network file systems want that for a shared lock
 
 
 class MetricsFile:

@@ -14,11 +14,24 @@ NOT_IDENTITY = ("paths", "tracking", "launcher", "study", "sweep")
 NOT_IDENTITY_KEYS = {"trainer": ("threads", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")}
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
-    """Return what the id is a hash of. `config` must be resolved."""
+def of_the_result(config: RunConfig) -> dict[str, Any]:
+    """Return the groups and keys of a configuration that say what is run, not where and how."""
     values = {key: value for key, value in asdict(config).items() if key not in NOT_IDENTITY}
     for group, keys in NOT_IDENTITY_KEYS.items():
         values[group] = {key: value for key, value in values[group].items() if key not in keys}
+    return values
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Return what the id is a hash of: nothing that cannot change the result. `config` must be resolved."""
+    values = of_the_result(config)
+    del values["model"]["name"], values["data"]["name"]
+    if config.quant.format == "none":
+        values["quant"] = {"format": "none"}
+    elif not config.quant.double_quant:
+        del values["quant"]["double_quant_block_size"]
+    if config.adapter.kind == "none":
+        values["adapter"] = {"kind": "none"}
     for source in (values["model"], values["data"]["source"], *values["evaluation"]["sets"].values()):
         if source["content_sha256"] is not None:
             del source["path"]  # the content counts, not where it lies

@@ -3,9 +3,12 @@
 A job is a function by name and the path of a run folder; everything else it needs lies in that folder.
 """
 
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from qlora_lab.config import hardware
@@ -18,6 +21,7 @@ from qlora_lab.sweep.plan import Plan, parallel_runs
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.worker import RunJob
 
+STDERR = 2  # its file descriptor
 POLL_S = 0.5
 SLURM_POLL_S = 5.0
 MAX_RUN_MIN = 60 * 24 * 365  # a local run takes as long as it takes; submitit wants a limit
@@ -38,10 +42,11 @@ def launch(plan: Plan, launcher: LauncherConfig) -> None:
 
 
 def _in_process(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
-    for index, folder in enumerate(folders, start=1):
+    before = [folder.attempts() for folder in folders]
+    for index, (folder, attempts) in enumerate(zip(folders, before, strict=True), start=1):
         print(f"run {index} of {len(folders)}: {folder.run_id}", flush=True)
         try:
-            RunJob()(str(folder.path))
+            RunJob()(str(folder.path), attempts)
         except SystemExit as end:
             if end.code != FAILED:  # a failure is recorded in its folder, and the others go on
                 raise
@@ -52,17 +57,19 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
     import submitit
 
     machine = hardware.detect()
-    executor = submitit.LocalExecutor(folder=plan.folder / "jobs")
+    jobs_folder = plan.folder / "jobs"
+    executor = submitit.LocalExecutor(folder=jobs_folder)
     executor.update_parameters(timeout_min=MAX_RUN_MIN)
     slots = list(range(parallel_runs(plan.runs[0].config, machine)))
-    waiting = list(folders)
+    waiting = [(folder, folder.attempts()) for folder in folders]
     active: dict[str, tuple[int, Any]] = {}  # slot and submitit job of each run that is going on
     progress = SweepProgress(folders, sys.stdout)
     try:
         while waiting or active:
             while waiting and slots:
-                folder, slot = waiting.pop(0), slots.pop(0)
-                job = executor.submit(RunJob(_gpu_of(slot, machine.gpu_ids)), str(folder.path))
+                (folder, attempts), slot = waiting.pop(0), slots.pop(0)
+                with _stderr_into(jobs_folder / "submitit.err"):
+                    job = executor.submit(RunJob(_gpu_of(slot, machine.gpu_ids)), str(folder.path), attempts)
                 active[folder.run_id] = slot, job
             for run_id in [run_id for run_id, (_, job) in active.items() if job.done(force_check=True)]:
                 slots.append(active.pop(run_id)[0])
@@ -77,6 +84,22 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
 def _gpu_of(slot: int, gpu_ids: tuple[str, ...]) -> str | None:
     """Give a run one GPU of its own; with more runs than GPUs they share."""
     return gpu_ids[slot % len(gpu_ids)] if gpu_ids else None
+
+
+@contextmanager
+def _stderr_into(file: Path) -> Iterator[None]:
+    """Let processes that start now write their errors to a file.
+
+    submitit watches each job with a process of its own, which ends in a traceback when it is told to stop.
+    """
+    own = os.dup(STDERR)
+    try:
+        with file.open("a") as log:
+            os.dup2(log.fileno(), STDERR)
+        yield
+    finally:
+        os.dup2(own, STDERR)
+        os.close(own)
 
 
 def _stop(jobs: Any, folders: list[RunFolder], grace_s: float = 20.0) -> None:
@@ -114,22 +137,22 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
         **({"gpus_per_node": slurm.gpus_per_run} if slurm.gpus_per_run else {}),
         **{key: value for key, value in options.items() if value is not None},
     )
-    attempts = [_attempts(folder) for folder in folders]
+    attempts = [folder.attempts() for folder in folders]
     try:
-        jobs = executor.map_array(RunJob(), [str(run.path.resolve()) for run in folders])
+        jobs = executor.map_array(RunJob(), [str(run.path.resolve()) for run in folders], attempts)
     except FailedJobError as error:
         raise LaunchError(f"sbatch refused the runs ({_last_line(error)}); see launcher.slurm") from error
     array = jobs[0].job_id.split("_")[0]
-    print(f"submitted {len(jobs)} runs as job array {array}; logs in {jobs_folder}", flush=True)
-    progress = SweepProgress(folders, sys.stdout)
     try:
+        print(f"submitted {len(jobs)} runs as job array {array}; logs in {jobs_folder}", flush=True)
+        progress = SweepProgress(folders, sys.stdout)
         while not all(map(_is_over, folders, jobs, attempts)):
             progress.show()
             time.sleep(SLURM_POLL_S)
     except (KeyboardInterrupt, SystemExit):
         print(
-            f"job array {array} goes on without this command; to stop it too: scancel {array}, "
-            "which comes before the same command again",
+            f"job array {array} goes on without this command; to stop it too: scancel {array}; "
+            "without that, the same command would put its runs into the queue a second time",
             file=sys.stderr,
         )
         raise
@@ -142,12 +165,8 @@ def _is_over(folder: RunFolder, job: Any, attempts_before: int) -> bool:
     Its folder knows first; SLURM's word, which comes late, counts for jobs that died without one.
     """
     state = folder.state()
-    failed_now = state == folder_states.FAILED and _attempts(folder) > attempts_before
+    failed_now = state == folder_states.FAILED and folder.attempts() > attempts_before
     return state == folder_states.FINISHED or failed_now or job.done()
-
-
-def _attempts(folder: RunFolder) -> int:
-    return int((folder.status() or {}).get("attempt", 0))
 
 
 def _last_line(error: BaseException) -> str:

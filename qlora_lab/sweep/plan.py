@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.config import hardware
-from qlora_lab.config.architecture import linear_layers
+from qlora_lab.config.architecture import FAMILIES, linear_layers
 from qlora_lab.config.placement import match_linears
 from qlora_lab.config.resolve import resolve
 from qlora_lab.config.schema import RunConfig
-from qlora_lab.errors import ConfigError, ModelError
+from qlora_lab.errors import ConfigError, ModelError, unknown_name
 from qlora_lab.runs.files import write_json
 from qlora_lab.runs.fingerprint import source_fingerprint
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder, now
-from qlora_lab.runs.identity import identity, run_id
+from qlora_lab.runs.identity import of_the_result, run_id
 from qlora_lab.sweep.dotted import flatten
 from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.metric_names import check_metric
-from qlora_lab.wheels import default_cache_dir, wheel_file
+from qlora_lab.wheels import WHEELS, default_cache_dir, wheel_file
 
 Point = dict[str, str]
 PLAN_ID_LENGTH = 8  # hex digits
@@ -108,7 +108,7 @@ class Plan:
 
     def fixed(self) -> dict[str, Any]:
         """Return the configuration values, dotted, that all runs share."""
-        flats = [flatten(identity(run.config)) for run in self.runs]
+        flats = [flatten(of_the_result(run.config)) for run in self.runs]
         return {
             key: value for key, value in flats[0].items() if all(key in flat and flat[key] == value for flat in flats)
         }
@@ -161,6 +161,7 @@ def prepare(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
     resolved = resolve(config, machine, lambda source: source_fingerprint(source, data_dir))
     if resolved.trainer.threads is None:
         resolved = replace(resolved, trainer=replace(resolved.trainer, threads=threads_of_a_run(config, machine)))
+    _check_device(resolved, machine)
     _check_placement(resolved)
     _check_inputs(resolved)
     return resolved
@@ -181,9 +182,19 @@ def parallel_runs(config: RunConfig, machine: hardware.Hardware) -> int:
     return launcher.max_parallel or len(machine.gpus) or machine.cores
 
 
+def _check_device(config: RunConfig, machine: hardware.Hardware) -> None:
+    if config.trainer.device == "cuda" and config.launcher.kind != "slurm" and not machine.gpus:
+        raise ConfigError(
+            "trainer.device must be cpu or auto, since this process sees no GPU; got 'cuda'; "
+            "plan it where one is, or with launcher=slurm"
+        )
+
+
 def _check_placement(config: RunConfig) -> None:
     """Refuse an adapter that matches no layer, where the model's layers are known without loading it."""
     architecture, adapter = config.model.architecture, config.adapter
+    if architecture is not None and config.model.source == "random" and architecture.model_type not in FAMILIES:
+        raise ConfigError(unknown_name("model.architecture.model_type", architecture.model_type, FAMILIES))
     layers = linear_layers(architecture) if architecture is not None else None
     if layers is not None and adapter.kind == "lora":
         match_linears([name for name, _, _ in layers], adapter.placement, adapter.target_regex, adapter.last_k_layers)
@@ -198,9 +209,18 @@ def _check_inputs(config: RunConfig) -> None:
     cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
     model = config.model
     if model.source == "wheel":
-        wheel_file(model.wheel or "", cache_dir)
+        _check_wheel("model.wheel", model.wheel or "", cache_dir, of_a_model=True)
     elif model.source in ("folder", "gguf") and not Path(model.path or "").exists():
         raise ModelError(f"model.path does not exist: {model.path}; give the path of a {model.source}")
-    for source in (config.data.source, *config.evaluation.sets.values()):
+    sets = {f"evaluation.sets.{name}": source for name, source in config.evaluation.sets.items()}
+    for place, source in {"data.source": config.data.source, **sets}.items():
         if source.kind == "wheel":
-            wheel_file(source.wheel or "", cache_dir)
+            _check_wheel(f"{place}.wheel", source.wheel or "", cache_dir, of_a_model=False)
+
+
+def _check_wheel(key: str, name: str, cache_dir: Path, *, of_a_model: bool) -> None:
+    """Refuse a wheel that is none, or holds something else, or is not in the cache."""
+    allowed = [known for known, wheel in WHEELS.items() if (wheel.gguf is not None) == of_a_model]
+    if name not in allowed:
+        raise ConfigError(unknown_name(key, name, allowed))
+    wheel_file(name, cache_dir)

@@ -43,7 +43,11 @@ def run_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dict
 
 def _composed(axes: Axes, point: Point, compose: Compose, name: str | None) -> RunConfig:
     config = compose(axes, point)
-    return replace(config, study=replace(config.study, name=config.study.name or name))
+    return replace(config, study=replace(config.study, name=config.study.name or _folder_name(name)))
+
+
+def _folder_name(experiment: str | None) -> str | None:
+    return experiment.replace("/", "_") if experiment else None
 
 
 def _answer(plan: planning.Plan, record: dict[str, Any]) -> None:

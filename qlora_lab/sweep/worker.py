@@ -21,8 +21,12 @@ class RunJob(Checkpointable):
     def __init__(self, gpu: str | None = None) -> None:
         self.gpu = gpu
 
-    def __call__(self, run_folder: str) -> str:
+    def __call__(self, run_folder: str, attempts_before: int | None = None) -> str:
         """Return the run's id.
+
+        Args:
+            run_folder: its path.
+            attempts_before: attempts that had begun when the job was submitted, as `run.execute` takes it.
 
         Raises:
             SystemExit: with status 1 when the run failed, so that SLURM sees it too; 143 when it was told to stop.
@@ -30,7 +34,7 @@ class RunJob(Checkpointable):
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         run = importlib.import_module("qlora_lab.run")  # torch comes in here, in the job
-        state = run.execute(Path(run_folder))
+        state = run.execute(Path(run_folder), attempts_before)
         if state != FINISHED:
             sys.exit(TERMINATED if state == INTERRUPTED else FAILED)
         return Path(run_folder).name

@@ -32,7 +32,7 @@ def train(node: DictConfig) -> None:
     else:
         from qlora_lab import run  # torch: only once there is something to train
 
-        state = run.execute(folder.path)
+        state = run.execute(folder.path, folder.attempts())
         if state != FINISHED:
             sys.exit(TERMINATED if state == INTERRUPTED else FAILED)
     print(json.dumps(folder.result()["metrics"], indent=2))

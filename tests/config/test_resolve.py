@@ -55,6 +55,8 @@ def test_the_id_is_a_hash_of_what_can_change_the_result() -> None:
         "trainer.checkpoint_every_steps=7",
         "study.question=why",
         "trainer.threads=1",
+        "data.name=mine",
+        "model.name=mine",
     ):
         assert run_id(resolve(composed(same), LAPTOP, no_file)) == run_id(base), same
     for other in (
@@ -68,6 +70,22 @@ def test_the_id_is_a_hash_of_what_can_change_the_result() -> None:
     ):
         assert run_id(resolve(composed(other), LAPTOP, no_file)) != run_id(base), other
     assert run_id(resolve(composed(), SERVER, no_file)) != run_id(base), "another dtype is another run"
+
+
+@pytest.mark.parametrize(
+    ("group", "without_effect"),
+    [
+        (["quant=none"], ["quant.block_size=128", "quant.double_quant_block_size=64"]),
+        (["quant.double_quant=false"], ["quant.double_quant_block_size=64"]),
+        (["quant=none", "adapter=none"], ["adapter.rank=3", "adapter.alpha=2", "adapter.last_k_layers=1"]),
+    ],
+)
+def test_what_has_no_effect_changes_no_id(group: list[str], without_effect: list[str]) -> None:
+    base = run_id(resolve(composed(*group), LAPTOP, no_file))
+    assert base != run_id(resolve(composed(), LAPTOP, no_file))
+    for override in without_effect:
+        assert run_id(resolve(composed(*group, override), LAPTOP, no_file)) == base, override
+    assert run_id(resolve(composed(without_effect[0]), LAPTOP, no_file)) != run_id(resolve(composed(), LAPTOP, no_file))
 
 
 def test_changed_data_is_a_new_run_and_moved_data_is_not() -> None:

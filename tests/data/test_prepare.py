@@ -207,7 +207,7 @@ def test_set_whose_every_target_is_truncated_away_is_refused(prepare: Any, tmp_p
 
 
 def test_procedural_source_needs_rows_and_its_template(prepare: Any) -> None:
-    with pytest.raises(DataError, match=r"data\.rows must be set"):
+    with pytest.raises(ConfigError, match=r"data\.rows must be set"):
         prepare(PROCEDURAL, EvaluationConfig())
     with pytest.raises(ConfigError, match=r"data\.source\.template must be procedural"):
         prepare(SourceConfig(kind="procedural", template="alpaca"), EvaluationConfig(), rows=10)

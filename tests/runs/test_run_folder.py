@@ -1,6 +1,7 @@
 """The run folder survives what happens to processes and disks."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -35,10 +36,41 @@ def test_a_renamed_folder_is_refused(folder: RunFolder) -> None:
         RunFolder(moved).config()
 
 
-def test_a_run_that_began_keeps_its_config(folder: RunFolder, tmp_path: Path) -> None:
+def test_another_attempt_takes_what_is_no_part_of_the_id_and_keeps_its_threads(tmp_path: Path) -> None:
+    first = tiny(tmp_path, "trainer.threads=2", "paths.data_dir=/first")
+    folder = RunFolder.create(tmp_path, run_id(first), first)
+    second = tiny(tmp_path, "trainer.threads=7", "paths.data_dir=/second", "tracking.tags=[again]")
+    RunFolder.create(tmp_path, folder.run_id, second)
+    assert folder.config() == second  # nothing has begun
+    RunFolder.create(tmp_path, folder.run_id, first)
     folder.begin()
-    RunFolder.create(tmp_path, folder.run_id, tiny(tmp_path, "trainer.threads=7"))
-    assert folder.config().trainer.threads is None  # a resumed run keeps the threads it started with
+    folder.end(FAILED, 1.0)
+    RunFolder.create(tmp_path, folder.run_id, second)
+    config = folder.config()
+    assert (config.paths.data_dir, config.tracking.tags, config.trainer.threads) == ("/second", ["again"], 2)
+
+
+def test_a_run_that_is_executed_or_finished_keeps_its_config(folder: RunFolder, tmp_path: Path) -> None:
+    before = folder.config()
+    with folder.lock():
+        folder.begin()
+        RunFolder.create(tmp_path, folder.run_id, tiny(tmp_path, "paths.data_dir=/elsewhere"))
+        assert folder.config() == before
+        folder.end(FINISHED, 1.0)
+    RunFolder.create(tmp_path, folder.run_id, tiny(tmp_path, "paths.data_dir=/elsewhere"))
+    assert folder.config() == before
+
+
+def test_those_who_look_are_not_taken_for_the_run(folder: RunFolder) -> None:
+    folder.begin()
+    with folder._locked(fcntl.LOCK_SH):  # another observer
+        assert not folder.is_locked() and folder.state() == INTERRUPTED
+    said: list[str] = []
+    with folder._locked(fcntl.LOCK_SH):
+        looking = threading.Thread(target=lambda: folder.lock(log=said.append).__enter__())
+        looking.start()
+    looking.join()
+    assert not said, "who looks for a moment executes nothing"
 
 
 def test_states(folder: RunFolder) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlora_lab import hashing, wheels
+from qlora_lab.config.hardware import Hardware
 from qlora_lab.config.schema import EvaluationSetConfig, RunConfig
 from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.runs.folder import RunFolder
@@ -15,7 +16,7 @@ from qlora_lab.sweep import study
 from qlora_lab.sweep.dotted import flatten
 from qlora_lab.sweep.listing import MOST_LISTED, listed
 from qlora_lab.sweep.metric_names import check_metric, metric_names
-from qlora_lab.sweep.plan import Plan, PlannedRun, make_plan
+from qlora_lab.sweep.plan import Plan, PlannedRun, make_plan, prepare
 from tests.helpers import tiny
 
 
@@ -134,6 +135,33 @@ def test_a_wheel_is_hashed_once_a_plan(config: RunConfig, tmp_path: Path, monkey
     (tmp_path / "wheels" / wheel.file_name).write_bytes(b"damaged")
     with pytest.raises(ModelError, match="is damaged"):
         plan_of_seeds(on_wheel, 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ("model.architecture.model_type=lama",),
+            r"model\.architecture\.model_type must be one of .*did you mean 'llama'",
+        ),
+        (("model.source=wheel", "model.wheel=asdiv"), r"model\.wheel must be one of smollm2_135m; got 'asdiv'"),
+        (("data=asdiv_clean_200", "data.source.wheel=asdi"), r"data\.source\.wheel must be one of asdiv; got 'asdi'"),
+        (("trainer.device=cuda",), r"trainer\.device must be cpu or auto, since this process sees no GPU"),
+    ],
+)
+def test_what_cannot_work_here_is_refused_in_the_plan(
+    tmp_path: Path, overrides: tuple[str, ...], sentence: str
+) -> None:
+    machine = Hardware("a laptop", frozenset(), cores=2, gpus=())
+    with pytest.raises(ConfigError, match=sentence):
+        prepare(tiny(tmp_path, *overrides), machine)
+
+
+def test_a_gpu_run_is_planned_where_there_is_one_and_for_slurm(tmp_path: Path) -> None:
+    laptop = Hardware("a laptop", frozenset(), cores=2, gpus=())
+    with_gpu = replace(laptop, gpus=("H200",), gpu_ids=("0",))
+    assert prepare(tiny(tmp_path, "trainer.device=cuda"), with_gpu).trainer.device == "cuda"
+    assert prepare(tiny(tmp_path, "trainer.device=cuda", "launcher=slurm"), laptop).trainer.device == "cuda"
 
 
 def test_thousands_of_runs_are_planned_in_a_screen(config: RunConfig) -> None:

@@ -1,0 +1,156 @@
+"""What varies in a study: its own axes, narrowed and widened from the command line, in Hydra's sweep syntax."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+
+from qlora_lab.errors import ConfigError, unknown_name
+from qlora_lab.runs.identity import NOT_IDENTITY, NOT_IDENTITY_KEYS
+
+EXPERIMENT = "experiment"
+SPECIAL = " ,()[]{}'\"=:\\"  # what a value cannot hold without quotes, or only in some places
+Point = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What varies, and the other overrides that every run shares.
+
+    Attributes:
+        values: of each axis, by its key.
+        shared: overrides as they were typed.
+        prefixes: the `+` or `++` of an axis that was typed with one.
+        narrowed: values of the study's own axes, also those that the command line took away.
+    """
+
+    values: dict[str, list[str]]
+    shared: list[str]
+    prefixes: dict[str, str] = field(default_factory=dict)
+    narrowed: dict[str, list[str]] = field(default_factory=dict)
+
+    def points(self) -> list[Point]:
+        """Return the product of all axes, the last axis varying fastest."""
+        return [dict(zip(self.values, point, strict=True)) for point in itertools.product(*self.values.values())]
+
+    def overrides(self, point: Point) -> list[str]:
+        """Return what composes the run at a point."""
+        return [*self.shared, *(f"{self.prefixes.get(key, '')}{key}={value}" for key, value in point.items())]
+
+    def check_exclusions(self, exclude: list[dict[str, Any]]) -> None:
+        """Refuse combinations that could never be left out.
+
+        Raises:
+            ConfigError: one names no axis, or a value that its axis has neither here nor in the study's file.
+        """
+        for key, value in ((key, value) for combination in exclude for key, value in combination.items()):
+            if key not in self.values:
+                raise ConfigError(unknown_axis(key, list(self.values)))
+            known = [*self.values[key], *self.narrowed.get(key, [])]
+            for given in _texts(value):
+                if given not in known:
+                    raise ConfigError(unknown_name(f"study.exclude: {key}", given, dict.fromkeys(known)))
+
+
+def is_left_out(point: Point, exclude: list[dict[str, Any]]) -> bool:
+    """Say whether each axis of one of the combinations has one of its listed values."""
+    return any(all(point[key] in _texts(value) for key, value in combination.items()) for combination in exclude)
+
+
+def unknown_axis(key: str, axes: list[str]) -> str:
+    return f"study.exclude names '{key}', which is no axis; the axes are {', '.join(axes)}"
+
+
+def axes_of(params: list[Override], arguments: list[Override]) -> Axes:
+    """Join a study's axes with the command line: for the same key, the command line wins.
+
+    Raises:
+        ConfigError: a sweep that is not a list of values, such as interval(), one over what is the same for all runs
+            of a study, or `~` on an axis.
+    """
+    own = {_key(override): override for override in params}
+    chosen = own | {_key(override): override for override in arguments}
+    values: dict[str, list[str]] = {}
+    shared: list[str] = []
+    for key, override in chosen.items():
+        if key in own and override.is_delete():
+            raise ConfigError(f"~{key} would delete an axis of the study; give it one value instead: {key}=...")
+        if key == EXPERIMENT:
+            _check_one_study(override)
+        if key in own or override.is_sweep_override():
+            if override.is_sweep_override():
+                _check_can_vary(key, override)
+            values[key] = _values(key, override)
+        else:
+            shared.append(override.input_line or "")
+    prefixes = {key: _prefix(chosen[key]) for key in values if _prefix(chosen[key])}
+    return Axes(values, shared, prefixes, {key: _values(key, override) for key, override in own.items()})
+
+
+def axis_override(key: str, value: object) -> str:
+    """Return an axis of a study's file as an override: Hydra's sweep syntax, or a YAML list of its values.
+
+    Raises:
+        ConfigError: a list without values, or a mapping.
+
+    Example:
+        >>> axis_override("data.rows", [128, None])
+        'data.rows=128,null'
+    """
+    if isinstance(value, Mapping) or value == []:
+        raise ConfigError(
+            f"hydra.sweeper.params.{key} must be a list of values, such as [0, 1] or range(2); got {value}; "
+            "axes have dotted keys, such as adapter.rank"
+        )
+    if isinstance(value, str):
+        return f"{key}={value}"
+    return f"{key}={','.join(_texts(value))}"
+
+
+def _texts(value: object) -> list[str]:
+    """Return a YAML value, or each of a list of them, as Hydra writes the value of an override."""
+    return [_text(item) for item in value] if isinstance(value, list | tuple) else [_text(value)]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_text(item) for item in value)}]"
+    if isinstance(value, str) and (not value or any(character in value for character in SPECIAL)):
+        return QuotedString(value, Quote.single).with_quotes()
+    return str(value)
+
+
+def _key(override: Override) -> str:
+    return override.get_key_element().lstrip("+~")
+
+
+def _prefix(override: Override) -> str:
+    return override.get_key_element().removesuffix(_key(override))
+
+
+def _check_one_study(override: Override) -> None:
+    if override.is_sweep_override() or isinstance(override.value(), list):
+        raise ConfigError(f"+experiment names one study; got '{override.input_line}'; start one command per study")
+
+
+def _check_can_vary(key: str, override: Override) -> None:
+    """Refuse an axis over what is no part of a run's identity: all its values would be the same run."""
+    group, _, name = key.partition(".")
+    if group in NOT_IDENTITY or name in NOT_IDENTITY_KEYS.get(group, ()):
+        raise ConfigError(
+            f"{key} cannot be an axis, since it does not change a run's result; got '{override.input_line}'; "
+            "give it one value"
+        )
+
+
+def _values(key: str, override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{key} must be a list of values, range() or choice(); got '{override.input_line}'")
+    # A value that is listed twice is one run.
+    return list(dict.fromkeys(str(value) for value in override.sweep_string_iterator()))

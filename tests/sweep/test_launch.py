@@ -1,0 +1,105 @@
+"""What a job is told, and what becomes of jobs when the command that started them ends."""
+
+import contextlib
+import os
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_lab.config.hardware import Hardware
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED
+from qlora_lab.sweep import launch
+from qlora_lab.sweep.plan import Plan, make_plan, prepare
+from qlora_lab.sweep.worker import RunJob
+from tests.helpers import tiny
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    config = tiny(tmp_path, "launcher.max_parallel=2")
+    plan = make_plan("study", [({"seed": str(seed)}, replace(config, seed=seed)) for seed in range(3)])
+    plan.write()
+    return plan
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Stand in for run.execute: the runs' ids and the GPUs they saw; the state they end in is set by their number."""
+    seen: list[tuple[str, str | None]] = []
+    ends = [FAILED, INTERRUPTED, FINISHED]
+
+    def execute(path: Path, *_: Any) -> str:
+        seen.append((path.name, os.environ.get("CUDA_VISIBLE_DEVICES")))
+        return ends[len(seen) - 1]
+
+    monkeypatch.setitem(sys.modules, "qlora_lab.run", types.SimpleNamespace(execute=execute))  # type: ignore[arg-type]
+    return seen
+
+
+def test_after_a_failure_the_others_go_on_and_after_a_stop_none_does(
+    plan: Plan, executed: list[tuple[str, str | None]]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        launch.launch(plan, replace(plan.runs[0].config.launcher, kind="in_process"))
+    assert end.value.code == 143
+    assert [run_id for run_id, _ in executed] == [run.run_id for run in plan.runs[:2]]
+
+
+def test_a_job_sees_the_gpu_it_is_given(
+    executed: list[tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpus = ("2", "GPU-8932f937")
+    for slot in range(3):
+        with contextlib.suppress(SystemExit):
+            RunJob(launch._gpu_of(slot, gpus))("run")
+    assert [gpu for _, gpu in executed] == ["2", "GPU-8932f937", "2"]
+    assert launch._gpu_of(0, ()) is None
+
+
+def test_no_job_goes_on_unwatched_when_its_sweep_breaks(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    import submitit
+
+    cancelled: list[str] = []
+
+    class Job:
+        def cancel(self, check: bool) -> None:
+            cancelled.append("job")
+
+    class Executor:
+        def __init__(self, folder: Path) -> None:
+            folder.mkdir(parents=True)
+            self.submitted = 0
+
+        def update_parameters(self, **_: Any) -> None:
+            pass
+
+        def submit(self, job: RunJob, path: str, attempts_before: int) -> Job:
+            self.submitted += 1
+            if self.submitted == 2:
+                raise OSError("the disk is full")
+            return Job()
+
+    monkeypatch.setattr(submitit, "LocalExecutor", Executor)
+    with pytest.raises(OSError, match="the disk is full"):
+        launch.launch(plan, replace(plan.runs[0].config.launcher, kind="local"))
+    assert cancelled == ["job"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "threads"),
+    [
+        (("launcher=slurm", "launcher.slurm.cpus_per_run=6"), 6),  # a node's, not this machine's
+        (("launcher=local", "launcher.max_parallel=3"), 2),
+        (("launcher=local",), 1),
+        (("launcher=in_process",), 8),
+        (("launcher=slurm", "trainer.threads=3"), 3),
+    ],
+)
+def test_threads_are_a_runs_share_of_the_cores(tmp_path: Path, overrides: tuple[str, ...], threads: int) -> None:
+    machine = Hardware("a login node", frozenset(), cores=8, gpus=())
+    assert prepare(tiny(tmp_path, *overrides), machine).trainer.threads == threads
