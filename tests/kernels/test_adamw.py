@@ -11,25 +11,12 @@ from torch import Tensor
 
 from qlora_lab.ops import adamw
 from qlora_lab.ops.adamw import AdamwStep, AdamwTensor
+from qlora_lab.ops.native.library import AdamwView
 
 OK, BAD_BLOCK_SIZE, BAD_SIZE, NULL_POINTER = 0, 2, 4, 5
 GUARD = 64  # elements before and after every tensor that nobody may touch
 STEP = AdamwStep(learning_rate=1e-2, beta1=0.9, beta2=0.999, eps=1e-8, step=1, gradient_scale=0.37)
 LENGTHS = (0, 1, 7, 16, 33, 4095, 4097, 0, 10007)
-
-
-class CTensor(ctypes.Structure):
-    _fields_ = (
-        ("parameter", ctypes.c_void_p),
-        ("gradient", ctypes.c_void_p),
-        ("exp_avg", ctypes.c_void_p),
-        ("exp_avg_sq", ctypes.c_void_p),
-        ("exp_avg_absmax", ctypes.c_void_p),
-        ("exp_avg_sq_absmax", ctypes.c_void_p),
-        ("numel", ctypes.c_int64),
-        ("weight_decay", ctypes.c_float),
-        ("unused", ctypes.c_int32),
-    )
 
 
 class NativeKernels:
@@ -46,7 +33,7 @@ class NativeKernels:
         self.threads = threads
 
     def gradient_norm(self, gradients: Sequence[Tensor], gradient_scale: float) -> tuple[float, int | None]:
-        tensors = (CTensor * len(gradients))()
+        tensors = (AdamwView * len(gradients))()
         for tensor, gradient in zip(tensors, gradients, strict=True):
             tensor.gradient, tensor.numel = gradient.data_ptr(), gradient.numel()
         norm, first = ctypes.c_double(math.nan), ctypes.c_int64(-2)
@@ -54,8 +41,8 @@ class NativeKernels:
         assert status == OK
         return norm.value, None if first.value == -1 else first.value
 
-    def status(self, tensors: "Sequence[CTensor] | None", count: int, step: AdamwStep) -> int:
-        pointer = None if tensors is None else (CTensor * len(tensors))(*tensors)
+    def status(self, tensors: "Sequence[AdamwView] | None", count: int, step: AdamwStep) -> int:
+        pointer = None if tensors is None else (AdamwView * len(tensors))(*tensors)
         return self._update(
             pointer,
             count,
@@ -67,9 +54,9 @@ class NativeKernels:
         assert self.status([c_tensor(tensor) for tensor in tensors], len(tensors), step) == OK
 
 
-def c_tensor(tensor: AdamwTensor) -> CTensor:
+def c_tensor(tensor: AdamwTensor) -> AdamwView:
     pointers = [None if t is None else t.data_ptr() for t in tensor[:6]]
-    return CTensor(*pointers, tensor.parameter.numel(), tensor.weight_decay, 0)
+    return AdamwView(*pointers, tensor.parameter.numel(), tensor.weight_decay, 0)
 
 
 class Guarded:
@@ -344,13 +331,13 @@ def test_bad_arguments_are_refused(library: ctypes.CDLL) -> None:
 
 
 def test_empty_tensors_may_have_no_memory(library: ctypes.CDLL) -> None:
-    assert NativeKernels(library).status([CTensor(), CTensor()], 2, STEP) == OK
+    assert NativeKernels(library).status([AdamwView(), AdamwView()], 2, STEP) == OK
 
 
 def test_the_norm_refuses_bad_arguments(library: ctypes.CDLL) -> None:
     native = NativeKernels(library)
     norm, first = ctypes.c_double(), ctypes.c_int64()
-    without_gradient, too_long = (CTensor * 1)(CTensor(numel=5)), (CTensor * 1)(CTensor(numel=-5))
+    without_gradient, too_long = (AdamwView * 1)(AdamwView(numel=5)), (AdamwView * 1)(AdamwView(numel=-5))
     assert native._norm(without_gradient, 1, 1.0, norm, first, 1) == NULL_POINTER
     assert native._norm(too_long, 1, 1.0, norm, first, 1) == BAD_SIZE
     assert native._norm(None, 1, 1.0, norm, first, 1) == NULL_POINTER

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.dropout_reference import dropped, factors
+from qlora_lab.ops.lora.dropout import drop
 from tests.kernels.linear_calls import (
     BAD_SIZE,
     NULL_POINTER,
@@ -55,7 +55,7 @@ def check(library: ctypes.CDLL, case: str, rows: int, dtype: torch.dtype, thread
     out, low = lora_linear(library, x, weight, bias, adapter, threads)
     grad_x, grad_A, grad_B = lora_linear_backward(library, grad, x, low, weight, adapter, threads)
 
-    mask = factors(adapter.seed, (rows, in_features), adapter.dropout).double()
+    mask = drop(torch.ones(rows, in_features), adapter.dropout, adapter.seed).double()
     expected = Autograd(x, weight, bias, adapter, mask, grad, magnitudes=False)
     magnitude = Autograd(x, weight, bias, adapter, mask, grad, magnitudes=True)
     roundings = in_features + out_features + rows + 2 * adapter.lora_A.shape[0] + EXTRA_ROUNDINGS
@@ -114,13 +114,13 @@ def test_dropout_drops_what_the_reference_drops(library: ctypes.CDLL, share: flo
         for seed in (0, 1, 2**64 - 1):
             adapter = Adapter(torch.eye(features), torch.zeros(4, features), 1.0, share, seed)
             _, low = lora_linear(library, x, weight, None, adapter, threads=2)
-            assert torch.equal(low, x.float() * factors(seed, (rows, features), share))
+            assert torch.equal(low, x.float() * drop(torch.ones(rows, features), share, seed))
 
 
 def test_dropped_share_and_independence() -> None:
     """Counts are within five standard deviations: of elements, of two seeds, of neighbours, of far elements."""
     numel, share = 400_000, 0.2
-    first, second = dropped(7, numel, share), dropped(8, numel, share)
+    first, second = (drop(torch.ones(numel), share, seed) == 0 for seed in (7, 8))
     samples = (
         (share, first),
         (share**2, first & second),

@@ -14,6 +14,7 @@ from torch import Tensor
 from qlora_lab.ops.blockwise import reference
 from qlora_lab.ops.blockwise.tables import midpoints
 from qlora_lab.ops.formats import FORMATS
+from qlora_lab.ops.native.library import WeightView
 
 OK, BAD_FORMAT, BAD_BLOCK_SIZE, BAD_DTYPE, BAD_SIZE, NULL_POINTER = range(6)
 FORMAT_NUMBER = {name: number for number, name in enumerate(FORMATS)}
@@ -32,22 +33,6 @@ block_sizes = pytest.mark.parametrize("block_size", [32, 64, 4096])
 repeatable = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-class CWeight(ctypes.Structure):
-    """qlk_weight of kernels/include/qlk.h."""
-
-    _fields_ = (
-        ("packed", ctypes.c_void_p),
-        ("absmax", ctypes.c_void_p),
-        ("nested_absmax", ctypes.c_void_p),
-        ("offset", ctypes.c_void_p),
-        ("out_features", ctypes.c_int64),
-        ("in_features", ctypes.c_int64),
-        ("block_size", ctypes.c_int64),
-        ("nested_block_size", ctypes.c_int64),
-        ("format", ctypes.c_int32),
-    )
 
 
 class Outputs:
@@ -113,7 +98,7 @@ class Native:
         assert torch.equal(runs[0][0], runs[1][0])
         return runs[0]
 
-    def dequantize(self, weight: CWeight, dtype: torch.dtype, threads: int = 1, shift: int = 0) -> Tensor:
+    def dequantize(self, weight: WeightView, dtype: torch.dtype, threads: int = 1, shift: int = 0) -> Tensor:
         outputs, numel = Outputs(shift), weight.out_features * weight.in_features
         out, again = outputs.empty(numel, dtype), outputs.empty(numel, dtype).zero_()
         for result in (out, again):
@@ -168,10 +153,10 @@ def c_weight(
     block_size: int,
     nested_block_size: int,
     numel: int,
-) -> CWeight:
+) -> WeightView:
     pointers = [tensor.data_ptr() for tensor in (packed, absmax, *(nested or ()))]
     pointers += [None] * (4 - len(pointers))
-    return CWeight(*pointers, 1, numel, block_size, nested_block_size, FORMAT_NUMBER[fmt])
+    return WeightView(*pointers, 1, numel, block_size, nested_block_size, FORMAT_NUMBER[fmt])
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:

@@ -1,5 +1,5 @@
 // Dropout without a stored mask: whether element i is dropped follows from the seed and i alone, so the backward pass
-// finds the same elements again. tests/kernels/dropout_reference.py says the same in torch.
+// finds the same elements again. qlora_lab/ops/lora/dropout.py says the same in torch.
 #pragma once
 
 #include <stdint.h>
