@@ -1,5 +1,7 @@
 # Two commands: `make sweep` answers the embedded study, `make test` runs the tests. Both set up .venv first.
 PYTHON ?= python3
+# Test processes, of one thread each.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) qlora_lab/ops/formats.py
@@ -12,7 +14,7 @@ sweep: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
