@@ -15,7 +15,7 @@ namespace qlk {
 constexpr int64_t RECTANGLE_ROWS = 256;
 constexpr int64_t RECTANGLE_PANELS = 8;
 // Rectangles for each thread, where there are panels enough: the work then levels out between threads.
-constexpr int64_t RECTANGLES_PER_THREAD = 4;
+constexpr int64_t RECTANGLES_PER_THREAD = 1;
 // Rows that pass through the workspace together.
 constexpr int64_t ROWS_AT_ONCE = 1024;
 constexpr int64_t CACHE_LINE_FLOATS = 16;
