@@ -33,24 +33,63 @@ struct TileOut {
     int columns;
 };
 
-template <int VECTORS>
-inline void store_row(const TileOut &to, int row, const Floats *sums) {
-    for (int v = 0; v < VECTORS; ++v) {
-        const int lanes = to.columns - v * WIDTH;
-        const int64_t at = row * to.out_stride + v * WIDTH;
-        Floats sum = sums[v];
-        if (to.add != nullptr) sum = add(sum, load_first(to.add + row * to.add_stride + v * WIDTH, lanes));
-        if (to.bias != nullptr) sum = add(sum, load(to.bias + v * WIDTH));
-        if (to.bfloat16) {
-            store_bfloat16_first(static_cast<uint16_t *>(to.out) + at, sum, lanes);
-        } else {
-            store_first(static_cast<float *>(to.out) + at, sum, lanes);
+// out = sums + add + bias. Only the last vector of a row can be cut short: WHOLE says that it is not.
+template <int ROWS, int VECTORS, bool WHOLE>
+inline __attribute__((always_inline)) void finish_tile(Floats (&sums)[ROWS][VECTORS], const TileOut to) {
+    const int lanes = to.columns - (VECTORS - 1) * WIDTH;
+    const auto short_vector = [](int v) { return !WHOLE && v == VECTORS - 1; };
+    if (to.add != nullptr) {
+        const float *from = to.add;
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i, from += to.add_stride) {
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; ++v) {
+                const float *at = from + v * WIDTH;
+                sums[i][v] = add(sums[i][v], short_vector(v) ? load_first(at, lanes) : load(at));
+            }
+        }
+    }
+    if (to.bias != nullptr) {
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; ++v) {
+            const Floats bias = load(to.bias + v * WIDTH);
+#pragma GCC unroll 8
+            for (int i = 0; i < ROWS; ++i) sums[i][v] = add(sums[i][v], bias);
+        }
+    }
+    if (to.bfloat16) {
+        uint16_t *out = static_cast<uint16_t *>(to.out);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i, out += to.out_stride) {
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; ++v) {
+                store_bfloat16_first(out + v * WIDTH, sums[i][v], short_vector(v) ? lanes : WIDTH);
+            }
+        }
+    } else {
+        float *out = static_cast<float *>(to.out);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i, out += to.out_stride) {
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; ++v) {
+                if (short_vector(v)) {
+                    store_first(out + v * WIDTH, sums[i][v], lanes);
+                } else {
+                    store(out + v * WIDTH, sums[i][v]);
+                }
+            }
         }
     }
 }
 
 template <int ROWS, int VECTORS>
 void multiply_tile(int64_t inner, const float *left, int64_t left_stride, const float *panel, const TileOut &to) {
+    for (int i = 0; i < ROWS; ++i) {
+        for (int v = 0; v < VECTORS; ++v) {
+            if (to.add != nullptr) __builtin_prefetch(to.add + i * to.add_stride + v * WIDTH, 1);
+            else if (!to.bfloat16) __builtin_prefetch(static_cast<float *>(to.out) + i * to.out_stride + v * WIDTH, 1);
+        }
+    }
     Floats sums[ROWS][VECTORS];
     for (auto &row : sums) {
         for (Floats &sum : row) sum = broadcast(0.0f);
@@ -66,8 +105,11 @@ void multiply_tile(int64_t inner, const float *left, int64_t left_stride, const 
             for (int v = 0; v < VECTORS; ++v) sums[i][v] = fma(element, right[v], sums[i][v]);
         }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; ++i) store_row<VECTORS>(to, i, sums[i]);
+    if (to.columns == VECTORS * WIDTH) {
+        finish_tile<ROWS, VECTORS, true>(sums, to);
+    } else {
+        finish_tile<ROWS, VECTORS, false>(sums, to);
+    }
 }
 
 using TileFunction = void (*)(int64_t, const float *, int64_t, const float *, const TileOut &);
