@@ -21,6 +21,8 @@ constexpr int TILE_ROWS = 2;
 #endif
 
 constexpr int64_t MOST_PIECES_IN_PLACE = 3;
+// The longest first term that joins the next one: ranks of common adapters.
+constexpr int64_t JOINED_INNER = 64;
 
 // Where a tile goes: out = sums + add + bias.
 struct TileOut {
@@ -82,27 +84,38 @@ inline __attribute__((always_inline)) void finish_tile(Floats (&sums)[ROWS][VECT
     }
 }
 
+// A run of the inner dimension: rows of the left operand, and the panel of the right one.
+struct Segment {
+    int64_t inner;
+    const float *left;
+    int64_t left_stride;
+    const float *panel;
+};
+
 template <int ROWS, int VECTORS>
-void multiply_tile(int64_t inner, const float *left, int64_t left_stride, const float *panel, const TileOut &to) {
+void multiply_tile(const Segment *segments, int count, const TileOut &to) {
+    // What the sums are added to, or where they go, arrives while they are formed.
     for (int i = 0; i < ROWS; ++i) {
-        for (int v = 0; v < VECTORS; ++v) {
-            if (to.add != nullptr) __builtin_prefetch(to.add + i * to.add_stride + v * WIDTH, 1);
-            else if (!to.bfloat16) __builtin_prefetch(static_cast<float *>(to.out) + i * to.out_stride + v * WIDTH, 1);
-        }
+        const float *meets = to.add != nullptr ? to.add + i * to.add_stride : static_cast<float *>(to.out) + i * to.out_stride;
+        for (int v = 0; v < VECTORS && (to.add != nullptr || !to.bfloat16); ++v) __builtin_prefetch(meets + v * WIDTH, 1);
     }
     Floats sums[ROWS][VECTORS];
     for (auto &row : sums) {
         for (Floats &sum : row) sum = broadcast(0.0f);
     }
-    for (int64_t k = 0; k < inner; ++k, ++left, panel += PANEL) {
-        Floats right[VECTORS];
+    for (; count > 0; --count, ++segments) {
+        const float *left = segments->left, *panel = segments->panel;
+        const int64_t left_stride = segments->left_stride;
+        for (int64_t k = segments->inner; k > 0; --k, ++left, panel += PANEL) {
+            Floats right[VECTORS];
 #pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; ++v) right[v] = load(panel + v * WIDTH);
+            for (int v = 0; v < VECTORS; ++v) right[v] = load(panel + v * WIDTH);
 #pragma GCC unroll 8
-        for (int i = 0; i < ROWS; ++i) {
-            const Floats element = broadcast(left[i * left_stride]);
+            for (int i = 0; i < ROWS; ++i) {
+                const Floats element = broadcast(left[i * left_stride]);
 #pragma GCC unroll 3
-            for (int v = 0; v < VECTORS; ++v) sums[i][v] = fma(element, right[v], sums[i][v]);
+                for (int v = 0; v < VECTORS; ++v) sums[i][v] = fma(element, right[v], sums[i][v]);
+            }
         }
     }
     if (to.columns == VECTORS * WIDTH) {
@@ -112,7 +125,7 @@ void multiply_tile(int64_t inner, const float *left, int64_t left_stride, const 
     }
 }
 
-using TileFunction = void (*)(int64_t, const float *, int64_t, const float *, const TileOut &);
+using TileFunction = void (*)(const Segment *, int, const TileOut &);
 
 template <int VECTORS, int... ROWS>
 constexpr std::array<TileFunction, sizeof...(ROWS)> tile_functions(std::integer_sequence<int, ROWS...>) {
@@ -154,7 +167,8 @@ class RectangleProduct {
 
     void run() {
         bool first = !product_.accumulate;
-        for (int t = 0; t < product_.term_count; ++t) {
+        const Term *joined = joins_next() ? &product_.terms[0] : nullptr;
+        for (int t = joined != nullptr ? 1 : 0; t < product_.term_count; ++t) {
             const Term &term = product_.terms[t];
             const PanelWriter writer(term.right);
             const int64_t length = piece_length(term.inner);
@@ -162,7 +176,8 @@ class RectangleProduct {
             do {
                 const int64_t count = term.inner - begin < length ? term.inner - begin : length;
                 const bool last = t == product_.term_count - 1 && begin + count == term.inner;
-                add_piece(term, writer, begin, count, first, last);
+                add_piece(joined, term, writer, begin, count, first, last);
+                joined = nullptr;
                 first = false;
                 begin += count;
             } while (begin < term.inner);
@@ -170,42 +185,58 @@ class RectangleProduct {
     }
 
   private:
-    void add_piece(const Term &term, const PanelWriter &writer, int64_t begin, int64_t count, bool first, bool last) {
-        alignas(64) float panel[PANEL_INNER * PANEL];
+    // A short first term (an adapter's) is summed in the same registers as the first piece of the next one.
+    bool joins_next() const {
+        const Term &term = product_.terms[0];
+        return product_.term_count > 1 && term.inner <= JOINED_INNER && term.result_dropout == nullptr;
+    }
+
+    void add_piece(const Term *joined, const Term &term, const PanelWriter &writer, int64_t begin, int64_t count,
+                   bool first, bool last) {
+        alignas(64) float panel[(JOINED_INNER + PANEL_INNER) * PANEL];
+        Segment segments[2];
+        int segment_count = 0;
+        if (joined != nullptr) segments[segment_count++] = {joined->inner, nullptr, joined->left_stride, panel};
+        float *own_panel = panel + (joined != nullptr ? joined->inner : 0) * PANEL;
+        segments[segment_count++] = {count, nullptr, term.left_stride, own_panel};
         for (int64_t column = part_.column_begin; column < part_.column_end; column += PANEL) {
             const int64_t rest = part_.column_end - column;
             const int columns = rest < PANEL ? static_cast<int>(rest) : PANEL;
-            if (count > 0) writer.write(begin, count, column, columns, panel);
-            multiply_panel(term, begin, count, panel, column, columns, first, last);
+            if (joined != nullptr) PanelWriter(joined->right).write(0, joined->inner, column, columns, panel);
+            if (count > 0) writer.write(begin, count, column, columns, own_panel);
+            const int64_t rows = part_.row_end - part_.row_begin, tiles = ceil_div(rows, TILE_ROWS);
+            for (int64_t tile = 0; tile < tiles; ++tile) {
+                const int64_t row = rows * tile / tiles, row_end = rows * (tile + 1) / tiles;
+                if (joined != nullptr) segments[0].left = left_of(*joined, row, 0);
+                segments[segment_count - 1].left = left_of(term, row, begin);
+                const TileFunction multiply_tile = TILES[(columns - 1) / WIDTH][row_end - row - 1];
+                multiply_tile(segments, segment_count, tile_out(row, column, columns, first, last));
+                if (term.result_dropout != nullptr && begin + count == term.inner) {
+                    drop_tile(*term.result_dropout, row, row_end, column, columns);
+                }
+            }
         }
     }
 
-    void multiply_panel(const Term &term, int64_t begin, int64_t count, const float *panel, int64_t column, int columns,
-                        bool first, bool last) {
-        const int64_t rows = part_.row_end - part_.row_begin;
-        const int64_t tiles = ceil_div(rows, TILE_ROWS);
-        const auto &functions = TILES[(columns - 1) / WIDTH];
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t row = rows * tile / tiles, row_end = rows * (tile + 1) / tiles;
-            float *sums = sums_ + row * sums_stride_ + (column - part_.column_begin);
-            TileOut to = {first ? nullptr : sums, sums_stride_, nullptr, sums, sums_stride_, false, columns};
-            if (last) {
-                const int64_t at = (part_.row_begin + row) * product_.columns + column;
-                if (product_.bias != nullptr) to.bias = product_.bias + column;
-                if (narrow_) {
-                    to.out = static_cast<uint16_t *>(product_.out) + at;
-                } else {
-                    to.out = static_cast<float *>(product_.out) + at;
-                }
-                to.out_stride = product_.columns;
-                to.bfloat16 = narrow_;
+    const float *left_of(const Term &term, int64_t row, int64_t inner) const {
+        return term.left + (part_.row_begin + row) * term.left_stride + inner;
+    }
+
+    TileOut tile_out(int64_t row, int64_t column, int columns, bool first, bool last) const {
+        float *sums = sums_ + row * sums_stride_ + (column - part_.column_begin);
+        TileOut to = {first ? nullptr : sums, sums_stride_, nullptr, sums, sums_stride_, false, columns};
+        if (last) {
+            const int64_t at = (part_.row_begin + row) * product_.columns + column;
+            if (product_.bias != nullptr) to.bias = product_.bias + column;
+            if (narrow_) {
+                to.out = static_cast<uint16_t *>(product_.out) + at;
+            } else {
+                to.out = static_cast<float *>(product_.out) + at;
             }
-            const float *left = term.left + (part_.row_begin + row) * term.left_stride + begin;
-            functions[row_end - row - 1](count, left, term.left_stride, panel, to);
-            if (term.result_dropout != nullptr && begin + count == term.inner) {
-                drop_tile(*term.result_dropout, row, row_end, column, columns);
-            }
+            to.out_stride = product_.columns;
+            to.bfloat16 = narrow_;
         }
+        return to;
     }
 
     void drop_tile(const Dropout &dropout, int64_t row, int64_t row_end, int64_t column, int columns) {

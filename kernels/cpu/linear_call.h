@@ -55,7 +55,7 @@ class Buffer {
 };
 
 // Rows this many floats apart, or a multiple of it, fall on one or two of the places where a line may be in a cache.
-constexpr int64_t CROWDED_STRIDE = 512;
+constexpr int64_t CROWDED_STRIDE = 1024;
 
 // How far apart rows lie in the workspace: not so that the rows of a tile meet in the same few sets of a cache.
 inline int64_t stride_of(int64_t columns) {
@@ -118,8 +118,10 @@ class LeftRows {
     LeftRows(const void *values, int dtype, int64_t columns, Dropout dropout)
         : values_(values), dtype_(dtype), columns_(columns), dropout_(dropout), stride_(stride_of(columns)) {}
 
-    bool allocate(int64_t rows) {
-        direct_ = dtype_ == QLK_FLOAT32 && !(dropout_.share > 0) && columns_ % CROWDED_STRIDE != 0;
+    // `crowded_too`: as they are even where their stride is crowded, for what reads one row after the other.
+    bool allocate(int64_t rows, bool crowded_too = false) {
+        const bool crowded = columns_ % CROWDED_STRIDE == 0 && !crowded_too;
+        direct_ = dtype_ == QLK_FLOAT32 && !(dropout_.share > 0) && !crowded;
         return direct_ || buffer_.allocate(rows * stride_);
     }
     void load(const Call &call, int64_t first_row, int64_t rows) {

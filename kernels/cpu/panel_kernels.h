@@ -12,7 +12,7 @@ namespace qlk::QLK_ISA {
 constexpr int PANEL_VECTORS = 3;
 constexpr int PANEL = PANEL_VECTORS * WIDTH;  // columns
 // Rows of a panel: it stays in the first two levels of cache (48 KB with AVX-512) while it is used.
-constexpr int64_t PANEL_INNER = 256;
+constexpr int64_t PANEL_INNER = 384;
 constexpr int64_t CACHE_LINE = 64;      // bytes
 constexpr int64_t PREFETCHED_ROWS = 16;  // of an operand of which a few bytes of each row are read
 constexpr int64_t RUN = 64;  // elements of a row that are brought into cache at once to be transposed
