@@ -306,8 +306,11 @@ def adamw(case: Case) -> Built:
     numbers = {"learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "gradient_scale": 0.5}
     step = {"step": case.random.choice((1, 2, 1000, 2**40)), "block_size": block_size}
     arguments = {"tensors": views, "count": len(views), **numbers, **step, "kept": kept}
-    states = nulls("tensors.parameter", "tensors.exp_avg", "tensors.exp_avg_sq")
-    return arguments, [*TENSOR_SPOILERS, *states, ("step", (0, -1, -(2**63)), BAD_SIZE)]
+    spoilers = [*TENSOR_SPOILERS, *nulls("tensors.parameter", "tensors.exp_avg", "tensors.exp_avg_sq")]
+    spoilers.append(("step", (0, -1, -(2**63)), BAD_SIZE))
+    if any(view.exp_avg_absmax for view in views):  # in 8 bits
+        spoilers.append(("block_size", BAD_BLOCK_SIZES, BAD_BLOCK_SIZE))
+    return arguments, spoilers
 
 
 ENTRIES: dict[str, Callable[[Case], Built]] = {
