@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) qlora_lab/ops/formats.py
 
-.PHONY: sweep test lint setup clean
+.PHONY: sweep test lint sanitize setup clean
 
 sweep: $(VENV)/.ready
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
@@ -20,6 +20,10 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The kernels under AddressSanitizer and UBSan: their tests, then FUZZ_S seconds of random calls.
+sanitize: $(VENV)/.ready-dev
+	PYTHON=$(BIN)/python JOBS=$(JOBS) kernels/sanitize.sh
 
 setup: $(VENV)/.ready
 

@@ -22,6 +22,8 @@ CASES = {
     "16.8M in one tensor": [(4096, 4096)],
     "4.9M in 420 tensors": [shape for out, in_ in LINEARS * 30 for shape in ((RANK, in_), (out, RANK))],
 }
+# A value: the parameter, its gradient and two states are read, all but the gradient written.
+BYTES = {"32-bit": 4 * 4 + 3 * 4, "8-bit": 2 * 4 + 2 + 4 + 2, "gradient norm": 4}
 
 
 def parameters(shapes: list[tuple[int, int]]) -> list[nn.Parameter]:
@@ -36,6 +38,7 @@ def cells(wanted: str) -> Iterator[Cell]:
     assert KERNELS.library is not None
     native = NativeAdamw(KERNELS.library)
     for name, shapes in CASES.items():
+        numel = sum(out * in_ for out, in_ in shapes)
         steps: dict[str, dict[str, Callable[[], Any]]] = {
             "32-bit": {
                 "ours": AdamW(parameters(shapes), kernels=native).step,
@@ -49,7 +52,7 @@ def cells(wanted: str) -> Iterator[Cell]:
         }
         for bits, work in steps.items():
             if wanted in (title := f"{bits} {name}"):
-                yield Cell(title, work)
+                yield Cell(title, work, bytes=numel * BYTES[bits])
         with_gradients = AdamW(parameters(shapes), kernels=native)
         gradients = [parameter.grad for group in with_gradients.param_groups for parameter in group["params"]]
         if wanted in (title := f"gradient norm {name}"):
@@ -59,6 +62,7 @@ def cells(wanted: str) -> Iterator[Cell]:
                     "ours": with_gradients.gradient_norm,
                     "torch": lambda gradients=gradients: float(torch.nn.utils.get_total_norm(gradients)),
                 },
+                bytes=numel * BYTES["gradient norm"],
             )
 
 

@@ -1,8 +1,10 @@
 """Quantize, dequantize and 4-bit products: python kernels/bench/cpu_ops.py [--json FILE] [--only TEXT].
 
-Beside ours: bitsandbytes, torch with a dense weight, and torchao where it is installed. See rounds.py.
+The matrix of two dtypes, four shapes and four numbers of rows. Beside ours: bitsandbytes, torch with a dense weight,
+and torchao where it is installed. See rounds.py.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,12 +19,13 @@ from qlora_lab.ops.blockwise.op import dequantize_weight, quantize_absmax, quant
 from qlora_lab.ops.blockwise.weight import PackedWeight
 
 try:
-    from torchao.dtypes.nf4tensor import linear_nf4, to_nf4
+    from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import linear_nf4, to_nf4  # of torchao 0.18
 except ImportError:
     to_nf4 = None
 
 SHAPES = ((576, 576), (1536, 576), (4096, 4096), (11008, 4096))
 ROWS = (1, 16, 256, 1024)
+TRAINING_ROWS = 256
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -37,7 +40,18 @@ class Weights:
             **dict(zip(("absmax", "nested_absmax", "offset"), quantize_absmax(absmax), strict=True))
         )
         self.bitsandbytes = bnb.quantize_4bit(self.dense, quant_type="nf4", blocksize=64)
-        self.torchao = to_nf4(self.dense, 64, 256) if to_nf4 is not None else None
+        self.torchao = self.to_torchao() if to_nf4 is not None else None
+
+    def to_torchao(self) -> Any:
+        """Quantize as torchao does, which wants whole second-level blocks."""
+        return to_nf4(self.dense, 64, math.gcd(self.dense.numel() // 64, 256))
+
+    @property
+    def dense_bytes(self) -> int:
+        return self.dense.nbytes
+
+    def packed_bytes(self, *, nested: bool = False) -> int:
+        return sum(part.nbytes for part in (self.nested if nested else self.ours)[:4] if part is not None)
 
 
 def quantize_cell(name: str, weights: Weights) -> Cell:
@@ -47,8 +61,8 @@ def quantize_cell(name: str, weights: Weights) -> Cell:
         "torch clone": lambda: weights.dense.clone(),
     }
     if to_nf4 is not None:
-        work["torchao"] = lambda: to_nf4(weights.dense, 64, 256)
-    return Cell(f"{name} quantize", work)
+        work["torchao"] = weights.to_torchao
+    return Cell(f"{name} quantize", work, bytes=weights.dense_bytes + weights.packed_bytes())
 
 
 def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
@@ -60,9 +74,12 @@ def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
     }
     if weights.torchao is not None:
         others["torchao"] = lambda: weights.torchao.to(dtype)
-    yield Cell(f"{name} dequantize", {"ours": lambda: dequantize_weight(weights.ours, dtype), **others})
-    yield Cell(f"{name} dequantize out=", {"ours": lambda: dequantize_weight(weights.ours, out=out), **others})
-    yield Cell(f"{name} dequantize nested out=", {"ours": lambda: dequantize_weight(weights.nested, out=out), **others})
+    moved = weights.dense_bytes + weights.packed_bytes()
+    nested = weights.dense_bytes + weights.packed_bytes(nested=True)
+    yield Cell(f"{name} dequantize", {"ours": lambda: dequantize_weight(weights.ours, dtype), **others}, moved)
+    yield Cell(f"{name} dequantize out=", {"ours": lambda: dequantize_weight(weights.ours, out=out), **others}, moved)
+    work = {"ours": lambda: dequantize_weight(weights.nested, out=out), **others}
+    yield Cell(f"{name} dequantize nested out=", work, nested)
 
 
 def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
@@ -75,7 +92,8 @@ def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
     }
     if weights.torchao is not None:
         work["torchao"] = lambda: linear_nf4(x, weights.torchao)
-    return Cell(f"{name} forward {rows} rows", work)
+    moved = weights.packed_bytes() + (x.numel() + rows * weights.dense.shape[0]) * x.element_size()
+    return Cell(f"{name} forward {rows} rows", work, moved, 2 * rows * weights.dense.numel())
 
 
 def training_cell(name: str, weights: Weights, rows: int) -> Cell:
@@ -93,19 +111,41 @@ def training_cell(name: str, weights: Weights, rows: int) -> Cell:
     }
     if weights.torchao is not None:
         work["torchao"] = both(lambda: linear_nf4(x, weights.torchao))
-    return Cell(f"{name} forward+backward {rows} rows", work)
+    moved = 2 * (weights.packed_bytes() + x.nbytes + gradient.nbytes)
+    return Cell(f"{name} forward+backward {rows} rows", work, moved, 4 * rows * weights.dense.numel())
+
+
+def overhead_cells() -> Iterator[Cell]:
+    """Calls with next to nothing to do: the registered op, and the function with its checks."""
+    weights = Weights(1, 64, torch.float32)
+    x = torch.ones(1, 64)
+    packed, state = weights.bitsandbytes
+    others = {
+        "bitsandbytes": lambda: matmul_4bit(x, packed.t(), state),
+        "torch dense": lambda: F.linear(x, weights.dense),
+    }
+    op = torch.ops.qlora_lab.quantized_linear
+    yield Cell("fp32 1x64 call of the op", {"ours": lambda: op(x, *weights.ours, None), **others})
+    yield Cell("fp32 1x64 call of the function", {"ours": lambda: quantized_linear(x, weights.ours), **others})
 
 
 def cells(wanted: str) -> Iterator[Cell]:
     """Yield the cells whose name contains `wanted`; a weight is made only when one of its cells is."""
+    yield from (cell for cell in overhead_cells() if wanted in cell.name)
     for dtype_name, dtype in DTYPES.items():
         for shape in SHAPES:
             name = f"{dtype_name} {shape[0]}x{shape[1]}"
-            weights = Weights(*shape, dtype)
-            candidates = [quantize_cell(name, weights), *dequantize_cells(name, weights)]
-            candidates += [linear_cell(name, weights, rows) for rows in ROWS]
-            candidates.append(training_cell(name, weights, 256))
-            yield from (cell for cell in candidates if wanted in cell.name)
+            kinds = ["quantize", "dequantize", "dequantize out=", "dequantize nested out="]
+            kinds += [f"forward {rows} rows" for rows in ROWS] + [f"forward+backward {TRAINING_ROWS} rows"]
+            if any(wanted in f"{name} {kind}" for kind in kinds):
+                yield from (cell for cell in cells_of(name, Weights(*shape, dtype)) if wanted in cell.name)
+
+
+def cells_of(name: str, weights: Weights) -> Iterator[Cell]:
+    yield quantize_cell(name, weights)
+    yield from dequantize_cells(name, weights)
+    yield from (linear_cell(name, weights, rows) for rows in ROWS)
+    yield training_cell(name, weights, TRAINING_ROWS)
 
 
 if __name__ == "__main__":

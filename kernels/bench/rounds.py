@@ -2,6 +2,10 @@
 
 One process; the implementations take turns, round by round, so that a noisy machine disturbs all of them. A figure is
 the median over rounds, a ratio the median of the per-round ratios (theirs / ours: above 1, ours is faster).
+
+The floor of a cell is the time its bytes take at the rate of a large copy, or its operations at the peak rate of
+multiply-adds, whichever is longer, both measured in the same run; what stays in a cache can be faster. table.py prints
+the JSON as a table.
 """
 
 import argparse
@@ -17,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ceilings import copy_bytes_per_s, peak_flops_per_s
 
 from qlora_lab.config.hardware import detect
 from qlora_lab.ops.registry import KERNELS
@@ -27,10 +32,17 @@ PACKAGES = ("torch", "bitsandbytes", "torchao")
 
 @dataclass
 class Cell:
-    """One line of the table: the same work, by name of the implementation; one of them is `ours`."""
+    """One line of the table: the same work, by name of the implementation; one of them is `ours`.
+
+    Attributes:
+        bytes: the least that has to be read and written.
+        flops: the least operations, a multiply-add being two.
+    """
 
     name: str
     work: dict[str, Callable[[], Any]]
+    bytes: int = 0
+    flops: int = 0
 
 
 def time_calls(work: Callable[[], Any]) -> float:
@@ -44,17 +56,27 @@ def time_calls(work: Callable[[], Any]) -> float:
             return elapsed / calls
 
 
-def measure(cell: Cell, rounds: int) -> dict[str, Any]:
-    """Return the medians of one cell: milliseconds by implementation, and ratios to ours."""
+def floor_ms(cell: Cell, ceilings: dict[str, float | None]) -> float:
+    """Return the milliseconds that no implementation can beat from memory."""
+    copy, peak = ceilings["copy_bytes_per_s"], ceilings["peak_flops_per_s"]
+    return 1e3 * max(cell.bytes / copy if copy else 0.0, cell.flops / peak if peak else 0.0)
+
+
+def measure(cell: Cell, rounds: int, ceilings: dict[str, float | None]) -> dict[str, Any]:
+    """Return the medians of one cell: milliseconds by implementation, ratios to ours, and its floor."""
     seconds: dict[str, list[float]] = {name: [] for name in cell.work}
     for number in range(rounds + 1):
         for name, work in cell.work.items():
             took = time_calls(work)
             if number:  # the first round warms up
                 seconds[name].append(took)
-    ours = seconds["ours"]
+    ours, floor = seconds["ours"], floor_ms(cell, ceilings)
     return {
         "cell": cell.name,
+        "bytes": cell.bytes,
+        "flops": cell.flops,
+        "floor_ms": round(floor, 4),
+        "share_of_floor": round(floor / (1e3 * statistics.median(ours)), 3),
         "ms": {name: round(1e3 * statistics.median(values), 4) for name, values in seconds.items()},
         "ratio": {
             name: round(statistics.median(theirs / mine for theirs, mine in zip(values, ours, strict=True)), 3)
@@ -81,16 +103,21 @@ def main(description: str, cells: Callable[[str], Iterator[Cell]]) -> None:
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
         "rounds": options.rounds,
+        "ceilings": {
+            "copy_bytes_per_s": copy_bytes_per_s(),
+            "peak_flops_per_s": peak_flops_per_s(options.threads),
+        },
         "cells": [],
     }
     print(f"{results['kernels']} on {results['machine']}; {results['packages']}")
     for cell in cells(options.only):
-        result = measure(cell, options.rounds)
+        result = measure(cell, options.rounds, results["ceilings"])
         results["cells"].append(result)
         ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in result["ratio"].items())
-        print(f"{cell.name:<40} {result['ms']['ours']:>9.3f} ms   {ratios}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        share = f"{100 * result['share_of_floor']:>4.0f} %"
+        print(f"{cell.name:<40} {result['ms']['ours']:>9.3f} ms  {share} of the floor   {ratios}", flush=True)
+        if options.json:  # after every cell: a matrix takes long, and may be stopped
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def installed(package: str) -> str:

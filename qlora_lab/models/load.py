@@ -29,7 +29,9 @@ from qlora_lab.models.architecture import check_architecture, to_transformers
 from qlora_lab.models.byte_level import BYTE_LEVEL, ByteLevelTokenizer
 from qlora_lab.models.gguf import gguf_model, wheel_model
 from qlora_lab.models.progress_bars import bars_in_terminals_only
-from qlora_lab.quant.quantizer import QloraLabConfig, quantization_config, quantize_model
+from qlora_lab.quant.bitsandbytes_format import settings_of
+from qlora_lab.quant.prequantized import check_settings
+from qlora_lab.quant.quantizer import METHOD, QloraLabConfig, quantization_config, quantize_model
 
 SHOWN_NAMES = 3
 
@@ -58,6 +60,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, its linear layers quantized as they stream in.
 
+    A checkpoint that is quantized already, by bitsandbytes in 4 bits or by `save_quantized`, is taken as it is.
+
     Args:
         compute_dtype: of everything that is not quantized, and of the products.
         device: where the weights go as they are read.
@@ -65,7 +69,8 @@ def load_model(
         seed: of the weights when model.source is random, and of nothing else.
 
     Raises:
-        ModelError: the model is missing, damaged, or not of the architecture its configuration says.
+        ModelError: the model is missing, damaged, not of the architecture its configuration says, or quantized
+            otherwise than `quant` says.
     """
     quantization = quantization_config(
         quant.format, quant.block_size, quant.double_quant, quant.double_quant_block_size, compute_dtype
@@ -76,8 +81,13 @@ def load_model(
             loaded = _random_model(model.architecture, quantization, compute_dtype, device, seed)
         else:
             location = locate(model, cache_dir)
-            _check_config(_config(location), model, location)
-            loaded = _pretrained_model(location, quantization, compute_dtype, device)
+            config = _config(location)
+            _check_config(config, model, location)
+            if getattr(config, "quantization_config", None) is not None:
+                _check_quantization(config.quantization_config, quant, location)
+                config.quantization_config = quantization.to_dict() if quantization is not None else None
+                quantization = None  # the checkpoint's own; transformers takes no second one
+            loaded = _pretrained_model(location, config, quantization, compute_dtype, device)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
 
@@ -154,11 +164,6 @@ def _check_config(config: PreTrainedConfig, model: ModelConfig, location: Locati
     """Refuse, before any weight is read, a model that the configuration does not describe."""
     if model.architecture is not None:
         check_architecture(config, model.architecture, location.name)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"{location.name} is already quantized, so quant.format would not be what it says; "
-            "give the original model, which is quantized here as it is loaded"
-        )
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and model.max_length_tokens > positions:
         raise ModelError(
@@ -167,12 +172,35 @@ def _check_config(config: PreTrainedConfig, model: ModelConfig, location: Locati
         )
 
 
+def _check_quantization(found: dict[str, Any], quant: QuantConfig, location: Location) -> None:
+    """Refuse, before any weight is read, a quantized checkpoint that is not what `quant` says."""
+    if found.get("quant_method") == METHOD:
+        settings: dict[str, Any] | None = {key: found.get(key) for key in ("format", "double_quant", "block_size")}
+    else:
+        settings = settings_of(found)
+    if settings is None:
+        method = found.get("quant_method", "an unknown method")
+        raise ModelError(
+            f"{location.name} is already quantized, by {method}, and only 4-bit checkpoints of bitsandbytes can be "
+            "loaded; give the original model, which is quantized as it is loaded"
+        )
+    try:
+        check_settings(settings, quant)
+    except ModelError as error:
+        raise ModelError(f"{location.name}: {error}") from error
+
+
 def _pretrained_model(
-    location: Location, quantization: QloraLabConfig | None, dtype: torch.dtype, device: str
+    location: Location,
+    config: PreTrainedConfig,
+    quantization: QloraLabConfig | None,
+    dtype: torch.dtype,
+    device: str,
 ) -> PreTrainedModel:
     with _explained(location, "model"):
         pair: Any = AutoModelForCausalLM.from_pretrained(
             location.name,
+            config=config,
             revision=location.revision,
             dtype=dtype,
             quantization_config=quantization,
@@ -216,6 +244,8 @@ def _explained(location: Location, what: str) -> Iterator[None]:
     """Word what goes wrong inside as a sentence that says what to do."""
     try:
         yield
+    except ModelError as error:
+        raise ModelError(f"the {what} in {location.name} cannot be loaded ({error})") from error
     except (OSError, StrictDataclassError, ValueError, SafetensorError) as error:
         causes = list(_causes(error))
         if any(isinstance(cause, GatedRepoError) for cause in causes):

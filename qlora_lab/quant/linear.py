@@ -114,6 +114,29 @@ class QuantizedLinear(nn.Module):
         layer.bias = linear.bias
         return layer.train(linear.training)
 
+    @classmethod
+    def from_packed(cls, weight: PackedWeight, *, compute_dtype: torch.dtype) -> Self:
+        """Hold a weight that is quantized already, sharing its tensors; without a bias.
+
+        Raises:
+            ConfigError: unknown format, block size or dtype.
+            ShapeError: parts that do not belong together.
+        """
+        weight.check()
+        layer = cls(
+            weight.in_features,
+            weight.out_features,
+            bias=False,
+            format=weight.format,
+            block_size=weight.block_size,
+            double_quant=weight.nested_absmax is not None,
+            double_quant_block_size=weight.nested_block_size,
+            compute_dtype=compute_dtype,
+            device="meta",
+        )
+        layer.packed, layer.absmax, layer.nested_absmax, layer.offset, *_ = weight
+        return layer
+
     @torch.no_grad()
     def load_weight(self, weight: Tensor) -> None:
         """Quantize `weight` and make it this layer's, on the weight's device.

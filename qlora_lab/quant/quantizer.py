@@ -2,11 +2,13 @@
 
 Importing this module registers the quantizer under "qlora_lab". While a checkpoint streams in, transformers hands
 over each linear weight as it is read; it is quantized at once and released, so the peak of loading is the
-quantized model plus one weight. Layers are exchanged when everything is loaded, because models initialise
-missing weights through their plain linear layers.
+quantized model plus one weight. A checkpoint that is quantized already (prequantized.py) is taken as it is. Layers are
+exchanged when everything is loaded, because models initialise missing weights through their plain linear layers.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from qlora_lab.errors import ConfigError, ModelError, QloraLabError, unknown_name
 from qlora_lab.ops.blockwise.checks import DTYPES, check_block_size
 from qlora_lab.ops.formats import format_named
-from qlora_lab.quant.linear import QuantizedLinear
+from qlora_lab.quant.bitsandbytes_format import PARTS, to_tensors
+from qlora_lab.quant.linear import STATISTICS, QuantizedLinear
+from qlora_lab.quant.prequantized import TakeQuantized, first_of, takes_quantized
 
 METHOD = "qlora_lab"
 logger = logging.getLogger(__name__)
@@ -98,25 +102,24 @@ class QloraLabQuantizer(HfQuantizer):
 
     requires_calibration = False
     quantization_config: QloraLabConfig
+    serialized_names = {"weight": list(PARTS)}  # noqa: RUF012  # of transformers' base class
 
     def __init__(self, quantization_config: QloraLabConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.targets: set[str] = set()  # paths of the linear layers to quantize
         self.quantized: dict[str, QuantizedLinear] = {}  # those whose weight has come in
+        self.refusal: ModelError | None = None  # transformers would log it as a report, so it is raised at the end
+        self._saving = False
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        if self.pre_quantized:
-            raise ModelError(
-                "this checkpoint says it was quantized by qlora_lab, which saves no quantized checkpoints; "
-                "load the original model with quantization_config"
-            )
         if isinstance(device_map, dict) and len(set(device_map.values())) > 1:
             raise ConfigError(
                 f"device_map must name one device for the whole model; got {sorted(map(str, device_map.values()))}"
             )
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        self.targets = set(linears_to_quantize(model, self.quantization_config))
+        if not self.pre_quantized:  # otherwise the checkpoint says which
+            self.targets = set(linears_to_quantize(model, self.quantization_config))
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         path, _, name = param_name.rpartition(".")
@@ -124,6 +127,15 @@ class QloraLabQuantizer(HfQuantizer):
 
     def get_quantize_ops(self) -> "QuantizeOnArrival":
         return QuantizeOnArrival(self)
+
+    def get_load_operations(self) -> dict[str, type[ConversionOps]]:
+        return {"deserialize": TakeQuantized}
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        for operation in getattr(converter, "operations", ()):
+            if isinstance(operation, TakeQuantized):
+                operation.dtype = dtype
+        return super().get_new_dtype(converter, param, dtype)
 
     def quantize(self, path: str, linear: nn.Linear, weight: Tensor) -> None:
         """Quantize a weight that belongs to the layer at `path`; the layer itself is exchanged later."""
@@ -141,6 +153,15 @@ class QloraLabQuantizer(HfQuantizer):
         self.quantized[path] = layer
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self.refusal is not None:
+            raise self.refusal
+        if self.pre_quantized:
+            if not self.quantized:
+                raise ModelError("its config.json says that it is quantized, but none of its weights is")
+            self.targets = set(self.quantized)
+            # transformers would undo how the checkpoint was read when it is saved; we write the same again
+            loader: Any = model
+            loader._weight_conversions = [one for one in loader._weight_conversions if not takes_quantized(one)]
         for path in sorted(self.targets):
             linear = linear_at(model, path)
             if path not in self.quantized:  # not in the checkpoint, so just initialised; or already in memory
@@ -151,11 +172,32 @@ class QloraLabQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
-        logger.warning(
-            "a model quantized by qlora_lab is not saved: the original checkpoint and this quantization give it "
-            "back exactly; save its adapters instead"
-        )
-        return False
+        if not self._saving:
+            logger.warning(
+                "a model quantized by qlora_lab is saved by qlora_lab.models.save.save_quantized; mostly it is enough "
+                "to save its adapters, for the original checkpoint and this quantization give it back exactly"
+            )
+        return self._saving
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Let the model's save_pretrained write quantized weights while inside."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return all weights as a checkpoint holds them; called by save_pretrained."""
+        state = model.state_dict()
+        for path, layer in model.named_modules():
+            if isinstance(layer, QuantizedLinear):
+                for name in ("packed", *STATISTICS):
+                    state.pop(f"{path}.{name}", None)
+                tensors = to_tensors(layer.packed_weight, layer.compute_dtype)
+                state |= {f"{path}.{name}": tensor for name, tensor in tensors.items()}
+        return state, {}
 
     @property
     def is_trainable(self) -> bool:
@@ -183,9 +225,12 @@ class QuantizeOnArrival(ConversionOps):
     ) -> dict[str, Any]:
         assert model is not None and missing_keys is not None  # given whenever a checkpoint is loaded
         for name, weights in input_dict.items():
-            weight = weights[0] if isinstance(weights, list) else weights
             path = name.removesuffix(".weight")
-            self.quantizer.quantize(path, linear_at(model, path), weight)
+            if self.quantizer.refusal is None:
+                try:
+                    self.quantizer.quantize(path, linear_at(model, path), first_of(weights))
+                except ModelError as error:
+                    self.quantizer.refusal = error
             missing_keys.discard(name)  # nothing is to be made up for it: the plain weight stays on meta
         return {}
 

@@ -28,13 +28,22 @@ class Weight:
 
 
 def random_weight(
-    shape: tuple[int, int], fmt: str = "nf4", block_size: int = 64, *, nested: bool = False, seed: int = 0
+    shape: tuple[int, int],
+    fmt: str = "nf4",
+    block_size: int = 64,
+    *,
+    nested: bool = False,
+    seed: int = 0,
+    odd_absmax: float | None = None,
 ) -> Weight:
+    """Return a random weight; `odd_absmax` is the absmax of its second block, where it is not quantized again."""
     generator = torch.Generator().manual_seed(seed)
     numel, form = shape[0] * shape[1], FORMATS[fmt]
     blocks = -(-numel // block_size)
     packed = torch.randint(0, 256, (form.packed_bytes(numel),), dtype=torch.uint8, generator=generator)
     absmax = stored = torch.rand(blocks, generator=generator) + 0.1
+    if odd_absmax is not None:
+        absmax[1] = odd_absmax
     nested_absmax = offset = None
     if nested:
         stored = torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator)

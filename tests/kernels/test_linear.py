@@ -148,11 +148,44 @@ def test_what_is_not_finite_stays_in_its_row(library: ctypes.CDLL, case: str, va
             assert finite.all()
 
 
-def test_input_off_the_usual_alignment(library: ctypes.CDLL) -> None:
+@pytest.mark.parametrize("value", [0.0, 1e-40, float("inf"), float("nan")])
+def test_a_block_of_a_strange_weight(library: ctypes.CDLL, value: float) -> None:
+    """Of zeros, denormals, and what came from infinities: the second block of the first of three rows."""
+    weight = random_weight((3, 160), "nf4", 32, odd_absmax=value)
+    for rows in (1, 3, 40):
+        x, grad = random(rows, 160) * 1e6, random(rows, 3) * 1e6  # large enough for results that are no denormals
+        if value < 1:
+            check_forward(library, weight, x, None)
+            check_grad_input(library, weight, grad)
+            continue
+        out, grad_input = linear(library, x, weight), linear_grad_input(library, grad, weight)
+        assert not out[:, 0].isfinite().any() and out[:, 1:].isfinite().all()
+        spoilt = torch.zeros(160, dtype=torch.bool)
+        spoilt[32:64] = True
+        assert not grad_input[:, spoilt].isfinite().any() and grad_input[:, ~spoilt].isfinite().all()
+
+
+@dtypes
+def test_what_is_off_the_usual_alignment(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     weight = random_weight((49, 64))
+    shifted = [torch.cat((part[:1], part))[1:] for part in weight.parts[:2] if part is not None]
+    weight.view.packed, weight.view.absmax = (pointer(part) for part in shifted)
     for rows in (2, 20):
-        buffer = random(rows * 64 + 1)
-        check_forward(library, weight, buffer[1:].view(rows, 64), random(50)[1:])
+        x, grad = random(rows * 64 + 1, dtype=dtype)[1:], random(rows * 49 + 1, dtype=dtype)[1:]
+        check_forward(library, weight, x.view(rows, 64), random(50, dtype=dtype)[1:])
+        check_grad_input(library, weight, grad.view(rows, 49))
+
+
+def test_denormal_inputs_are_not_flushed(library: ctypes.CDLL) -> None:
+    weight = random_weight((33, 96))
+    for rows in (1, 20):
+        x, grad = random(rows, 96) * 1e-41, random(rows, 33) * 1e-41
+        for actual, expected in (
+            (linear(library, x, weight), x.double() @ weight.dense.double().T),
+            (linear_grad_input(library, grad, weight), grad.double() @ weight.dense.double()),
+        ):
+            assert (actual.double() - expected).abs().max() < 200 * 2.0**-149  # one rounding to a denormal a term
+            assert actual.any()
 
 
 def test_empty_products(library: ctypes.CDLL) -> None:

@@ -9,18 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-import qlora_lab.ops.lora.op  # noqa: F401  # registers its ops
 from qlora_lab.errors import KernelError
-from qlora_lab.ops.blockwise.op import quantize_absmax, quantize_blockwise
-from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.native.ctypes_ops import CtypesOps
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE, Library
 from qlora_lab.ops.native.load import BINDING_FILE, OPS
 from qlora_lab.ops.registry import KERNELS
+from tests.ops.op_calls import IN, arguments
 
-OUT, IN, RANK = 40, 72, 4
 native = pytest.mark.skipif(KERNELS.library is None, reason=f"no native kernels: {KERNELS.reason}")
 
 
@@ -83,29 +79,6 @@ def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("qlora_lab.ops.native.library.VERSION", 99)
     with pytest.raises(KernelError, match="is of version 1 and this code needs 99; build the kernels again"):
         Library(KERNELS.library.path)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def arguments(op: str, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Return what an op can be called with, on activations of `dtype`."""
-    dense, x, gradient = normal(OUT, IN), normal(2, 3, IN, seed=1).to(dtype), normal(2, 3, OUT, seed=2).to(dtype)
-    packed, absmax = quantize_blockwise(dense, "nf4", 64)
-    weight = PackedWeight(packed, *quantize_absmax(absmax, 32), "nf4", 64, 32, OUT, IN)
-    adapter = (normal(RANK, IN, seed=3), normal(OUT, RANK, seed=4), 0.5, 0.25, 9)
-    return {
-        "quantize_blockwise": (dense.to(dtype), "nf4", 64),
-        "dequantize_weight": (*weight, dtype),
-        "dequantize_weight_into": (*weight, torch.empty(OUT, IN, dtype=dtype)),
-        "quantize_absmax": (absmax, absmax.mean(), 32),
-        "dequantize_absmax": (weight.absmax, weight.nested_absmax, weight.offset, 32),
-        "quantized_linear": (x, *weight, normal(OUT, seed=5)),
-        "quantized_linear_grad_input": (gradient, *weight),
-        "lora_linear": (x, *weight, None, *adapter),
-        "lora_linear_backward": (gradient, x, normal(6, RANK, seed=6), *weight, *adapter, True),
-    }[op]
 
 
 @native

@@ -2,6 +2,7 @@
 
 import ctypes
 from ctypes import byref, c_int64, c_void_p
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.kernels.linear_calls import (
     Adapter,
     Weight,
     assert_within,
+    linear,
     lora_linear,
     lora_linear_backward,
     pointer,
@@ -143,6 +145,49 @@ def test_threads_do_not_change_results(library: ctypes.CDLL) -> None:
         assert all(torch.equal(a, b) for a, b in zip(one, more, strict=True) if a is not None and b is not None)
 
 
+def test_what_is_not_finite_stays_in_its_row(library: ctypes.CDLL) -> None:
+    weight, adapter = layer("odd")
+    for rows in (3, 40):
+        x, grad = random(rows, 45), random(rows, 37)
+        _, low = lora_linear(library, x, weight, None, adapter)
+        x[1, 7:20] = grad[1, 3] = float("nan")  # half of x is dropped
+        out, spoilt_low = lora_linear(library, x, weight, None, adapter)
+        grad_x, *others = lora_linear_backward(library, grad, x, low, weight, adapter)
+        for result in (out, spoilt_low, grad_x):
+            assert result is not None
+            assert not result[1].isfinite().any() and result[0].isfinite().all() and result[2:].isfinite().all()
+        assert not any(gradient.isfinite().all() for gradient in others)
+
+
+@dtypes
+def test_off_the_usual_alignment(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    weight, adapter = layer("dropout")
+
+    def shifted(tensor: Tensor) -> Tensor:
+        return torch.cat((tensor.flatten()[:1], tensor.flatten()))[1:].view(tensor.shape)
+
+    moved = replace(adapter, lora_A=shifted(adapter.lora_A), lora_B=shifted(adapter.lora_B))
+    for rows in (2, 20):
+        x, grad = random(rows, 128, dtype=dtype), random(rows, 49, dtype=dtype)
+        out, low = lora_linear(library, x, weight, None, adapter)
+        assert all(map(torch.equal, (out, low), lora_linear(library, shifted(x), weight, None, moved)))
+        expected = lora_linear_backward(library, grad, x, low, weight, adapter)
+        actual = lora_linear_backward(library, shifted(grad), shifted(x), shifted(low), weight, moved)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True) if a is not None and b is not None)
+
+
+def test_empty_products(library: ctypes.CDLL) -> None:
+    """No rank, no inputs, no outputs."""
+    for shape, rank in (((5, 64), 0), ((5, 0), 3), ((0, 64), 3)):
+        weight = random_weight(shape)
+        adapter = Adapter(random(rank, shape[1]), random(shape[0], rank), 1.0, 0.5, 3)
+        x, grad = random(4, shape[1]), random(4, shape[0])
+        out, low = lora_linear(library, x, weight, None, adapter)
+        assert low.isfinite().all() and torch.equal(out, linear(library, x, weight))
+        grad_x, grad_A, grad_B = lora_linear_backward(library, grad, x, low, weight, adapter)
+        assert grad_x is not None and grad_x.isfinite().all() and not grad_A.any() and not grad_B.any()
+
+
 def test_no_rows(library: ctypes.CDLL) -> None:
     weight, adapter = layer("dropout")
     x, grad = torch.empty(0, 128), torch.empty(0, 49)
@@ -154,18 +199,25 @@ def test_no_rows(library: ctypes.CDLL) -> None:
 
 def test_bad_arguments_give_a_status(library: ctypes.CDLL) -> None:
     weight, adapter = layer("dropout")
-    x, out, low = random(2, 128), torch.empty(2, 49), torch.empty(2, 8)
+    x, out, low = random(2, 128), torch.zeros(2, 49), torch.zeros(2, 8)
+    grad_A, grad_B = torch.empty(8, 128), torch.empty(49, 8)
 
-    def status(low: Tensor | None = low, **changes: float | None) -> int:
+    def status(low: Tensor | None = low, rows: int = 2, **changes: float | None) -> int:
         view = adapter.view
         for name, value in changes.items():
             setattr(view, name, value)
-        return library.qlk_cpu_lora_linear(
-            *(c_void_p(pointer(x)), 0, c_int64(2), byref(weight.view), None, byref(view)),
+        found = library.qlk_cpu_lora_linear(
+            *(c_void_p(pointer(x)), 0, c_int64(rows), byref(weight.view), None, byref(view)),
             *(c_void_p(pointer(low)), c_void_p(pointer(out)), 1),
         )
+        assert found == library.qlk_cpu_lora_linear_backward(
+            *(c_void_p(pointer(out)), c_void_p(pointer(x)), c_void_p(pointer(low)), 0, c_int64(rows)),
+            *(byref(weight.view), byref(view), None, c_void_p(pointer(grad_A)), c_void_p(pointer(grad_B)), 1),
+        )
+        return found
 
     assert status() == OK
+    assert status(rows=-1) == status(rows=2**60) == status(rows=2**63 - 1) == BAD_SIZE
     assert status(dropout=1.0) == status(dropout=-0.5) == status(dropout=float("nan")) == BAD_SIZE
     assert status(rank=-1) == status(rank=2**60) == BAD_SIZE
     assert status(lora_A=None) == status(lora_B=None) == status(low=None) == NULL_POINTER

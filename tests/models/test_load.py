@@ -259,7 +259,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown type": (lambda f: edit_config(f, model_type="nonsense"), "cannot be loaded .*nonsense"),
     "no language model": (lambda f: edit_config(f, model_type="vit"), "cannot be loaded .*AutoModelForCausalLM"),
     "one weight gone": (lambda f: edit_weights(f, lambda w: w.pop(UP)), f"lacks 1 of the model's weights.*{UP}"),
-    "another shape": (lambda f: edit_weights(f, lambda w: w.update({UP: torch.ones(3, 3)})), "another shape|report"),
+    "another shape": (
+        lambda f: edit_weights(f, lambda w: w.update({UP: torch.ones(3, 3)})),
+        "another shape|must have shape",
+    ),
     "quantized": (lambda f: edit_config(f, quantization_config={"quant_method": "awq"}), "already quantized"),
 }
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import opcheck
 
 from qlora_lab.errors import ConfigError, ShapeError
 from qlora_lab.ops.blockwise import tables
@@ -21,7 +20,6 @@ from qlora_lab.ops.blockwise.op import (
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.formats import FORMATS
 
-OPS = torch.ops.qlora_lab
 OUT, IN = 37, 65  # neither a multiple of a block
 nested_or_not = pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
 every_format = pytest.mark.parametrize("fmt", FORMATS)
@@ -41,29 +39,6 @@ def quantized(fmt: str, nested: bool) -> tuple[PackedWeight, Tensor]:
     restored = dequantize_absmax(codes, nested_absmax, offset, 32)
     dense = dequantize_blockwise(packed, restored, fmt, 64, OUT * IN).view(OUT, IN)
     return PackedWeight(packed, codes, nested_absmax, offset, fmt, 64, 32, OUT, IN), dense
-
-
-@pytest.mark.parametrize("fmt", ["nf4", "int8"])
-def test_quantize_ops_are_well_registered(fmt: str) -> None:
-    opcheck(OPS.quantize_blockwise.default, (normal(OUT, IN), fmt, 64))
-    weight, _ = quantized(fmt, nested=fmt == "nf4")
-    opcheck(OPS.dequantize_weight.default, (*weight, torch.bfloat16))
-    opcheck(OPS.dequantize_weight_into.default, (*weight, torch.empty(OUT, IN)))
-
-
-def test_double_quantization_ops_are_well_registered() -> None:
-    absmax = normal(300).abs()
-    opcheck(OPS.quantize_absmax.default, (absmax, absmax.mean(), 256))
-    opcheck(OPS.dequantize_absmax.default, (*quantize_absmax(absmax), 256))
-
-
-@nested_or_not
-def test_linear_ops_are_well_registered(nested: bool) -> None:
-    weight, _ = quantized("nf4", nested)
-    x = normal(2, 3, IN).requires_grad_()
-    bias = normal(OUT).requires_grad_() if nested else None
-    opcheck(OPS.quantized_linear.default, (x, *weight, bias))
-    opcheck(OPS.quantized_linear_grad_input.default, (normal(3, OUT).requires_grad_(), *weight))
 
 
 @every_format
