@@ -159,7 +159,7 @@ __device__ __forceinline__ void note_largest(uint32_t *most, const Four &values,
         const uint32_t other = __shfl_xor_sync(ALL_LANES, largest, apart);
         if (apart < lanes && other > largest) largest = other;
     }
-    if (threadIdx.x % lanes == 0) atomicMax(&most[block_in_piece], largest);
+    if ((static_cast<int>(threadIdx.x) & (lanes - 1)) == 0) atomicMax(&most[block_in_piece], largest);
 }
 
 __device__ __forceinline__ uint32_t encode_four(const float *midpoints, const Four &values, uint32_t most, uint8_t zero) {

@@ -8,6 +8,7 @@ namespace {
 
 constexpr unsigned THREADS = 256;
 constexpr int FEATURES = 2;  // of a warp: x is read once for both
+constexpr int MOST_ROWS = 4; // of one launch: more would take too many registers
 
 // COUNT values of x from an address that vectors need.
 template <typename Type, int COUNT>
@@ -41,6 +42,7 @@ __device__ __forceinline__ void finish(float (&sums)[ROWS], int rows, int64_t fe
     for (int row = 0; row < ROWS; ++row) {
         if (row >= rows) break;
         float extra = 0.0f;
+#pragma unroll 2
         for (int64_t i = lane; i < adapter.rank; i += WARP) {
             extra = fmaf(adapter.low[row * adapter.rank + i], adapter.lora_B[feature * adapter.rank + i], extra);
         }
@@ -117,11 +119,11 @@ __global__ void __launch_bounds__(THREADS) few_rows_any(const typename Type::Bit
     __syncthreads();
     const int64_t feature = (int64_t{blockIdx.x} * THREADS + threadIdx.x) / WARP;
     if (feature >= weight.out_features) return;
-    float sums[QLK_CUDA_FEW_ROWS] = {};
+    float sums[MOST_ROWS] = {};
     for (int64_t k = threadIdx.x % WARP; k < weight.in_features; k += WARP) {
         const float one = weight_at<BITS>(weight, tables, feature * weight.in_features + k);
 #pragma unroll
-        for (int row = 0; row < QLK_CUDA_FEW_ROWS; ++row) {
+        for (int row = 0; row < MOST_ROWS; ++row) {
             if (row >= rows) break;
             sums[row] = fmaf(Type::read(x[row * weight.in_features + k]), one, sums[row]);
         }
@@ -155,12 +157,18 @@ int run(const void *x, int rows, const WeightView &weight, const AdapterView &ad
     using Bits = typename Type::Bits;
     const bool fast = weight.in_features % 32 == 0 && is_aligned(x, 16) && is_aligned(weight.packed, 16);
     auto kernel = few_rows_any<Type, BITS>;
-    if (fast) {
-        kernel = rows == 1 ? few_rows<Type, BITS, 1> : rows <= 4 ? few_rows<Type, BITS, 4> : few_rows<Type, BITS, 16>;
-    }
+    if (fast) kernel = rows == 1 ? few_rows<Type, BITS, 1> : few_rows<Type, BITS, MOST_ROWS>;
     const int64_t warps = fast ? divide_up(weight.out_features, FEATURES) : weight.out_features;
-    return launch(kernel, divide_up(warps, THREADS / WARP), THREADS, stream, static_cast<const Bits *>(x), rows, weight,
-                  adapter, static_cast<const Bits *>(bias), static_cast<Bits *>(out));
+    for (int first = 0; first < rows; first += MOST_ROWS) {
+        AdapterView of_rows = adapter;
+        if (adapter.rank > 0) of_rows.low += first * adapter.rank;
+        const int status =
+            launch(kernel, divide_up(warps, THREADS / WARP), THREADS, stream,
+                   static_cast<const Bits *>(x) + first * weight.in_features, rows - first, weight, of_rows,
+                   static_cast<const Bits *>(bias), static_cast<Bits *>(out) + first * weight.out_features);
+        if (status != QLK_OK) return status;
+    }
+    return QLK_OK;
 }
 
 }  // namespace

@@ -12,9 +12,9 @@ constexpr unsigned THREADS = 256;
 struct QuantizeCall {
     int64_t numel, blocks;
     int format;
-    int lanes;    // of a group: a power of two, at most a warp
-    int vectors;  // that each lane reads of a block
-    bool aligned; // weights to 16 bytes, codes to 8
+    int lane_shift;  // lanes of a group, at most a warp: 2^lane_shift
+    int vectors;     // that each lane reads of a block
+    bool aligned;    // weights to 16 bytes, codes to 8
 };
 
 template <typename Type>
@@ -82,10 +82,11 @@ __global__ void __launch_bounds__(THREADS) quantize(const typename Type::Bits *w
 
     // Groups past the last block go along without reading or writing: a warp exchanges as a whole.
     const int64_t thread = int64_t{blockIdx.x} * THREADS + threadIdx.x;
-    const int64_t block = thread / call.lanes;
+    const int64_t block = thread >> call.lane_shift;
+    const int lanes = 1 << call.lane_shift, lane = static_cast<int>(threadIdx.x) & (lanes - 1);
     const bool exists = block < call.blocks;
-    const int64_t stride = int64_t{call.lanes} * COUNT;
-    int64_t begin = block * call.vectors * stride + thread % call.lanes * COUNT;
+    const int64_t stride = int64_t{lanes} * COUNT;
+    int64_t begin = block * call.vectors * stride + lane * COUNT;
 
     float first[COUNT] = {};  // most block sizes need no more, so they read memory once
     if (exists) read_vector<Type>(weight, begin, call, first);
@@ -96,9 +97,9 @@ __global__ void __launch_bounds__(THREADS) quantize(const typename Type::Bits *w
         const uint32_t largest = largest_magnitude(x);
         most = largest > most ? largest : most;
     }
-    most = largest_of_group(most, call.lanes);
+    most = largest_of_group(most, lanes);
     if (!exists) return;
-    if (thread % call.lanes == 0) absmax[block] = absmax_of(most);
+    if (lane == 0) absmax[block] = absmax_of(most);
 
     const bool finite = !not_finite(most);
     const float reciprocal = reciprocal_of(absmax_of(most));
@@ -166,11 +167,12 @@ extern "C" int qlk_cuda_quantize(const void *weight, int dtype, int64_t numel, i
         call.numel = numel;
         call.blocks = divide_up(numel, block_size);
         call.format = format;
-        call.lanes = static_cast<int>(smaller(WARP, block_size / Type::COUNT));
-        call.vectors = static_cast<int>(block_size / (int64_t{call.lanes} * Type::COUNT));
+        const int64_t lanes = smaller(WARP, block_size / Type::COUNT);
+        call.lane_shift = log2_of(lanes);
+        call.vectors = static_cast<int>(block_size / (lanes * Type::COUNT));
         call.aligned = is_aligned(weight, 16) && is_aligned(packed, 8);
         const auto kernel = FORMATS[format].bits == 4 ? quantize<Type, 4> : quantize<Type, 8>;
-        return launch(kernel, divide_up(call.blocks, THREADS / call.lanes), THREADS, stream,
+        return launch(kernel, divide_up(call.blocks, THREADS / lanes), THREADS, stream,
                       static_cast<const typename Type::Bits *>(weight), call, packed, absmax);
     });
 }

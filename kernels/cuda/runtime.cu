@@ -5,6 +5,12 @@
 
 using namespace qlk;
 
+// CUDA 13 gave the plain names to the functions that take a location.
+#if !defined(QLK_EMULATED) && CUDART_VERSION < 13000
+#define cudaMemAdvise cudaMemAdvise_v2
+#define cudaMemPrefetchAsync cudaMemPrefetchAsync_v2
+#endif
+
 extern "C" {
 
 int qlk_cuda_version(void) { return QLK_CUDA_VERSION; }

@@ -116,4 +116,3 @@ def merge_ranges(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int,
 def policy_for(device_bytes: int) -> PagingPolicy:
     """Return the policy on a GPU with so much memory."""
     return PagingPolicy(WINDOW_BYTES, int(device_bytes * RESERVE_SHARE))
-

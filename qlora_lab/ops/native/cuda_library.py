@@ -80,9 +80,7 @@ class CudaLibrary:
         """Return what the choice of a kernel depends on."""
         view = PropertiesView()
         self.qlk_cuda_device_properties(index, view)
-        return Device(
-            view.multiprocessors, view.l2_bytes, view.capability, bool(view.concurrent_managed_access)
-        )
+        return Device(view.multiprocessors, view.l2_bytes, view.capability, bool(view.concurrent_managed_access))
 
     def _check(self, status: int, function: Any, arguments: tuple[object, ...]) -> int:
         if status != 0:

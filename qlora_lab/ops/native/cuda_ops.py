@@ -293,15 +293,11 @@ class CudaOps:
     def _decode(
         self, view: WeightView, rows: tuple[int, int], columns: tuple[int, int], out: Tensor, stream: int
     ) -> None:
-        self._library.qlk_cuda_dequantize(
-            byref(view), DTYPE_CODES[out.dtype], *rows, *columns, out.data_ptr(), stream
-        )
+        self._library.qlk_cuda_dequantize(byref(view), DTYPE_CODES[out.dtype], *rows, *columns, out.data_ptr(), stream)
 
     def _plan(self, x: Tensor, view: WeightView) -> ProductPlan:
         bits = format_named(view.name).bits
-        plan = plan_product(
-            rows_of(x), view.out_features, view.in_features, x.element_size(), bits, self._device(x)
-        )
+        plan = plan_product(rows_of(x), view.out_features, view.in_features, x.element_size(), bits, self._device(x))
         if plan.kernel == "tiles" and (x.data_ptr() % 16 or view.packed % 16):  # a slice of a larger tensor
             return plan_product(rows_of(x), view.out_features, view.in_features, 4, bits, self._device(x))
         return plan

@@ -84,9 +84,8 @@ def split_panels(rows: int, count: int, bytes_each: int, device: Device) -> tupl
         return ((0, count),)
     row_tiles = -(-rows // GEMM_TILE)
     smallest = GEMM_TILE * -(-device.multiprocessors // row_tiles)
-    fitting = budget // 2 // max(bytes_each, 1) // GEMM_TILE * GEMM_TILE
-    largest = max(fitting, smallest, GEMM_TILE)
-    panels = -(-count // largest)
+    fitting = max(budget // 2 // bytes_each // GEMM_TILE * GEMM_TILE, GEMM_TILE)
+    panels = min(-(-count // fitting), max(count // smallest, 1))
     size = -(-count // panels)
     size = -(-size // GEMM_TILE) * GEMM_TILE
     return tuple((first, min(size, count - first)) for first in range(0, count, size))

@@ -1,18 +1,19 @@
-"""The CUDA kernels, run on the CPU: bytes equal to the reference's, products within the rounding of their sums."""
+"""The CUDA kernels, emulated and on a GPU: the reference's bytes, and products within the rounding of their sums."""
 
 import math
+from ctypes import byref
 
 import pytest
 import torch
 from torch import Tensor
 
 import qlora_lab.ops.lora.op  # noqa: F401  # registers its ops
-from qlora_lab.ops.adamw import AdamwStep, AdamwTensor, adamw_, gradient_norm
+from qlora_lab.ops.adamw import AdamwKernels, AdamwStep, AdamwTensor, adamw_, gradient_norm
 from qlora_lab.ops.blockwise import reference
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.formats import FORMATS
+from qlora_lab.ops.lora import reference as lora
 from qlora_lab.ops.lora.dropout import drop
-from qlora_lab.ops.native.cuda_adamw import CudaAdamw
 from qlora_lab.ops.native.cuda_library import CudaLibrary
 from qlora_lab.ops.native.cuda_ops import CudaOps
 
@@ -102,7 +103,9 @@ def test_dequantize_gives_the_bytes_of_the_reference(
 
 
 def test_dequantize_keeps_what_is_not_finite(ops: CudaOps) -> None:
-    packed, absmax = reference.quantize_blockwise(torch.tensor([[1.0] * 64, [math.nan] * 64, [math.inf] * 64]), "nf4", 64)
+    packed, absmax = reference.quantize_blockwise(
+        torch.tensor([[1.0] * 64, [math.nan] * 64, [math.inf] * 64]), "nf4", 64
+    )
     weight = PackedWeight(packed, absmax, None, None, "nf4", 64, 64, 3, 64)
     for dtype in DTYPES:
         assert_same(ops.dequantize_weight(*weight, dtype), reference.dequantize_weight(*weight, dtype))
@@ -119,8 +122,6 @@ def test_float16_rounds_as_torch_does(ops: CudaOps) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 64), (9, 40), (7, 33)])
 def test_any_rectangle_of_a_weight_can_be_decoded(emulated: CudaLibrary, shape: tuple[int, int]) -> None:
-    from ctypes import byref
-
     ops = CudaOps(emulated, streams=None)  # type: ignore[arg-type]
     weight = quantized("nf4", *shape)
     dense, view = reference.dequantize_weight(*weight, torch.bfloat16), ops._view(weight)
@@ -209,10 +210,10 @@ def test_gradients_are_those_of_the_reference(ops: CudaOps, dtype: torch.dtype, 
     gradient, x, low = normal(6, 24, seed=5).to(dtype), normal(6, 40, seed=6).to(dtype), normal(6, 4, seed=7)
     adapter = (normal(4, 40, seed=8), normal(24, 4, seed=9), 0.5, dropout, 3, True)
     arguments = (gradient, x, low, *weight, *adapter)
-    from qlora_lab.ops.lora import reference as lora
-
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 2e-2}[dtype]  # sums in the dtype of x
-    for actual, expected in zip(ops.lora_linear_backward(*arguments), lora.lora_linear_backward(*arguments), strict=True):
+    for actual, expected in zip(
+        ops.lora_linear_backward(*arguments), lora.lora_linear_backward(*arguments), strict=True
+    ):
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -240,14 +241,11 @@ def adamw_tensors(bits: int, block_size: int = 256) -> list[AdamwTensor]:
 
 
 @pytest.mark.parametrize(("bits", "block_size"), [(32, 256), (8, 32), (8, 256), (8, 1024), (8, 4096)])
-def test_adamw_gives_the_bits_of_the_reference(
-    emulated: CudaLibrary, streams: object, bits: int, block_size: int
-) -> None:
-    kernels = CudaAdamw(emulated, streams)  # type: ignore[arg-type]
+def test_adamw_gives_the_bits_of_the_reference(adamw_kernels: AdamwKernels, bits: int, block_size: int) -> None:
     ours, expected = adamw_tensors(bits, block_size), adamw_tensors(bits, block_size)
     for number in range(1, 4):
         step = AdamwStep(1e-2, 0.9, 0.99, 1e-8, number, gradient_scale=0.7, block_size=block_size)
-        kernels.update(ours, step)
+        adamw_kernels.update(ours, step)
         adamw_(expected, step)
         for tensors in zip(ours, expected, strict=True):
             for actual, value in zip(*(tensor[:6] for tensor in tensors), strict=True):
@@ -255,13 +253,13 @@ def test_adamw_gives_the_bits_of_the_reference(
                     assert_same(actual, value)
 
 
-def test_adamw_of_gradients_that_are_not_finite(emulated: CudaLibrary, streams: object) -> None:
+def test_adamw_of_gradients_that_are_not_finite(adamw_kernels: AdamwKernels) -> None:
     ours, expected = adamw_tensors(8), adamw_tensors(8)
     for tensors in (ours, expected):
         tensors[3].gradient[17] = math.nan
         tensors[5].gradient[300] = math.inf
     step = AdamwStep(1e-2, 0.9, 0.99, 1e-8, 1)
-    CudaAdamw(emulated, streams).update(ours, step)  # type: ignore[arg-type]
+    adamw_kernels.update(ours, step)
     adamw_(expected, step)
     for tensors_ in zip(ours, expected, strict=True):
         for actual, value in zip(*(tensor[:6] for tensor in tensors_), strict=True):
@@ -269,13 +267,12 @@ def test_adamw_of_gradients_that_are_not_finite(emulated: CudaLibrary, streams: 
                 assert_same(actual, value)
 
 
-def test_the_gradient_norm_is_that_of_the_reference(emulated: CudaLibrary, streams: object) -> None:
-    kernels = CudaAdamw(emulated, streams)  # type: ignore[arg-type]
+def test_the_gradient_norm_is_that_of_the_reference(adamw_kernels: AdamwKernels) -> None:
     gradients = [normal(numel, seed=numel) for numel in NUMELS]
-    assert kernels.gradient_norm(gradients, -0.5) == gradient_norm(gradients, -0.5)
-    assert kernels.gradient_norm([], 1.0) == (0.0, None)
+    assert adamw_kernels.gradient_norm(gradients, -0.5) == gradient_norm(gradients, -0.5)
+    assert adamw_kernels.gradient_norm([], 1.0) == (0.0, None)
     gradients[4][4096] = math.inf
     gradients[5][0] = math.nan
-    norm, first = kernels.gradient_norm(gradients, 1.0)
+    norm, first = adamw_kernels.gradient_norm(gradients, 1.0)
     assert first == 4
     assert not math.isfinite(norm)
