@@ -271,6 +271,9 @@ def test_the_gradient_norm_is_that_of_the_reference(adamw_kernels: AdamwKernels)
     gradients = [normal(numel, seed=numel) for numel in NUMELS]
     assert adamw_kernels.gradient_norm(gradients, -0.5) == gradient_norm(gradients, -0.5)
     assert adamw_kernels.gradient_norm([], 1.0) == (0.0, None)
+    for seed in range(30):  # of many magnitudes, so that another order of the sums shows
+        gradient = normal(4096, seed=seed) * 10 ** normal(4096, seed=100 + seed)
+        assert adamw_kernels.gradient_norm([gradient], 1.0) == gradient_norm([gradient], 1.0)
     gradients[4][4096] = math.inf
     gradients[5][0] = math.nan
     norm, first = adamw_kernels.gradient_norm(gradients, 1.0)
