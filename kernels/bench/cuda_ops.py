@@ -193,7 +193,9 @@ def training_cell(name: str, weights: Weights, rows: int, rank: int = 16) -> Cel
 
         work["PEFT's way with bitsandbytes"] = theirs
     copies = min(4, weights.copies)
-    return Cell(f"{name} forward+backward {rows} rows, adapter", copies, 2 * weights.numel * CODE_BYTES, work, recorded=False)
+    return Cell(
+        f"{name} forward+backward {rows} rows, adapter", copies, 2 * weights.numel * CODE_BYTES, work, recorded=False
+    )
 
 
 def adamw_cells() -> Iterator[Cell]:

@@ -145,13 +145,13 @@ def tests(context: Context) -> list[list[str]]:
 
 def sanitizer(tool: str) -> Callable[[Context], list[list[str]]]:
     def commands(context: Context) -> list[list[str]]:
-        path, program = needs("compute-sanitizer"), context.build / "memory_check"
+        path, nvcc, program = needs("compute-sanitizer"), needs("nvcc"), context.build / "memory_check"
         if not (context.build / "libqlk_cuda.so").exists():
             raise CannotRunError("the CUDA kernels were not built")
         compile_ = [
-            *("c++", "-std=c++17", "-O1", "-Ikernels/include", f"-I{context.build}/include"),
+            *(nvcc, "-std=c++17", "-O1", "-Ikernels/include", f"-I{context.build}/include"),
             *("kernels/emu/memory_check.cpp", "-o", str(program), str(context.build / "libqlk_cuda.so")),
-            f"-Wl,-rpath,{context.build}",
+            f"-Xlinker=-rpath,{context.build}",
         ]
         return [compile_, [path, "--tool", tool, "--error-exitcode", "9", str(program)]]
 
@@ -172,6 +172,12 @@ def all_steps(scratch: Path) -> list[Step]:
     ]
 
 
+def printed_by(*command: str) -> str | None:
+    """Return what a command prints; None where it fails, as git does in a copy without a repository."""
+    status, printed = run_command(command, {}, 30.0)
+    return printed.strip() if status == 0 else None
+
+
 def machine() -> dict[str, Any]:
     """Return what was measured on: the commit, the GPU, its driver, torch.
 
@@ -185,14 +191,13 @@ def machine() -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise CannotRunError("torch finds no GPU that it can use")
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    _, smi = run_command(query, {}, 30.0)
-    _, commit = run_command(["git", "rev-parse", "HEAD"], {}, 30.0)
-    _, changed = run_command(["git", "status", "--porcelain", "--untracked-files=no"], {}, 30.0)
+    commit = printed_by("git", "rev-parse", "HEAD")
+    changed = printed_by("git", "status", "--porcelain", "--untracked-files=no")
     major, minor = torch.cuda.get_device_capability()
     return {
-        "commit": commit.strip() + ("+changes" if changed.strip() else ""),
+        "commit": f"{commit}+changes" if commit and changed else commit,
         "gpu": torch.cuda.get_device_name(),
-        "nvidia_smi": smi.strip(),
+        "nvidia_smi": printed_by(*query),
         "capability": f"{major}{minor}",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -217,7 +222,7 @@ def main() -> int:
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {"QLORA_LAB_KERNELS": str(scratch), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     outcomes = run_steps(all_steps(scratch), Context(scratch, sys.executable, capability, environment))
-    name = f"{found['gpu'].replace(' ', '-')}-{found['commit'][:10]}.json"
+    name = f"{found['gpu'].replace(' ', '-')}-{(found['commit'] or 'unknown')[:10]}.json"
     out = options.out or ROOT / "kernels" / "bench" / "results" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"machine": found, "steps": [asdict(outcome) for outcome in outcomes]}, indent=1) + "\n")

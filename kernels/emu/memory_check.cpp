@@ -10,41 +10,45 @@
 
 #ifdef QLK_EMULATED
 extern "C" int qlk_emu_misbehave(int which, float *out);
+#else
+#include <cuda_runtime_api.h>
 #endif
 
 namespace {
 
-void *allocate(int64_t bytes) {
 #ifdef QLK_EMULATED
-    return std::malloc(static_cast<size_t>(bytes));
+void *allocate(int64_t bytes) { return std::malloc(static_cast<size_t>(bytes)); }
+void fill_bytes(void *memory, int value, int64_t bytes) { std::memset(memory, value, static_cast<size_t>(bytes)); }
+void copy_bytes(void *to, const void *from, int64_t bytes) { std::memcpy(to, from, static_cast<size_t>(bytes)); }
+void release(void *memory) { std::free(memory); }
 #else
-    void *memory = nullptr;
-    if (const int status = qlk_cuda_managed_allocate(bytes, 0, &memory); status != QLK_OK) {
-        std::printf("no memory: %s\n", qlk_cuda_status_text(status));
-        std::exit(2);
-    }
-    return memory;
-#endif
+void require(cudaError_t error) {
+    if (error == cudaSuccess) return;
+    std::printf("CUDA: %s\n", cudaGetErrorString(error));
+    std::exit(2);
 }
+void *allocate(int64_t bytes) {
+    void *memory = nullptr;
+    require(cudaMalloc(&memory, static_cast<size_t>(bytes)));
+    return memory;
+}
+void fill_bytes(void *memory, int value, int64_t bytes) {
+    require(cudaMemset(memory, value, static_cast<size_t>(bytes)));
+}
+void copy_bytes(void *to, const void *from, int64_t bytes) {
+    require(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice));
+}
+void release(void *memory) { require(cudaFree(memory)); }  // waits for the kernels
+#endif
 
 // An allocation of its own, so that the sanitizer sees both ends.
 class Memory {
   public:
-    explicit Memory(int64_t bytes, int fill = 0) : data_(allocate(bytes)) {
-        std::memset(data_, fill, static_cast<size_t>(bytes));
-    }
-    Memory(const void *source, int64_t bytes) : data_(allocate(bytes)) {
-        std::memcpy(data_, source, static_cast<size_t>(bytes));
-    }
+    explicit Memory(int64_t bytes, int fill = 0) : data_(allocate(bytes)) { fill_bytes(data_, fill, bytes); }
+    Memory(const void *source, int64_t bytes) : data_(allocate(bytes)) { copy_bytes(data_, source, bytes); }
     Memory(const Memory &) = delete;
     Memory &operator=(const Memory &) = delete;
-    ~Memory() {
-#ifdef QLK_EMULATED
-        std::free(data_);
-#else
-        qlk_cuda_managed_free(data_);  // which waits for the kernels
-#endif
-    }
+    ~Memory() { release(data_); }
     template <typename T>
     T *as() const {
         return static_cast<T *>(data_);
