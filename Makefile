@@ -4,9 +4,9 @@ PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-KERNELS := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) qlora_lab/ops/formats.py
+KERNELS := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt) qlora_lab/ops/formats.py
 
-.PHONY: sweep test lint sanitize setup clean
+.PHONY: sweep test lint sanitize gpu-check kernels-check setup clean
 
 sweep: $(VENV)/.ready
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
@@ -24,6 +24,16 @@ lint: $(VENV)/.ready-dev
 # The kernels under AddressSanitizer and UBSan: their tests, then FUZZ_S seconds of random calls.
 sanitize: $(VENV)/.ready-dev
 	PYTHON=$(BIN)/python JOBS=$(JOBS) kernels/sanitize.sh
+
+# Everything that only a GPU can tell, with the Python that has torch for it: make gpu-check GPU_PYTHON=python3
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu-check:
+	$(GPU_PYTHON) kernels/bench/gpu_check.py
+
+# What `make test` leaves out of the CUDA kernels' tests: the emulated kernels under AddressSanitizer and UBSan, and the
+# compile gate for every GPU. Two minutes.
+kernels-check: $(VENV)/.ready-dev
+	QLORA_LAB_SANITIZE=1 QLORA_LAB_GATE=1 $(BIN)/python -m pytest tests/cuda
 
 setup: $(VENV)/.ready
 

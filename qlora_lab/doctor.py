@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from qlora_lab.config.hardware import detect
-from qlora_lab.ops.registry import KERNELS
+from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
 from qlora_lab.runs.environment import PACKAGES, package_version
 
 
@@ -20,9 +20,12 @@ def report() -> Iterable[tuple[str, str]]:
     yield "gpus", ", ".join(hardware.gpus) or "none"
     yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, {cuda()}"
     yield "kernels", str(KERNELS)
+    yield "gpu kernels", str(CUDA_KERNELS)
     if library is not None:
         yield "library", str(library.path)
         yield "instruction sets", f"{', '.join(library.isas)} (the last one runs unless QLK_ISA names another)"
+    if CUDA_KERNELS.library is not None:
+        yield "gpu library", str(CUDA_KERNELS.library.path)
     for name in PACKAGES:
         if name != "torch":
             yield name, package_version(name) or "not installed"

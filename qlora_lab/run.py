@@ -31,7 +31,7 @@ from qlora_lab.hashing import file_sha256
 from qlora_lab.models.load import load_model, load_tokenizer
 from qlora_lab.models.loss import check_output_head
 from qlora_lab.models.precision import computing_in
-from qlora_lab.ops.registry import KERNELS
+from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
 from qlora_lab.quant.quantizer import QuantizedShare, count_quantized
 from qlora_lab.runs.environment import environment
 from qlora_lab.runs.fingerprint import check_model_fingerprint
@@ -268,6 +268,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         compute_dtype=config.trainer.compute_dtype,
         threads=torch.get_num_threads(),
         kernels=str(KERNELS),
+        gpu_kernels=str(CUDA_KERNELS),
     )
 
 

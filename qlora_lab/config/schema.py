@@ -256,6 +256,10 @@ class DataConfig:
         require_one_of("data.loss_on", self.loss_on, ("target", "everything"))
 
 
+# Paged: the states of either kind in memory that moves between GPU and host by pages.
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+
+
 @dataclass
 class OptimConfig:
     name: str = "adamw"
@@ -269,7 +273,7 @@ class OptimConfig:
     warmup_share: float = 0.03  # of all steps
 
     def __post_init__(self) -> None:
-        require_one_of("optim.name", self.name, ("adamw", "adamw_8bit"))
+        require_one_of("optim.name", self.name, OPTIMIZERS)
         require_one_of("optim.schedule", self.schedule, SCHEDULES)
         require_above_zero("optim.learning_rate", self.learning_rate)
         require_at_least("optim.weight_decay", self.weight_decay, 0)

@@ -70,6 +70,13 @@ class AdamwKernels(Protocol):
         """See `adamw_`."""
 
 
+class StateMemory(Protocol):
+    """Where the states of an optimizer lie."""
+
+    def full(self, shape: torch.Size, value: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return a tensor that holds `value` everywhere."""
+
+
 class ReferenceKernels:
     """The functions of this file."""
 
@@ -141,6 +148,7 @@ class AdamW(torch.optim.Optimizer):
         bits: of a value in the states, 32 or 8.
         block_size: values that share one absmax: a power of two from 32 to 4096.
         kernels: the implementation; without it the pure-torch reference.
+        memory: where the states lie; without it, on the parameters' device as any tensor.
 
     Raises:
         ConfigError: a value is outside of its range.
@@ -158,6 +166,7 @@ class AdamW(torch.optim.Optimizer):
         bits: int = 32,
         block_size: int = 256,
         kernels: AdamwKernels | None = None,
+        memory: StateMemory | None = None,
     ) -> None:
         if bits not in (32, 8):
             raise ConfigError(f"the states of AdamW have 32 or 8 bits; got {bits}")
@@ -165,12 +174,18 @@ class AdamW(torch.optim.Optimizer):
         self.bits = bits
         self.block_size = block_size
         self._kernels = kernels or ReferenceKernels()
+        self._memory = memory
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @property
     def is_native(self) -> bool:
         """Whether something faster than the reference runs."""
         return not isinstance(self._kernels, ReferenceKernels)
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether the states lie in memory whose pages move."""
+        return self._memory is not None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -179,7 +194,7 @@ class AdamW(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps only the attributes that it knows
         own = {"bits": self.bits, "block_size": self.block_size, "_kernels": self._kernels}
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), **own, "_memory": self._memory}
 
     def gradient_norm(self, gradient_scale: float = 1.0) -> tuple[float, Tensor | None]:
         """Return the norm of all gradients times |gradient_scale|, and the first parameter whose is not finite."""
@@ -282,8 +297,13 @@ class AdamW(torch.optim.Optimizer):
     def _zero_state(self, parameter: Tensor) -> dict[str, Tensor]:
         state = {"step": torch.tensor(0.0, dtype=torch.float32)}
         for key, (dtype, shape, first_value) in self._layout(parameter).items():
-            state[key] = torch.full(shape, first_value, dtype=dtype, device=parameter.device)
+            state[key] = self._full(shape, first_value, dtype, parameter.device)
         return state
+
+    def _full(self, shape: torch.Size, value: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if self._memory is not None:
+            return self._memory.full(shape, value, dtype, device)
+        return torch.full(shape, value, dtype=dtype, device=device)
 
     def _check_state(self, parameter: Tensor) -> None:
         """Refuse a loaded state that the kernels would read wrongly."""
@@ -296,8 +316,10 @@ class AdamW(torch.optim.Optimizer):
                 f"{_words(expected)}: was it saved with other bits or another block size (here {self.bits} bits, "
                 f"blocks of {self.block_size})?"
             )
-        for key in expected:
+        for key, (dtype, shape) in expected.items():
             state[key] = state[key].contiguous()
+            if self._memory is not None:
+                state[key] = self._full(shape, 0, dtype, parameter.device).copy_(state[key])
 
 
 class _Factors(NamedTuple):

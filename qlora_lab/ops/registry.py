@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from qlora_lab.ops.native.load import load_kernels
+from qlora_lab.ops.native.load import load_cuda_kernels, load_kernels
 
 LIBRARY = torch.library.Library("qlora_lab", "FRAGMENT")
-KERNELS = load_kernels(LIBRARY)  # of CPU tensors; on other devices the references run
+KERNELS = load_kernels(LIBRARY)  # of CPU tensors
+CUDA_KERNELS = load_cuda_kernels(LIBRARY)  # of CUDA tensors; on other devices the references run
 
 
 def register(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:

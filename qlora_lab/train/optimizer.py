@@ -1,7 +1,9 @@
 """The optimizer of the trainable parameters."""
 
+import logging
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,9 +11,14 @@ from torch import Tensor, nn
 
 from qlora_lab.config.schema import OptimConfig
 from qlora_lab.errors import TrainingError
-from qlora_lab.ops.adamw import AdamW
+from qlora_lab.ops.adamw import AdamW, AdamwKernels
 from qlora_lab.ops.native.adamw import NativeAdamw
-from qlora_lab.ops.registry import KERNELS
+from qlora_lab.ops.native.cuda_adamw import CudaAdamw
+from qlora_lab.ops.native.cuda_pager import ManagedPager
+from qlora_lab.ops.paging import PagedKernels, policy_for
+from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
+
+logger = logging.getLogger(__name__)
 
 FUSED_DEVICES = ("cpu", "cuda")  # where torch has one kernel for the update of all tensors
 
@@ -41,6 +48,7 @@ class TorchAdamW(ScaledStep, torch.optim.AdamW):
 def build_optimizer(config: OptimConfig, parameters: Mapping[str, nn.Parameter]) -> AdamW | TorchAdamW:
     """Return AdamW over named parameters; matrices decay, vectors (biases and norm weights) do not.
 
+    Paged states need a GPU; elsewhere they are ordinary ones, with the same values, which is said once.
     The learning rate is the configured one; the schedule sets it anew before each step.
 
     Raises:
@@ -60,18 +68,55 @@ def build_optimizer(config: OptimConfig, parameters: Mapping[str, nn.Parameter])
         "betas": (config.beta1, config.beta2),
         "eps": config.eps,
     }
-    devices = {parameter.device.type for parameter in parameters.values()}
-    native = NativeAdamw(KERNELS.library) if KERNELS.library is not None and devices == {"cpu"} else None
-    if config.name == "adamw_8bit":
+    devices = {parameter.device for parameter in parameters.values()}
+    bits = 8 if config.name.endswith("8bit") else 32
+    native = _native_kernels(devices)
+    if config.name.startswith("paged_"):
+        reason = why_not_paged(devices)
+        if reason is None and isinstance(native, CudaAdamw) and CUDA_KERNELS.library is not None:
+            (device,) = devices
+            pager = ManagedPager(CUDA_KERNELS.library, device)
+            policy = policy_for(torch.cuda.get_device_properties(device).total_memory)
+            return AdamW(groups, **numbers, bits=bits, kernels=PagedKernels(native, pager, policy), memory=pager)
+        _say_once(f"optim.name={config.name} trains with ordinary memory here: {reason}")
+    if bits == 8:
         return AdamW(groups, **numbers, bits=8, kernels=native)
     if native is not None:
         return AdamW(groups, **numbers, kernels=native)
-    return TorchAdamW(groups, **numbers, fused=all(device in FUSED_DEVICES for device in devices))
+    return TorchAdamW(groups, **numbers, fused=all(device.type in FUSED_DEVICES for device in devices))
+
+
+def _native_kernels(devices: set[torch.device]) -> AdamwKernels | None:
+    """Return what updates parameters on these devices, or None where only torch can."""
+    if {device.type for device in devices} == {"cpu"} and KERNELS.library is not None:
+        return NativeAdamw(KERNELS.library)
+    if len(devices) == 1 and next(iter(devices)).type == "cuda" and CUDA_KERNELS.library is not None:
+        return CudaAdamw(CUDA_KERNELS.library, CUDA_KERNELS.streams)
+    return None
+
+
+def why_not_paged(devices: set[torch.device]) -> str | None:
+    """Return why states on these devices cannot page, or None."""
+    if any(device.type != "cuda" for device in devices):
+        return "the model is not on a GPU"
+    if CUDA_KERNELS.library is None:
+        return f"there are no CUDA kernels ({CUDA_KERNELS.reason})"
+    if len(devices) != 1:
+        return "the parameters lie on several GPUs"
+    (device,) = devices
+    properties = CUDA_KERNELS.library.device(torch.cuda.current_device() if device.index is None else device.index)
+    return None if properties.concurrent_managed_access else "the driver does not move unified memory by pages"
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    logger.warning(sentence)
 
 
 def describe_optimizer(optimizer: AdamW | ScaledStep) -> str:
     """Return the name for the run's record, with the implementation that runs."""
     if isinstance(optimizer, AdamW):
-        return f"AdamW, {optimizer.bits}-bit states ({'native' if optimizer.is_native else 'reference'})"
+        paged = "paged " if optimizer.is_paged else ""
+        return f"AdamW, {paged}{optimizer.bits}-bit states ({'native' if optimizer.is_native else 'reference'})"
     fused = "fused" if optimizer.defaults.get("fused") else "one tensor at a time"
     return f"{type(optimizer).__name__.removeprefix('Torch')}, 32-bit states (torch, {fused})"

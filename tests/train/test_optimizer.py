@@ -56,3 +56,20 @@ def test_torchs_optimizer_takes_the_same_step_as_ours(scale: float) -> None:
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(TrainingError, match="no trainable parameter"):
         build_optimizer(OptimConfig(), {})
+
+
+@pytest.mark.parametrize(("name", "ordinary"), [("paged_adamw_32bit", "adamw"), ("paged_adamw_8bit", "adamw_8bit")])
+def test_paged_states_are_ordinary_ones_without_a_gpu_and_it_is_said_once(
+    name: str, ordinary: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    start, gradient = torch.randn(64, 128), torch.randn(64, 128)
+    weights = []
+    for config in (name, name, ordinary):
+        weight = nn.Parameter(start.clone())
+        optimizer = build_optimizer(OptimConfig(name=config), {"weight": weight})
+        weight.grad = gradient.clone()
+        optimizer.step()
+        weights.append(weight)
+    assert torch.equal(weights[0], weights[2])
+    said = [record.message for record in caplog.records]
+    assert said == [f"optim.name={name} trains with ordinary memory here: the model is not on a GPU"]

@@ -61,8 +61,8 @@ QLK_HD void adamw_update(const AdamwStep &step, Value gradient, Value &parameter
 constexpr uint8_t EXP_AVG_ZERO = 127;   // the codes of zero
 constexpr uint8_t EXP_AVG_SQ_ZERO = 0;
 
-QLK_HD float decode_exp_avg(uint8_t code, float absmax) { return DYNAMIC_LEVELS[code] * absmax; }
-QLK_HD float decode_exp_avg_sq(uint8_t code, float absmax) { return UNSIGNED_DYNAMIC_LEVELS[code] * absmax; }
+// `levels` is the map of the state: GPUs hold copies of the tables.
+QLK_HD float decode_state(const float *levels, uint8_t code, float absmax) { return levels[code] * absmax; }
 
 // What a block is multiplied with before its values are encoded: finite for an all-zero block too. A block whose
 // absmax is not finite gets the codes of zero, and decodes to NaN.

@@ -32,19 +32,23 @@ class NativeAdamw:
 
     def update(self, tensors: Sequence[AdamwTensor], step: AdamwStep) -> None:
         words = array("q")
-        for parameter, gradient, exp_avg, exp_avg_sq, absmax, square_absmax, weight_decay in tensors:
-            words.extend(
-                (
-                    *(parameter.data_ptr(), gradient.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
-                    0 if absmax is None else absmax.data_ptr(),
-                    0 if square_absmax is None else square_absmax.data_ptr(),
-                    *(parameter.numel(), _last_word(weight_decay)),
-                )
-            )
+        for tensor in tensors:
+            words.extend(tensor_words(tensor))
         self._library.qlk_cpu_adamw(
             *(_views(words), len(tensors), step.learning_rate, step.beta1, step.beta2, step.eps),
             *(step.gradient_scale, step.step, step.block_size, torch.get_num_threads()),
         )
+
+
+def tensor_words(tensor: AdamwTensor) -> tuple[int, ...]:
+    """Return a tensor as the eight 64-bit words of struct qlk_adamw_tensor."""
+    parameter, gradient, exp_avg, exp_avg_sq, absmax, square_absmax, weight_decay = tensor
+    return (
+        *(parameter.data_ptr(), gradient.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
+        0 if absmax is None else absmax.data_ptr(),
+        0 if square_absmax is None else square_absmax.data_ptr(),
+        *(parameter.numel(), _last_word(weight_decay)),
+    )
 
 
 def _views(words: "array[int]") -> Array[AdamwView]:

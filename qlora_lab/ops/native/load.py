@@ -1,12 +1,15 @@
 """Which kernels run the ops: chosen once, when the ops are first imported, and told to whoever asks."""
 
+import os
 from dataclasses import dataclass
 
 import torch
 
 from qlora_lab.errors import KernelError
 from qlora_lab.ops.native.ctypes_ops import CtypesOps
-from qlora_lab.ops.native.library import Library, library_folder
+from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary, cuda_version
+from qlora_lab.ops.native.cuda_ops import CudaOps, CudaStreams
+from qlora_lab.ops.native.library import PATH_VARIABLE, Library, library_folder
 
 BINDING_FILE = "libqlk_torch.so"
 OPS = (
@@ -60,3 +63,62 @@ def load_kernels(torch_library: torch.library.Library) -> Kernels:
     for name in OPS:
         torch_library.impl(name, getattr(ops, name), "CPU")
     return Kernels(library, "ctypes", reason)
+
+
+SMALLEST_CAPABILITY = 80  # what the CUDA kernels are compiled for, and everything newer
+
+
+@dataclass(frozen=True)
+class CudaKernels:
+    """What runs the ops on CUDA tensors.
+
+    Attributes:
+        library: the C library; None where the references run.
+        streams: torch's, for whoever queues work of the library.
+        reason: why the references run; empty if they do not.
+    """
+
+    library: CudaLibrary | None
+    streams: CudaStreams
+    reason: str
+
+    def __str__(self) -> str:
+        """One line for the start of a run and its record."""
+        if self.library is None:
+            return f"reference (pure torch): {self.reason}"
+        built, driver = cuda_version(self.library.runtime), cuda_version(self.library.driver)
+        return f"native CUDA (built with {built}, the driver knows {driver})"
+
+
+def load_cuda_kernels(torch_library: torch.library.Library) -> CudaKernels:
+    """Register the CUDA kernels for CUDA tensors on `torch_library`, where there is a GPU and a library for it."""
+    streams = CudaStreams()
+    try:
+        library = find_cuda_library()
+    except KernelError as error:
+        return CudaKernels(None, streams, str(error))
+    ops = CudaOps(library, streams)
+    for name in OPS:
+        torch_library.impl(name, getattr(ops, name), "CUDA")
+    return CudaKernels(library, streams, "")
+
+
+def find_cuda_library() -> CudaLibrary:
+    """Return the library of the CUDA kernels.
+
+    Raises:
+        KernelError: why there is none that could run.
+    """
+    if os.environ.get(PATH_VARIABLE) == "reference":
+        raise KernelError(f"{PATH_VARIABLE}=reference asks for it")
+    if torch.version.cuda is None:
+        raise KernelError("torch was built without CUDA")
+    if not torch.cuda.is_available():
+        raise KernelError("torch finds no GPU that it can use; `nvidia-smi` shows the driver and the GPUs")
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor < SMALLEST_CAPABILITY:
+        raise KernelError(f"the GPU has compute capability {major}.{minor}, and the kernels need 8.0 (Ampere) or more")
+    path = library_folder() / CUDA_FILE
+    if not path.exists():
+        raise KernelError(f"no {CUDA_FILE} in {path.parent}; `pip install -e .` builds it where it finds nvcc")
+    return CudaLibrary(path)

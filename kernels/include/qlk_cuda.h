@@ -1,0 +1,85 @@
+/* The C interface of the CUDA kernels: as qlk.h, whose structures and statuses it shares, with pointers to memory of
+ * the current device and a stream (a cudaStream_t; null is the legacy default stream). Structures themselves lie in
+ * host memory unless said otherwise. Nothing here waits for the device: results are ready when the stream is.
+ */
+#ifndef QLK_CUDA_H
+#define QLK_CUDA_H
+
+#include "qlk.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QLK_CUDA_VERSION 1 /* raised whenever a signature or the meaning of an argument changes */
+
+enum { QLK_CUDA_ERROR = 1000 }; /* added to CUDA's own error number */
+enum { QLK_CUDA_FEW_ROWS = 16 };    /* most rows of qlk_cuda_linear_few_rows */
+enum { QLK_CUDA_TILE_ROWS = 64 };   /* most rows of qlk_cuda_linear_tiles */
+enum { QLK_CUDA_PIECE = 4096 };     /* elements of a tensor that one block of AdamW's threads updates */
+
+QLK_API int qlk_cuda_version(void);
+QLK_API int qlk_cuda_driver_version(void); /* 13000 for CUDA 13.0; 0: there is no driver */
+QLK_API int qlk_cuda_runtime_version(void); /* the driver version that this library needs */
+QLK_API const char *qlk_cuda_status_text(int status);
+
+typedef struct qlk_cuda_properties {
+    int32_t multiprocessors;
+    int32_t l2_bytes;
+    int32_t capability; /* 90 for 9.0 */
+    int32_t concurrent_managed_access;
+} qlk_cuda_properties;
+QLK_API int qlk_cuda_device_properties(int device, qlk_cuda_properties *properties);
+
+QLK_API int qlk_cuda_quantize(const void *weight, int dtype, int64_t numel, int format, int64_t block_size,
+                              uint8_t *packed, float *absmax, void *stream);
+/* The rectangle of `rows` and `columns` from (first_row, first_column) on into out (rows, columns), both levels of
+ * absmax in one launch. */
+QLK_API int qlk_cuda_dequantize(const qlk_weight *weight, int dtype, int64_t first_row, int64_t rows,
+                                int64_t first_column, int64_t columns, void *out, void *stream);
+QLK_API int qlk_cuda_quantize_absmax(const float *absmax, int64_t blocks, int64_t nested_block_size,
+                                     const float *offset, uint8_t *codes, float *nested_absmax, void *stream);
+QLK_API int qlk_cuda_dequantize_absmax(const uint8_t *codes, const float *nested_absmax, const float *offset,
+                                       int64_t blocks, int64_t nested_block_size, float *absmax, void *stream);
+
+/* out = added + dropout(x), element by element; `added` may be null, and `out` may be either of the others. */
+QLK_API int qlk_cuda_drop(const void *x, int dtype, int64_t numel, float share, uint64_t seed, const void *added,
+                          void *out, void *stream);
+/* low (rows, rank) = dropout(x) lora_A^T. */
+QLK_API int qlk_cuda_lora_down(const void *x, int dtype, int64_t rows, int64_t in_features, const qlk_adapter *adapter,
+                               float *low, void *stream);
+/* out (rows, out_features) = x (rows, in_features) weight^T + bias + scaling * low lora_B^T, at most
+ * QLK_CUDA_FEW_ROWS rows, summed in float32; bias, and adapter with low, may be null. */
+QLK_API int qlk_cuda_linear_few_rows(const void *x, int dtype, int64_t rows, const qlk_weight *weight,
+                                     const void *bias, const qlk_adapter *adapter, const float *low, void *out,
+                                     void *stream);
+/* The same on tensor cores: bfloat16 or float16, at most QLK_CUDA_TILE_ROWS rows, in_features a multiple of 32,
+ * a 4-bit format, x and packed on multiples of 16 bytes. The weight is rounded to x's dtype. */
+QLK_API int qlk_cuda_linear_tiles(const void *x, int dtype, int64_t rows, const qlk_weight *weight, const void *bias,
+                                  const qlk_adapter *adapter, const float *low, void *out, void *stream);
+
+/* `tensors` and `first_piece` lie in device memory. A tensor is cut into pieces of QLK_CUDA_PIECE elements, the last
+ * one shorter, and tensor i holds the pieces from first_piece[i] to first_piece[i + 1]; first_piece[0] is 0. */
+typedef struct qlk_cuda_norm {
+    double norm;
+    int64_t first_not_finite; /* the first tensor with a value that is not finite, -1 if there is none */
+} qlk_cuda_norm;
+/* As qlk_cpu_gradient_norm, bit for bit; `sums` (pieces) is workspace, `result` is written on the device. */
+QLK_API int qlk_cuda_gradient_norm(const qlk_adamw_tensor *tensors, const int64_t *first_piece, int64_t count,
+                                   int64_t pieces, double gradient_scale, double *sums, qlk_cuda_norm *result,
+                                   void *stream);
+/* As qlk_cpu_adamw, bit for bit, over all tensors in one launch. */
+QLK_API int qlk_cuda_adamw(const qlk_adamw_tensor *tensors, const int64_t *first_piece, int64_t count, int64_t pieces,
+                           double learning_rate, double beta1, double beta2, double eps, double gradient_scale,
+                           int64_t step, int64_t block_size, void *stream);
+
+/* Unified memory: pages that move between the device and the host, and that the driver takes back from the device when
+ * something else needs room. It is zeroed by nobody. */
+QLK_API int qlk_cuda_managed_allocate(int64_t bytes, int device, void **memory);
+QLK_API int qlk_cuda_managed_free(void *memory);
+QLK_API int qlk_cuda_managed_prefetch(void *memory, int64_t bytes, int device, void *stream); /* -1: to the host */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

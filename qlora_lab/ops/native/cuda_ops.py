@@ -1,0 +1,321 @@
+"""The ops for CUDA tensors, calling the C library of kernels/cuda through ctypes.
+
+Arguments were checked by the functions in ops/blockwise/op.py and ops/lora/op.py; nothing is checked twice here.
+Products with many rows are torch's, on panels of the weight that were decoded into the second-level cache.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from ctypes import byref
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, PackedWeight
+from qlora_lab.ops.formats import format_named
+from qlora_lab.ops.native.ctypes_ops import DTYPE_CODES, bias_like, rows_of
+from qlora_lab.ops.native.cuda_library import CudaLibrary
+from qlora_lab.ops.native.cuda_plan import Device, ProductPlan, plan_grad_input, plan_product
+from qlora_lab.ops.native.library import AdapterView, WeightView
+
+
+class Streams(Protocol):
+    """Where work is queued; what tests on a CPU replace."""
+
+    def queue(self, device: torch.device) -> AbstractContextManager[int]:
+        """Make `device` the current one, and yield the handle of torch's current stream on it."""
+
+    def ahead(self, device: torch.device, panels: int) -> "Ahead":
+        """Return what runs decoding ahead of the products of `panels` panels."""
+
+
+class Ahead(Protocol):
+    """Two buffers that take turns: while one is multiplied, the other is decoded into."""
+
+    def decoding(self, panel: int) -> AbstractContextManager[int]:
+        """Queue what follows on the decoding stream, after the buffer's last product; yield its handle."""
+
+    def decoded(self, panel: int) -> None:
+        """Let the current stream wait for what `decoding` queued."""
+
+    def multiplied(self, panel: int) -> None:
+        """Note that the buffer's product is queued."""
+
+
+class CudaStreams:
+    """torch's streams: products on the current one, decoding on one beside it."""
+
+    def __init__(self) -> None:
+        self._beside: dict[int, torch.cuda.Stream] = {}
+
+    @contextmanager
+    def queue(self, device: torch.device) -> Iterator[int]:
+        with torch.cuda.device(device):
+            yield torch.cuda.current_stream(device).cuda_stream
+
+    def ahead(self, device: torch.device, panels: int) -> Ahead:
+        if panels == 1:
+            return InOrder(torch.cuda.current_stream(device).cuda_stream)
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        if index not in self._beside:
+            self._beside[index] = torch.cuda.Stream(device)
+        return CudaAhead(torch.cuda.current_stream(device), self._beside[index])
+
+
+class CudaAhead:
+    """Events between the current stream and the one beside it."""
+
+    def __init__(self, current: torch.cuda.Stream, beside: torch.cuda.Stream) -> None:
+        self._current, self._beside = current, beside
+        self._products: dict[int, torch.cuda.Event] = {}
+        self._decoded: dict[int, torch.cuda.Event] = {}
+        beside.wait_stream(current)  # the buffers' memory may still be in use
+
+    @contextmanager
+    def decoding(self, panel: int) -> Iterator[int]:
+        if panel - 2 in self._products:
+            self._beside.wait_event(self._products.pop(panel - 2))
+        yield self._beside.cuda_stream
+        self._decoded[panel] = self._beside.record_event()
+
+    def decoded(self, panel: int) -> None:
+        self._current.wait_event(self._decoded.pop(panel))
+
+    def multiplied(self, panel: int) -> None:
+        self._products[panel] = self._current.record_event()
+
+
+class InOrder:
+    """Everything on one stream, for a weight that is decoded at once."""
+
+    def __init__(self, stream: int) -> None:
+        self._stream = stream
+
+    @contextmanager
+    def decoding(self, panel: int) -> Iterator[int]:
+        yield self._stream
+
+    def decoded(self, panel: int) -> None:
+        """Streams keep their order."""
+
+    def multiplied(self, panel: int) -> None:
+        """Streams keep their order."""
+
+
+class CudaOps:
+    """One method per op, named and called as the op is."""
+
+    def __init__(self, library: CudaLibrary, streams: Streams) -> None:
+        self._library = library
+        self._streams = streams
+        self._devices: dict[int, Device] = {}
+
+    def quantize_blockwise(self, weight: Tensor, fmt: str, block_size: int) -> tuple[Tensor, Tensor]:
+        source = weight.contiguous()
+        numel = source.numel()
+        packed = source.new_empty(format_named(fmt).packed_bytes(numel), dtype=torch.uint8)
+        absmax = source.new_empty(-(-numel // block_size), dtype=torch.float32)
+        with self._streams.queue(source.device) as stream:
+            self._library.qlk_cuda_quantize(
+                *(source.data_ptr(), DTYPE_CODES[source.dtype], numel, self._library.format_index[fmt], block_size),
+                *(packed.data_ptr(), absmax.data_ptr(), stream),
+            )
+        return packed, absmax
+
+    def dequantize_weight(self, *parts: Any) -> Tensor:
+        *weight, dtype = parts
+        out = weight[0].new_empty(weight[-2:], dtype=dtype)
+        self.dequantize_weight_into(*weight, out)
+        return out
+
+    def dequantize_weight_into(self, *parts: Any) -> None:
+        *weight, out = parts
+        view = self._view(weight)
+        with self._streams.queue(out.device) as stream:
+            self._decode(view, (0, view.out_features), (0, view.in_features), out, stream)
+
+    def quantize_absmax(self, absmax: Tensor, offset: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+        source = absmax.contiguous()
+        blocks = source.numel()
+        codes = source.new_empty(blocks, dtype=torch.uint8)
+        nested_absmax = source.new_empty(-(-blocks // block_size))
+        with self._streams.queue(source.device) as stream:
+            self._library.qlk_cuda_quantize_absmax(
+                *(source.data_ptr(), blocks, block_size, offset.data_ptr()),
+                *(codes.data_ptr(), nested_absmax.data_ptr(), stream),
+            )
+        return codes, nested_absmax
+
+    def dequantize_absmax(self, codes: Tensor, nested_absmax: Tensor, offset: Tensor, block_size: int) -> Tensor:
+        source, scales = codes.contiguous(), nested_absmax.contiguous()
+        absmax = scales.new_empty(source.numel())
+        with self._streams.queue(source.device) as stream:
+            self._library.qlk_cuda_dequantize_absmax(
+                *(source.data_ptr(), scales.data_ptr(), offset.data_ptr(), source.numel(), block_size),
+                *(absmax.data_ptr(), stream),
+            )
+        return absmax
+
+    def quantized_linear(self, x: Tensor, *parts: Any) -> Tensor:
+        *weight, bias = parts
+        return self._product(x.contiguous(), self._view(weight), bias, None, None)
+
+    def quantized_linear_grad_input(self, grad_output: Tensor, *weight: Any) -> Tensor:
+        gradient, view = grad_output.contiguous(), self._view(weight)
+        flat = gradient.view(-1, view.out_features)
+        grad_x = gradient.new_empty((*gradient.shape[:-1], view.in_features))
+        plan = plan_grad_input(
+            len(flat), view.out_features, view.in_features, gradient.element_size(), self._device(gradient)
+        )
+
+        def multiply(dense: Tensor, first: int, count: int) -> None:
+            torch.mm(flat, dense, out=grad_x.view(-1, view.in_features)[:, first : first + count])
+
+        if grad_x.numel():
+            self._in_panels(plan, view, gradient, by_rows=False, multiply=multiply)
+        return grad_x
+
+    def lora_linear(self, x: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
+        weight, (bias, lora_A, lora_B, scaling, dropout, seed) = parts[:WEIGHT_PARTS], parts[WEIGHT_PARTS:]
+        source, view = x.contiguous(), self._view(weight)
+        A, B = lora_A.contiguous(), lora_B.contiguous()
+        if self._plan(source, view).kernel != "panels":
+            adapter = AdapterView(A.data_ptr(), B.data_ptr(), len(A), scaling, dropout, seed)
+            low = A.new_empty(rows_of(source), len(A))
+            with self._streams.queue(source.device) as stream:
+                self._library.qlk_cuda_lora_down(
+                    *(source.data_ptr(), DTYPE_CODES[source.dtype], rows_of(source), view.in_features),
+                    *(byref(adapter), low.data_ptr(), stream),
+                )
+            return self._product(source, view, bias, adapter, low), low
+        with torch.autocast(x.device.type, enabled=False):
+            low = F.linear(self.drop(source, dropout, seed), A.to(x.dtype)).view(-1, len(A))
+            out = self._product(source, view, bias, None, None)
+            # one more pass over the result, none over x
+            out.view(-1, view.out_features).addmm_(low, B.to(x.dtype).T, alpha=scaling)
+        return out, low.float()
+
+    def lora_linear_backward(self, grad_output: Tensor, x: Tensor, low: Tensor, *parts: Any) -> tuple[Tensor, ...]:
+        weight, (lora_A, lora_B, scaling, dropout, seed, needs_grad_x) = parts[:WEIGHT_PARTS], parts[WEIGHT_PARTS:]
+        dtype, view = x.dtype, self._view(weight)
+        with torch.autocast(x.device.type, enabled=False):
+            gradient = grad_output.contiguous().view(-1, view.out_features)
+            grad_low = scaling * (gradient @ lora_B.to(dtype))
+            grad_A = grad_low.T @ self.drop(x.contiguous(), dropout, seed).view(-1, view.in_features)
+            grad_B = scaling * (gradient.T @ low.to(dtype))
+            if not needs_grad_x:
+                return x.new_empty(0), grad_A.float(), grad_B.float()
+            grad_x = self.quantized_linear_grad_input(grad_output, *weight)
+            if dropout == 0.0:
+                grad_x.view(-1, view.in_features).addmm_(grad_low, lora_A.to(dtype))
+            else:
+                through = (grad_low @ lora_A.to(dtype)).view(x.shape)
+                grad_x = self.drop(through, dropout, seed, added=grad_x)
+        return grad_x, grad_A.float(), grad_B.float()
+
+    def drop(self, x: Tensor, share: float, seed: int, added: Tensor | None = None) -> Tensor:
+        """Return `added` + `ops.lora.dropout.drop(x, share, seed)`; x itself if there is nothing to do."""
+        if share == 0.0 and added is None:
+            return x
+        out = torch.empty_like(x)
+        with self._streams.queue(x.device) as stream:
+            self._library.qlk_cuda_drop(
+                *(x.data_ptr(), DTYPE_CODES[x.dtype], x.numel(), share, seed),
+                *(None if added is None else added.data_ptr(), out.data_ptr(), stream),
+            )
+        return out
+
+    def _product(
+        self, x: Tensor, view: WeightView, bias: Tensor | None, adapter: AdapterView | None, low: Tensor | None
+    ) -> Tensor:
+        """Return x @ weight^T + bias, with the adapter where a kernel decodes inside the product."""
+        out = x.new_empty((*x.shape[:-1], view.out_features))
+        shift, plan = bias_like(bias, x), self._plan(x, view)
+        if not out.numel():
+            return out
+        if plan.kernel != "panels":
+            kernel = getattr(self._library, f"qlk_cuda_linear_{plan.kernel}")
+            with self._streams.queue(x.device) as stream:
+                kernel(
+                    *(x.data_ptr(), DTYPE_CODES[x.dtype], rows_of(x), byref(view)),
+                    *(None if shift is None else shift.data_ptr(), None if adapter is None else byref(adapter)),
+                    *(None if low is None else low.data_ptr(), out.data_ptr(), stream),
+                )
+            return out
+        flat, result = x.view(-1, view.in_features), out.view(-1, view.out_features)
+
+        def multiply(dense: Tensor, first: int, count: int) -> None:
+            part = result[:, first : first + count]
+            if shift is None:
+                torch.mm(flat, dense.T, out=part)
+            else:
+                torch.addmm(shift[first : first + count], flat, dense.T, out=part)
+
+        with torch.autocast(x.device.type, enabled=False):
+            self._in_panels(plan, view, x, by_rows=True, multiply=multiply)
+        return out
+
+    def _in_panels(
+        self,
+        plan: ProductPlan,
+        view: WeightView,
+        like: Tensor,
+        *,
+        by_rows: bool,
+        multiply: Callable[[Tensor, int, int], None],
+    ) -> None:
+        """Call multiply(dense panel, first, count) for each panel; the next one is decoded meanwhile."""
+        with self._streams.queue(like.device):
+            other = view.in_features if by_rows else view.out_features
+            largest = max(count for _, count in plan.panels)
+            buffers = [like.new_empty(largest * other) for _ in plan.panels[:2]]
+            ahead = self._streams.ahead(like.device, len(plan.panels))
+
+            def decode(panel: int) -> Tensor:
+                first, count = plan.panels[panel]
+                rows, columns = ((first, count), (0, other)) if by_rows else ((0, other), (first, count))
+                dense = buffers[panel % 2][: rows[1] * columns[1]].view(rows[1], columns[1])
+                with ahead.decoding(panel) as stream:
+                    self._decode(view, rows, columns, dense, stream)
+                return dense
+
+            following = decode(0)
+            for panel, (first, count) in enumerate(plan.panels):
+                dense = following
+                if panel + 1 < len(plan.panels):
+                    following = decode(panel + 1)
+                ahead.decoded(panel)
+                multiply(dense, first, count)
+                ahead.multiplied(panel)
+
+    def _decode(
+        self, view: WeightView, rows: tuple[int, int], columns: tuple[int, int], out: Tensor, stream: int
+    ) -> None:
+        self._library.qlk_cuda_dequantize(byref(view), DTYPE_CODES[out.dtype], *rows, *columns, out.data_ptr(), stream)
+
+    def _plan(self, x: Tensor, view: WeightView) -> ProductPlan:
+        bits = format_named(view.name).bits
+        plan = plan_product(rows_of(x), view.out_features, view.in_features, x.element_size(), bits, self._device(x))
+        if plan.kernel == "tiles" and (x.data_ptr() % 16 or view.packed % 16):  # a slice of a larger tensor
+            return plan_product(rows_of(x), view.out_features, view.in_features, 4, bits, self._device(x))
+        return plan
+
+    def _device(self, tensor: Tensor) -> Device:
+        index = tensor.get_device()
+        if index not in self._devices:
+            self._devices[index] = self._library.device(max(index, 0))
+        return self._devices[index]
+
+    def _view(self, parts: Any) -> WeightView:
+        """Return a weight as the library takes it; the view keeps the tensors it points into."""
+        weight = PackedWeight(*parts)
+        tensors = [None if part is None else part.contiguous() for part in weight[:4]]
+        view = WeightView(
+            *[None if tensor is None else tensor.data_ptr() for tensor in tensors],
+            *(weight.out_features, weight.in_features, weight.block_size, weight.nested_block_size),
+            self._library.format_index[weight.format],
+        )
+        view.tensors, view.name = tensors, weight.format
+        return view

@@ -1,0 +1,94 @@
+"""Unified memory of a CUDA device: optimizer states whose pages move between the GPU and the host."""
+
+from collections import deque
+from collections.abc import Sequence
+from ctypes import byref, c_void_p
+
+import torch
+from torch import Tensor
+
+from qlora_lab.ops.native.cuda_library import CudaLibrary
+from qlora_lab.ops.paging import merge_ranges
+
+SLAB_BYTES = 256 * 2**20  # of addresses at a time: only pages that were written take memory
+ALIGNMENT = 256
+HOST = -1
+TYPES = {torch.float32: "<f4", torch.uint8: "|u1"}
+
+
+class Slab:
+    """A piece of unified memory, given back when the last tensor in it is gone."""
+
+    def __init__(self, library: CudaLibrary, size: int, device: int) -> None:
+        self._library = library
+        pointer = c_void_p()
+        library.qlk_cuda_managed_allocate(size, device, byref(pointer))
+        self.address, self.left = int(pointer.value or 0), size
+        self._next = self.address
+
+    def take(self, size: int) -> int:
+        """Return the address of `size` bytes more."""
+        address = self._next
+        rounded = -(-size // ALIGNMENT) * ALIGNMENT
+        self._next += rounded
+        self.left -= rounded
+        return address
+
+    def __del__(self) -> None:
+        if getattr(self, "address", 0):
+            self._library.qlk_cuda_managed_free(self.address)
+
+
+class SlabArray:
+    """Part of a slab as torch takes over foreign memory: it keeps the slab alive."""
+
+    def __init__(self, slab: Slab, address: int, shape: torch.Size, dtype: torch.dtype) -> None:
+        self.slab = slab
+        self.__cuda_array_interface__ = {
+            "shape": tuple(shape),
+            "typestr": TYPES[dtype],
+            "data": (address, False),
+            "version": 3,
+            "strides": None,
+        }
+
+
+class ManagedPager:
+    """`ops.paging.Pager` of one CUDA device: pages move on a stream of their own.
+
+    Neighbouring states lie side by side in slabs, so a window of many small tensors moves with one call.
+    """
+
+    def __init__(self, library: CudaLibrary, device: torch.device) -> None:
+        self._library = library
+        self._device = device
+        self._index = device.index if device.index is not None else torch.cuda.current_device()
+        self._slab: Slab | None = None
+        self._beside = torch.cuda.Stream(device)
+        self._arrivals: deque[torch.cuda.Event] = deque()
+
+    def full(self, shape: torch.Size, value: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = max(shape.numel() * dtype.itemsize, 1)
+        if self._slab is None or self._slab.left < size + ALIGNMENT:
+            self._slab = Slab(self._library, max(SLAB_BYTES, size + ALIGNMENT), self._index)
+        array = SlabArray(self._slab, self._slab.take(size), shape, dtype)
+        return torch.as_tensor(array, device=self._device).fill_(value)
+
+    def free_bytes(self) -> int:
+        return int(torch.cuda.mem_get_info(self._device)[0])
+
+    def fetch(self, states: Sequence[Tensor]) -> None:
+        self._move(states, self._index)
+        self._arrivals.append(self._beside.record_event())
+
+    def fetched(self) -> None:
+        torch.cuda.current_stream(self._device).wait_event(self._arrivals.popleft())
+
+    def hand_back(self, states: Sequence[Tensor]) -> None:
+        self._beside.wait_stream(torch.cuda.current_stream(self._device))
+        self._move(states, HOST)
+
+    def _move(self, states: Sequence[Tensor], to: int) -> None:
+        ranges = [(state.data_ptr(), state.nbytes) for state in states if state.numel()]
+        for address, size in merge_ranges(ranges, gap=ALIGNMENT):
+            self._library.qlk_cuda_managed_prefetch(address, size, to, self._beside.cuda_stream)

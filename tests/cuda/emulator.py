@@ -1,0 +1,59 @@
+"""Builds kernels/cuda for the CPU, under the shim of kernels/emu."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "kernels"
+SOURCES = sorted((KERNELS / "cuda").glob("*.cu"))
+FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off", "-fPIC")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
+
+
+def why_not() -> str | None:
+    """Return why the emulator cannot be built here, or None."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "the emulator switches stacks on x86-64 only"
+    if shutil.which("g++") is None:
+        return "no g++ on this machine"
+    return None
+
+
+def generated_tables() -> Path:
+    """Return the folder of qlk/tables.h."""
+    folder = ROOT / "build" / "emulated" / "include"
+    subprocess.run([sys.executable, KERNELS / "generate_tables.py", folder / "qlk" / "tables.h"], check=True)
+    return folder
+
+
+def build(name: str, *extra: Path, sanitize: bool = False, shared: bool = True) -> Path:
+    """Return a library (or a program) of the emulated kernels and `extra` sources, built anew if anything changed."""
+    inputs = [*sorted(p for p in KERNELS.rglob("*") if p.suffix in (".cu", ".cuh", ".h", ".cpp")), Path(__file__)]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*inputs, *extra))).hexdigest()[:16]
+    target = ROOT / "build" / "emulated" / digest / name
+    if target.exists():
+        return target
+    flags = [*FLAGS, "-O1", *(SANITIZED if sanitize else ())]
+    folders = [KERNELS / "emu", KERNELS / "include", generated_tables(), KERNELS, KERNELS / "cuda"]
+    compile_ = ["g++", *flags, "-DQLK_EMULATED", *[f"-I{folder}" for folder in folders], "-x", "c++", "-c"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+
+        def object_of(source: Path) -> str:
+            result = f"{scratch}/{source.stem}.o"
+            subprocess.run([*compile_, source, "-o", result], check=True)
+            return result
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            objects = list(pool.map(object_of, (*SOURCES, KERNELS / "emu" / "emu.cpp", *extra)))
+        link = ["g++", *(SANITIZED if sanitize else ()), *(("-shared",) if shared else ()), *objects]
+        subprocess.run([*link, "-o", f"{scratch}/{name}"], check=True)
+        Path(scratch, name).rename(target)
+    return target

@@ -1,0 +1,63 @@
+"""Which kernels run on CUDA tensors, and why not others: every reason in one sentence."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qlora_lab.doctor import report
+from qlora_lab.errors import KernelError
+from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary
+from qlora_lab.ops.native.cuda_ops import CudaStreams
+from qlora_lab.ops.native.library import FILE, PATH_VARIABLE
+from qlora_lab.ops.native.load import CudaKernels, find_cuda_library
+from qlora_lab.ops.registry import CUDA_KERNELS
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that libraries load from, on a machine that seems to have an H200."""
+    (tmp_path / FILE).touch()
+    monkeypatch.setenv(PATH_VARIABLE, str(tmp_path))
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    return tmp_path
+
+
+def test_a_library_for_the_gpu_is_loaded(folder: Path, emulated: CudaLibrary) -> None:
+    shutil.copy(emulated.path, folder / CUDA_FILE)
+    library = find_cuda_library()
+    assert library.path == folder / CUDA_FILE
+    assert str(CudaKernels(library, CudaStreams(), "")) == "native CUDA (built with 13.0, the driver knows 13.0)"
+    assert library.device(0).capability == 90
+
+
+def test_every_reason_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KernelError, match=rf"no {CUDA_FILE} in .*; `pip install -e \.` builds it where it finds nvcc"):
+        find_cuda_library()
+    (folder / CUDA_FILE).write_bytes(b"not a library")
+    with pytest.raises(KernelError, match=f"{CUDA_FILE} does not load"):
+        find_cuda_library()
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    with pytest.raises(KernelError, match=r"compute capability 7\.5, and the kernels need 8\.0"):
+        find_cuda_library()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(KernelError, match="torch finds no GPU that it can use"):
+        find_cuda_library()
+    monkeypatch.setattr("torch.version.cuda", None)
+    with pytest.raises(KernelError, match="torch was built without CUDA"):
+        find_cuda_library()
+    monkeypatch.setenv(PATH_VARIABLE, "reference")
+    with pytest.raises(KernelError, match=f"{PATH_VARIABLE}=reference asks for it"):
+        find_cuda_library()
+
+
+def test_a_library_of_another_version_is_refused(emulated: CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_lab.ops.native.cuda_library.VERSION", 99)
+    with pytest.raises(KernelError, match="is of version 1 and this code needs 99; build the kernels again"):
+        CudaLibrary(emulated.path)
+
+
+def test_the_doctor_says_what_runs_on_gpus() -> None:
+    assert dict(report())["gpu kernels"] == str(CUDA_KERNELS)

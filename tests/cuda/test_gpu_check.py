@@ -1,0 +1,104 @@
+"""`make gpu-check` goes on after a failure, keeps to its time, and says why it left something out."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "kernels" / "bench" / "gpu_check.py"
+
+
+@pytest.fixture(scope="module")
+def gpu_check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+class FakeMachine:
+    """Runs nothing: every command takes `seconds` and ends as `endings` says."""
+
+    def __init__(self, seconds: float, endings: dict[str, int]) -> None:
+        self.seconds, self.endings = seconds, endings
+        self.now = 0.0
+        self.limits: list[float] = []
+
+    def run(self, command: Sequence[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
+        self.limits.append(limit_s)
+        self.now += self.seconds
+        return self.endings.get(command[0], 0), f"{command[0]} said this"
+
+    def clock(self) -> float:
+        return self.now
+
+
+def run(gpu_check: ModuleType, machine: FakeMachine, steps: list, budget_s: float = 100.0) -> list:  # type: ignore[type-arg]
+    context = gpu_check.Context(Path("build"), "python")
+    return gpu_check.run_steps(steps, context, budget_s, machine.run, machine.clock)
+
+
+def test_a_failed_step_does_not_stop_the_others(gpu_check: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "out.json").write_text(json.dumps({"cells": [1]}))
+    steps = [
+        gpu_check.Step("bad", lambda context: [["bad"], ["never"]]),
+        gpu_check.Step("good", lambda context: [["good"]], tmp_path / "out.json"),
+    ]
+    bad, good = run(gpu_check, FakeMachine(1.0, {"bad": 3}), steps)
+    assert (bad.status, bad.seconds) == ("failed", 1.0)
+    assert bad.reason == "bad: exit status 3\nbad said this"
+    assert (good.status, good.results) == ("passed", {"cells": [1]})
+
+
+def test_a_step_without_its_tool_is_left_out_with_the_reason(gpu_check: ModuleType) -> None:
+    step = gpu_check.Step("watch", lambda context: [[gpu_check.needs("no-such-tool-anywhere")]])
+    (outcome,) = run(gpu_check, FakeMachine(1.0, {}), [step])
+    assert (outcome.status, outcome.reason) == ("left out", "there is no no-such-tool-anywhere on this machine")
+
+
+def test_steps_share_the_time(gpu_check: ModuleType) -> None:
+    machine = FakeMachine(40.0, {})
+    steps = [gpu_check.Step(str(number), lambda context: [["x"]]) for number in range(4)]
+    outcomes = run(gpu_check, machine, steps)
+    assert machine.limits == [100.0, 60.0, 20.0]
+    assert [outcome.status for outcome in outcomes] == ["passed"] * 3 + ["left out"]
+    assert outcomes[3].reason == "no time left of 100 s"
+
+
+def test_a_command_that_takes_too_long_is_stopped(gpu_check: ModuleType) -> None:
+    command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(30)"]
+    status, printed = gpu_check.run_command(command, {}, 1.0)
+    assert status == 124
+    assert "begun" in printed and "stopped after 1 s" in printed
+    assert gpu_check.run_command(["no-such-command"], {}, 1.0)[0] == 127
+
+
+def test_without_a_gpu_nothing_is_checked_and_it_is_said(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path / "out.json")])
+    assert gpu_check.main() == 2
+    assert "nothing was checked: torch finds no GPU that it can use" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_every_step_names_its_commands(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_check, "needs", lambda tool: tool)
+    (tmp_path / "libqlk_cuda.so").touch()
+    context = gpu_check.Context(tmp_path, "python", "90a-real")
+    commands = {step.name: step.commands(context) for step in gpu_check.all_steps(tmp_path)}
+    assert "-DCMAKE_CUDA_ARCHITECTURES=90a-real" in commands["build"][0]
+    assert commands["tests"][0][-3:] == ["-m", "gpu", "tests/cuda"]
+    assert commands["compute-sanitizer racecheck"][1][:3] == ["compute-sanitizer", "--tool", "racecheck"]
+    assert commands["benchmark"][0][1] == "kernels/bench/cuda_ops.py"
+    for words in (words for listed in commands.values() for words in listed):
+        for word in words:
+            if word.startswith(("kernels/", "tests/")):
+                assert (SCRIPT.parents[2] / word).exists(), word
