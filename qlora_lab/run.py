@@ -134,7 +134,7 @@ def build(config: RunConfig) -> Workbench:
     data = prepare_data(
         config.data,
         config.evaluation,
-        prompt_format=config.model.prompt_format,
+        prompt_format=config.data.prompt_format or config.model.prompt_format,
         tokenizer=tokenizer,
         seed=config.seed,
         cache_dir=cache_dir,

@@ -108,6 +108,13 @@ def test_new_tokens_are_trained_where_it_is_asked_for(execute: Execute) -> None:
     assert saved["base_model.model.model.embed_tokens.weight"].shape == (385, 32)
 
 
+def test_data_that_is_chat_gets_the_chat_format(execute: Execute) -> None:
+    overrides = ["model=tiny_random", "data.rows=16", "trainer.max_steps=1", "evaluation.max_new_tokens=32"]
+    plain, chat = execute(*overrides), execute(*overrides, "data.prompt_format=chatml")
+    assert not generations(plain["folder"])[0]["prompt"].startswith("<|im_start|>")
+    assert generations(chat["folder"])[0]["prompt"].startswith("<|im_start|>user\n")
+
+
 def test_a_target_that_is_no_class_fails_the_run_in_one_sentence(tmp_path: Path, reviews: Path) -> None:
     config = composed(
         *(*SMALL, *RUN, f"paths.runs_dir={tmp_path}", "model=roberta_base", "data=file"),

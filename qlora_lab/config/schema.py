@@ -254,6 +254,7 @@ class DataConfig:
     wrong_answer_share: float = 0.0  # rows whose answer is swapped for another row's
     max_source_tokens: int = 256
     max_target_tokens: int = 256
+    prompt_format: str | None = None  # None: the model's; chat_template where the rows are chat
     loss_on: str = "target"
     labels: list[str] = field(default_factory=list)  # for a classifier: every target there is, in the order of classes
     # Whether a row's target is the only right answer; of rows held out of this source, others say so themselves.
@@ -267,6 +268,8 @@ class DataConfig:
             "data.rows must be set when data.source.kind is 'procedural'; got null (its rows have no end)",
         )
         require_share("data.wrong_answer_share", self.wrong_answer_share)
+        if self.prompt_format is not None:
+            require_one_of("data.prompt_format", self.prompt_format, PROMPT_FORMATS)
         require_at_least("data.max_source_tokens", self.max_source_tokens, 1)
         require_at_least("data.max_target_tokens", self.max_target_tokens, 2)  # one token and eos
         require_one_of("data.loss_on", self.loss_on, ("target", "everything"))
