@@ -31,6 +31,7 @@ from qlora_lab.hashing import file_sha256
 from qlora_lab.models.load import load_model, load_tokenizer
 from qlora_lab.models.loss import check_output_head
 from qlora_lab.models.precision import computing_in
+from qlora_lab.models.special_tokens import fit_vocabulary
 from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
 from qlora_lab.quant.quantizer import QuantizedShare, count_quantized
 from qlora_lab.runs.environment import environment
@@ -133,11 +134,12 @@ def build(config: RunConfig) -> Workbench:
     data = prepare_data(
         config.data,
         config.evaluation,
-        prompt_format=config.model.prompt_format,
+        prompt_format=config.data.prompt_format or config.model.prompt_format,
         tokenizer=tokenizer,
         seed=config.seed,
         cache_dir=cache_dir,
         data_dir=Path(config.paths.data_dir),
+        task=config.model.task,
     )
     model = load_model(
         config.model,
@@ -146,7 +148,9 @@ def build(config: RunConfig) -> Workbench:
         device=config.trainer.device,
         cache_dir=cache_dir,
         seed=config.seed,
+        labels=config.data.labels,
     )
+    fit_vocabulary(model, tokenizer, config.model.new_tokens)
     check_output_head(model, torch.tensor([data.train[0].input_ids[:HEAD_CHECK_TOKENS]], device=model.device))
     quantized = count_quantized(model)
     if config.adapter.kind == "lora":

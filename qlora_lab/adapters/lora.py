@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlora_lab.adapters.placement import Linear, target_modules
+from qlora_lab.adapters.trained_modules import train_modules
 from qlora_lab.config.schema import AdapterConfig
 from qlora_lab.errors import ModelError
 from qlora_lab.quant.linear import QuantizedLinear
@@ -49,6 +50,11 @@ class LoraLinear(nn.Module):
     def rank(self) -> int:
         return self.lora_A.shape[0]
 
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight, which model code of transformers asks for its dtype."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) in the dtype of x, (..., in_features)."""
         dropout = self.dropout if self.training else 0.0
@@ -68,7 +74,7 @@ def scaling_of(rank: int, alpha: float, rslora: bool) -> float:
 
 
 def add_adapters(model: nn.Module, config: AdapterConfig, generator: torch.Generator) -> list[str]:
-    """Freeze the model and adapt the layers that `config` places adapters on, in place.
+    """Freeze the model, adapt the layers that `config` places adapters on, and train what it trains as a whole.
 
     Args:
         generator: on the CPU; draws every lora_A in the model's order.
@@ -77,7 +83,7 @@ def add_adapters(model: nn.Module, config: AdapterConfig, generator: torch.Gener
         The paths of the adapted layers.
 
     Raises:
-        ConfigError: the placement matches no layer.
+        ConfigError: the placement matches no layer, or config.trained_modules no module.
         ModelError: the model has adapters already.
     """
     if adapted_layers(model):
@@ -85,6 +91,7 @@ def add_adapters(model: nn.Module, config: AdapterConfig, generator: torch.Gener
     names = target_modules(model, config)
     scaling = scaling_of(config.rank, config.alpha, config.rslora)
     adapt_layers(model, names, rank=config.rank, scaling=scaling, dropout=config.dropout, generator=generator)
+    train_modules(model, config.trained_modules)
     return names
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from transformers import PreTrainedModel
 from qlora_lab.adapters.lora import LoraLinear, adapt_layers, adapted_layers, scaling_of
 from qlora_lab.adapters.new_folder import new_folder
 from qlora_lab.adapters.placement import linear_names
+from qlora_lab.adapters.trained_modules import heads_of_a_classifier, train_modules, trained_modules
 from qlora_lab.config.schema import AdapterConfig
 from qlora_lab.errors import ModelError, nearest
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
 KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.(?P<matrix>lora_[AB])\.weight")
 # Settings of PEFT that change what an adapter computes, or which other weights it brings, in ways we do not have.
 UNSUPPORTED = (
-    *("use_dora", "lora_bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "bias"),
+    *("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "bias"),
     *("layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora"),
 )
 OFF: tuple[Any, ...] = (None, False, "none", {}, [])
@@ -29,6 +32,21 @@ OFF: tuple[Any, ...] = (None, False, "none", {}, [])
 PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 Weights = dict[str, dict[str, Tensor]]  # layer path -> lora_A and lora_B
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What lies in a folder."""
+
+    settings: dict[str, Any]
+    weights: Weights
+    further: dict[str, Tensor]  # parameters trained as a whole, by their name in the model
+
+    @property
+    def trained_modules(self) -> list[str]:
+        """The modules they belong to; PEFT may list others, which the model does not have."""
+        listed = self.settings.get("modules_to_save") or []
+        return [name for name in listed if any(f".{name}." in f".{key}" for key in self.further)]
 
 
 def save_adapter(model: nn.Module, folder: Path, config: AdapterConfig, base_model_name: str) -> None:
@@ -45,19 +63,25 @@ def save_adapter(model: nn.Module, folder: Path, config: AdapterConfig, base_mod
     if not layers:
         raise ModelError("the model has no adapters to save; add_adapters places them")
     weights = {
-        f"base_model.model.{name}.{matrix}.weight": getattr(layer, matrix).detach().cpu().contiguous()
+        f"{PREFIX}{name}.{matrix}.weight": getattr(layer, matrix).detach().cpu().contiguous()
         for name, layer in layers.items()
         for matrix in ("lora_A", "lora_B")
     }
+    whole = trained_modules(model)
+    for path, module in whole.items():
+        for name, parameter in module.named_parameters():
+            weights[f"{PREFIX}{path}.{name}"] = parameter.detach().cpu().clone()  # shared ones cannot be saved as such
     settings = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": _task_type(model),
         "base_model_name_or_path": base_model_name,
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
         "target_modules": _target_modules(model, list(layers)),
+        "modules_to_save": list(whole) or None,
+        "ensure_weight_tying": _is_tied(model) and not whole.keys() <= set(heads_of_a_classifier(model)),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -65,6 +89,19 @@ def save_adapter(model: nn.Module, folder: Path, config: AdapterConfig, base_mod
     with new_folder(folder) as fresh:
         save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
         (fresh / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _task_type(model: nn.Module) -> str:
+    if heads_of_a_classifier(model):
+        return "SEQ_CLS"
+    return "SEQ_2_SEQ_LM" if isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder else "CAUSAL_LM"
+
+
+def _is_tied(model: nn.Module) -> bool:
+    if not isinstance(model, PreTrainedModel):
+        return False
+    head: Any = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def _target_modules(model: nn.Module, names: list[str]) -> list[str]:
@@ -89,7 +126,8 @@ def load_adapter(model: nn.Module, folder: Path) -> list[str]:
         ModelError: the adapter is missing, damaged, of another model, or of a kind that is not plain LoRA; the
             model is unchanged.
     """
-    settings, weights = _read(folder)
+    saved = _read(folder)
+    settings, weights = saved.settings, saved.weights
     rank, dropout = int(settings["r"]), float(settings.get("lora_dropout") or 0.0)
     scaling = scaling_of(rank, float(settings["lora_alpha"]), bool(settings.get("use_rslora")))
     present = adapted_layers(model)
@@ -101,17 +139,20 @@ def load_adapter(model: nn.Module, folder: Path) -> list[str]:
         _check_known(folder, weights, linears)
         names = [name for name in linears if name in weights]
     _check_shapes(model, folder, weights, rank)
+    _check_further(model, folder, saved)
     if not present:
         adapt_layers(model, names, rank=rank, scaling=scaling, dropout=dropout, generator=torch.Generator())
+        train_modules(model, [name for name in saved.trained_modules if name not in heads_of_a_classifier(model)])
     with torch.no_grad():
+        for name, values in saved.further.items():
+            model.get_parameter(name).copy_(values)
         for name, layer in adapted_layers(model).items():
             layer.lora_A.copy_(weights[name]["lora_A"])
             layer.lora_B.copy_(weights[name]["lora_B"])
     return names
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Weights]:
-    """Return an adapter's settings, and its matrices by layer."""
+def _read(folder: Path) -> SavedAdapter:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} must hold {CONFIG} and {WEIGHTS}; it has no {name}")
@@ -121,13 +162,20 @@ def _read(folder: Path) -> tuple[dict[str, Any], Weights]:
     except (ValueError, SafetensorError) as error:
         raise ModelError(f"the adapter in {folder} is damaged ({error}); save or copy it again") from error
     _check_settings(folder, settings)
+    whole = settings.get("modules_to_save") or []
     weights: Weights = {}
+    further: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        found = KEY.fullmatch(key)
-        if found is None:
-            raise ModelError(f"{folder} must hold only lora_A and lora_B weights of linear layers; got '{key}'")
-        weights.setdefault(found["layer"], {})[found["matrix"]] = tensor
-    return settings, weights
+        found, name = KEY.fullmatch(key), key.removeprefix(PREFIX)
+        if found is not None:
+            weights.setdefault(found["layer"], {})[found["matrix"]] = tensor
+        elif any(f".{module}." in f".{name}" for module in whole):
+            further[name] = tensor
+        else:
+            raise ModelError(
+                f"{folder} must hold only lora_A and lora_B weights of linear layers, and modules_to_save; got '{key}'"
+            )
+    return SavedAdapter(settings, weights, further)
 
 
 def _check_settings(folder: Path, settings: Any) -> None:
@@ -181,6 +229,18 @@ def _check_shapes(model: nn.Module, folder: Path, weights: Weights, rank: int) -
                     f"{folder} must hold {matrix} of shape {shape} for '{name}'; got {found}; "
                     "is it an adapter of another model?"
                 )
+
+
+def _check_further(model: nn.Module, folder: Path, saved: SavedAdapter) -> None:
+    """Refuse modules that the model does not have, or has in another size."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
+    for name, values in saved.further.items():
+        if shapes.get(name) != tuple(values.shape):
+            raise ModelError(
+                f"{folder} holds '{name}' of shape {tuple(values.shape)}, but the model's is "
+                f"{shapes.get(name, 'not there')}; is it an adapter of another model, or without model.new_tokens?"
+            )
 
 
 def save_full(model: PreTrainedModel, folder: Path) -> None:

@@ -16,8 +16,10 @@ ATTENTION_SEGMENT = re.compile(r"attn|attention", re.IGNORECASE)
 QUERY_VALUE = {"q_proj", "v_proj", "q", "v", "query", "value", "q_lin", "v_lin"}
 # One linear for query, key and value: an adapter on query and value has to take in the key as well.
 FUSED_QUERY_VALUE = {"query_key_value", "qkv_proj", "Wqkv", "qkv", "c_attn"}
+# The new head of a classifier, as transformers calls it; it is never quantized, and always trained as a whole.
+CLASSIFIER_HEADS = ("classifier", "score")
 HEADS_AND_EMBEDDINGS = {
-    *("lm_head", "embed_out", "output_projection", "score", "classifier", "qa_outputs"),
+    *("lm_head", "embed_out", "output_projection", "qa_outputs", *CLASSIFIER_HEADS),
     *("embed_tokens", "embed_in", "embed_positions", "wte", "wpe", "word_embeddings", "embeddings", "shared"),
 }
 SHOWN_NAMES = 7  # the linears of one LLaMA layer

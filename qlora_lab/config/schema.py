@@ -19,7 +19,9 @@ QUANT_FORMATS = ("none", "nf4", "fp4_e2m1", "fp4_e3m0", "int4", "int8", "nf3", "
 PLACEMENTS = ("all_linear", "attention", "feed_forward", "query_value", "regex")
 MODEL_SOURCES = ("wheel", "hub", "folder", "gguf", "random")
 DATA_SOURCES = ("procedural", "file", "hub", "wheel")
-PROMPT_FORMATS = ("chatml", "chat_template", "plain")
+PROMPT_FORMATS = ("chatml", "chat_template", "plain", "encoder")
+CAUSAL, SEQ2SEQ, CLASSIFICATION = "causal", "seq2seq", "classification"
+TASKS = (CAUSAL, SEQ2SEQ, CLASSIFICATION)
 SCHEDULES = ("constant", "linear", "cosine")
 COMPUTE_DTYPES = (AUTO, "float32", "bfloat16", "float16")
 DEVICES = (AUTO, "cpu", "cuda")
@@ -71,8 +73,14 @@ class ArchitectureConfig:
     max_position: int = 2048
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
+    num_decoder_layers: int | None = None  # of an encoder-decoder; None: as many as the encoder has
+    head_size: int | None = None  # of attention; None: hidden_size / num_heads, or what the model type always has
+    embedding_size: int | None = None  # None: hidden_size (OPT-350m has less)
+    norm_first: bool = True  # before each block; OPT-350m norms after it
 
     def __post_init__(self) -> None:
+        for key in ("num_decoder_layers", "head_size", "embedding_size"):
+            require_at_least(f"model.architecture.{key}", getattr(self, key), 1)
         sizes = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "feed_forward_size", "vocab_size")
         for key in (*sizes, "max_position"):
             require_at_least(f"model.architecture.{key}", getattr(self, key), 1)
@@ -84,11 +92,14 @@ class ArchitectureConfig:
 class ModelConfig:
     name: str = ""  # empty: the hub id or the path
     source: str = MISSING
+    task: str = CAUSAL
     hub_id: str | None = None
     revision: str | None = None
     path: str | None = None  # a folder, or a GGUF file
     wheel: str | None = None  # a name of qlora_lab.fetch
     tokenizer: str | None = None  # hub id or folder, where it is not the model's own; "byte_level" needs no file
+    pad_token: str | None = None  # None: the tokenizer's own, or where that is eos, another special token of it
+    new_tokens: list[str] = field(default_factory=list)  # special tokens to add to the vocabulary
     prompt_format: str = "chatml"
     max_length_tokens: int = 2048
     architecture: ArchitectureConfig | None = None
@@ -96,6 +107,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_one_of("model.source", self.source, MODEL_SOURCES)
+        require_one_of("model.task", self.task, TASKS)
         require_one_of("model.prompt_format", self.prompt_format, PROMPT_FORMATS)
         require_at_least("model.max_length_tokens", self.max_length_tokens, 2)
         needs = {"hub": "hub_id", "folder": "path", "gguf": "path", "wheel": "wheel", "random": "architecture"}
@@ -156,6 +168,9 @@ class AdapterConfig:
     placement: str = "all_linear"
     target_regex: str | None = None  # matched against the whole module path
     last_k_layers: int | None = None  # None: every layer
+    # Names of modules that are trained as a whole besides the adapters, such as embed_tokens for new tokens. The head
+    # of a classifier always is.
+    trained_modules: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require_one_of("adapter.kind", self.kind, ("lora", "none"))
@@ -239,7 +254,9 @@ class DataConfig:
     wrong_answer_share: float = 0.0  # rows whose answer is swapped for another row's
     max_source_tokens: int = 256
     max_target_tokens: int = 256
+    prompt_format: str | None = None  # None: the model's; chat_template where the rows are chat
     loss_on: str = "target"
+    labels: list[str] = field(default_factory=list)  # for a classifier: every target there is, in the order of classes
     # Whether a row's target is the only right answer; of rows held out of this source, others say so themselves.
     exact_match: bool = False
 
@@ -251,9 +268,16 @@ class DataConfig:
             "data.rows must be set when data.source.kind is 'procedural'; got null (its rows have no end)",
         )
         require_share("data.wrong_answer_share", self.wrong_answer_share)
+        if self.prompt_format is not None:
+            require_one_of("data.prompt_format", self.prompt_format, PROMPT_FORMATS)
         require_at_least("data.max_source_tokens", self.max_source_tokens, 1)
         require_at_least("data.max_target_tokens", self.max_target_tokens, 2)  # one token and eos
         require_one_of("data.loss_on", self.loss_on, ("target", "everything"))
+        require(
+            len(self.labels) != 1 and len(set(self.labels)) == len(self.labels),
+            f"data.labels must name two different classes or more; got {self.labels}",
+        )
+        self.exact_match = self.exact_match or bool(self.labels)
 
 
 # Paged: the states of either kind in memory that moves between GPU and host by pages.
@@ -448,6 +472,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_seed("seed", self.seed)
+        self._check_task()
         if not self.evaluation.sets:
             self.data.source.check_different_rows("evaluation.rows", self.evaluation.rows)
         require(
@@ -467,3 +492,16 @@ class RunConfig:
                 f"evaluation.max_source_tokens + evaluation.{key} must fit model.max_length_tokens "
                 f"({self.model.max_length_tokens}); got {source} + {answer}",
             )
+
+    def _check_task(self) -> None:
+        task, data = self.model.task, self.data
+        require(
+            task == CAUSAL or data.loss_on == "target",
+            f"data.loss_on must be 'target' when model.task is '{task}', which reads the source and learns the target; "
+            f"got '{data.loss_on}'",
+        )
+        require(
+            task != CLASSIFICATION or len(data.labels) > 1,
+            "data.labels must name the classes when model.task is 'classification', such as "
+            "data.labels=[negative,positive]; got none",
+        )

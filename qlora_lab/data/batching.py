@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from qlora_lab.config.schema import CAUSAL
 from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import DataError
 from qlora_lab.models.loss import IGNORE_INDEX
@@ -111,8 +112,14 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
 
     Returns:
         input_ids, attention_mask and labels, each (rows, longest) int64; labels are -100 before an
-        example's `loss_start` and in the padding, and follow positions, so pad may equal eos.
+        example's `loss_start` and in the padding, and follow positions, so pad may equal eos. For models that
+        read and write apart, input_ids are the prompts, and labels, (rows, 1 + longest target), the targets
+        after one -100.
     """
+    if examples[0].task != CAUSAL:
+        inputs = pad_right([example.input_ids[: example.target_start] for example in examples], pad_id)
+        targets = [[IGNORE_INDEX, *example.input_ids[example.target_start :]] for example in examples]
+        return {**inputs, "labels": pad_right(targets, IGNORE_INDEX)["input_ids"]}
     shape = (len(examples), max(example.length for example in examples))
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
@@ -123,6 +130,21 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
         attention_mask[index, : example.length] = 1
         labels[index, example.loss_start : example.length] = ids[example.loss_start :]
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
+    """Pad rows on the right.
+
+    Returns:
+        input_ids and attention_mask, each (rows, longest) int64.
+    """
+    shape = (len(rows), max(len(row) for row in rows))
+    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        attention_mask[index, : len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import HELD_OUT, DataConfig, EvaluationConfig, SourceConfig
+from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, HELD_OUT, DataConfig, EvaluationConfig, SourceConfig
 from qlora_lab.data.held_out import (
     check_disjoint,
     choose_evaluation_rows,
@@ -47,6 +48,7 @@ def prepare_data(
     seed: int,
     cache_dir: Path,
     data_dir: Path,
+    task: str = CAUSAL,
 ) -> PreparedData:
     """Read, hold out, draw, spoil and tokenize the data of one run.
 
@@ -61,6 +63,7 @@ def prepare_data(
         seed: of the run.
         cache_dir: where fetched wheels lie.
         data_dir: where relative paths are looked up first.
+        task: of the model.
 
     Raises:
         DataError: a source is missing, broken, empty or too small, or no target survives its limit.
@@ -76,12 +79,16 @@ def prepare_data(
     rows = training_rows(data, pool, held_out, seed, report)
     check_disjoint(rows, held_out)
     limits = Limits(data.max_source_tokens, data.max_target_tokens)
-    train = encode_rows(
-        rows, formatted, tokenizer, limits, loss_on=data.loss_on, set_name=data.name, counts=report.train
-    )
+    encode = partial(encode_rows, prompt_format=formatted, tokenizer=tokenizer, task=task, labels=data.labels)
+    train = encode(rows, limits=limits, loss_on=data.loss_on, set_name=data.name, counts=report.train)
     evaluation_limits = Limits(evaluation.max_source_tokens, evaluation.max_target_tokens, group="evaluation")
     encoded = {
-        name: encode_held_out(chosen, formatted, tokenizer, evaluation_limits, name, report.held_out[name])
+        name: evaluation_examples(
+            # always scored on the target, whatever training's loss is on
+            encode(chosen, limits=evaluation_limits, loss_on="target", set_name=name, counts=report.held_out[name]),
+            formatted,
+            tokenizer,
+        )
         for name, chosen in held_out.items()
     }
     exact = {name for name, chosen in evaluation.sets.items() if chosen.exact_match}
@@ -188,16 +195,10 @@ def beyond_held_out(removed: Mapping[str, int], held_out: Mapping[str, Sequence[
     return {name: count - (len(held_out[name]) if name == HELD_OUT else 0) for name, count in removed.items()}
 
 
-def encode_held_out(
-    rows: Sequence[Row],
-    prompt_format: PromptFormat,
-    tokenizer: PreTrainedTokenizerBase,
-    limits: Limits,
-    name: str,
-    counts: SetReport,
+def evaluation_examples(
+    encoded: Sequence[tuple[Row, Example]], prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase
 ) -> list[EvalExample]:
-    """Tokenize evaluation rows; always scored on the target, whatever training's loss is on."""
-    encoded = encode_rows(rows, prompt_format, tokenizer, limits, loss_on="target", set_name=name, counts=counts)
+    """Put beside each example its prompt and its right answer."""
     answers = data_ids([row.target for row, _ in encoded], tokenizer)
     return [
         EvalExample(
@@ -205,7 +206,7 @@ def encode_held_out(
             prompt_ids=example.input_ids[: example.target_start],
             prompt=prompt_format.text(row.source),
             target=row.target,
-            answer_tokens=len(answer),
+            answer_tokens=len(answer) if example.task != CLASSIFICATION else 1,
         )
         for (row, example), answer in zip(encoded, answers, strict=True)
     ]

@@ -1,10 +1,11 @@
 """Prompt formats: what stands before and after a source, in text and in tokens.
 
-Three formats, named by model.prompt_format:
+Four formats, named by model.prompt_format:
 
 - chatml: one user turn and the opening of the assistant's, without a system line;
 - chat_template: the same by the tokenizer's own template;
-- plain: bos where the tokenizer has one, the source, and a line break unless the source ends in white space.
+- plain: bos where the tokenizer has one, the source, and a line break unless the source ends in white space;
+- encoder: what the tokenizer itself puts around a text, such as <s> and </s>; for models that read before they write.
 
 A row without a source is a text to train on as a whole: in every format nothing is put around it, and it
 starts after bos (eos where there is no bos), so that its first token has something to be predicted from.
@@ -73,6 +74,8 @@ def find_prompt_format(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptF
         before, after = tokenizer.bos_token or "", "\n"
     elif name == "chatml":
         before, after = CHATML_BEFORE, CHATML_AFTER
+    elif name == "encoder":
+        before, after = own_surroundings(tokenizer)
     else:
         before, after = chat_template_surroundings(tokenizer)
     return PromptFormat(
@@ -84,6 +87,19 @@ def find_prompt_format(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptF
         start_id=tokenizer.eos_token_id if bos_id is None else bos_id,
         after_unless_space=name == "plain",
     )
+
+
+def own_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return the special tokens that a tokenizer puts before and after a text, as text."""
+    inside = tokenizer(PLACEHOLDER, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(PLACEHOLDER)["input_ids"]
+    starts = [at for at in range(len(whole) - len(inside) + 1) if whole[at : at + len(inside)] == inside]
+    if not starts:
+        raise ModelError(
+            "the tokenizer changes a text when it puts special tokens around it; try model.prompt_format=plain"
+        )
+    before, after = whole[: starts[0]], whole[starts[0] + len(inside) :]
+    return "".join(tokenizer.convert_ids_to_tokens(before)), "".join(tokenizer.convert_ids_to_tokens(after))
 
 
 def chat_template_surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

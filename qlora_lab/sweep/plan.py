@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.config import hardware
-from qlora_lab.config.architecture import FAMILIES, linear_layers
+from qlora_lab.config.architecture import check_task, linear_layers
+from qlora_lab.config.families import FAMILIES
 from qlora_lab.config.placement import match_linears
 from qlora_lab.config.resolve import resolve
 from qlora_lab.config.schema import RunConfig
@@ -195,6 +196,7 @@ def _check_placement(config: RunConfig) -> None:
     architecture, adapter = config.model.architecture, config.adapter
     if architecture is not None and config.model.source == "random" and architecture.model_type not in FAMILIES:
         raise ConfigError(unknown_name("model.architecture.model_type", architecture.model_type, FAMILIES))
+    check_task(config.model)
     layers = linear_layers(architecture) if architecture is not None else None
     if layers is not None and adapter.kind == "lora":
         match_linears([name for name, _, _ in layers], adapter.placement, adapter.target_regex, adapter.last_k_layers)

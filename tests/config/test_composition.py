@@ -1,5 +1,6 @@
 """Every option of conf/ composes, and bad input gets one sentence."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,29 @@ NEEDS = {  # options that are incomplete on purpose, and what completes them
     "model/hub": ["model.hub_id=some/model"],
     "model/folder": ["model.path=/models/mine"],
     "model/gguf": ["model.path=/models/mine.gguf"],
+    "model/roberta_base": ["data.labels=[negative,positive]"],
     "adapter/regex": ["adapter.target_regex=.*q_proj"],
     "adapter/none": ["quant=none"],
     "data/file": ["data.source.path=rows.jsonl"],
     "data/hub": ["data.source.hub_id=some/rows"],
 }
+
+
+def of_a_family() -> dict[str, str]:
+    """Return one size of each family of models: files of one family differ in numbers only."""
+    sizes: dict[str, str] = {}
+    for file in sorted((shipped("conf") / "model").glob("*.yaml")):
+        family = re.search("family/(.+)@_here_", file.read_text())
+        sizes.setdefault(family[1] if family else file.name, file.name.removesuffix(".yaml"))
+    return sizes
+
+
 GROUPS = [folder for folder in shipped("conf").iterdir() if folder.is_dir()]
-OPTIONS = sorted(f"{group.name}/{file.stem}" for group in GROUPS for file in group.glob("*.yaml"))
+OPTIONS = sorted(
+    f"{group.name}/{name}"
+    for group in GROUPS
+    for name in (of_a_family().values() if group.name == "model" else (file.stem for file in group.glob("*.yaml")))
+)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

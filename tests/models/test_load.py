@@ -17,7 +17,6 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from qlora_lab.config.architecture import FAMILIES
 from qlora_lab.config.schema import ArchitectureConfig, ModelConfig, QuantConfig
 from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.models.load import load_model, load_tokenizer, locate
@@ -119,17 +118,6 @@ def test_a_gguf_file_loads_through_the_cache(tmp_path: Path) -> None:
 # random weights
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-@pytest.mark.parametrize("quant", [PLAIN, NF4], ids=["plain", "nf4"])
-def test_random_models_of_every_family(model_type: str, quant: QuantConfig) -> None:
-    changes: dict[str, Any] = {"model_type": model_type}
-    if not FAMILIES[model_type].grouped_query:
-        changes |= {"num_kv_heads": 4, "feed_forward_size": 128}
-    model = random_model(quant=quant, **changes)
-    assert model(torch.arange(12)[None]).logits.isfinite().all()
-    assert any(isinstance(module, QuantizedLinear) for module in model.modules()) is (quant.format != "none")
-
-
 def test_random_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = random_model(seed=5).state_dict()
@@ -191,20 +179,13 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
         load_tokenizer(byte_level(300), tmp_path)
 
 
-def test_a_tokenizer_without_pad_pads_with_eos(make_folder, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(of_folder(make_folder(eos_token="<end>")), tmp_path)
-    assert (tokenizer.pad_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == ("<end>", 0, 0)
-    own_pad = load_tokenizer(of_folder(make_folder("other", eos_token="<end>", pad_token="<pad>")), tmp_path)
-    assert own_pad.pad_token_id == 1
-
-
 def test_a_tokenizer_without_eos_is_refused(make_folder, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no eos token.*set model\.tokenizer"):
         load_tokenizer(of_folder(make_folder(pad_token="<pad>")), tmp_path)
 
 
 def test_a_tokenizer_may_come_from_elsewhere(make_folder, tmp_path: Path) -> None:
-    words = make_folder("words", eos_token="<end>")
+    words = make_folder("words", eos_token="<end>", pad_token="<pad>")
     (words / "config.json").unlink()  # a folder with a tokenizer only
     model = make_folder("weights")
     tokenizer = load_tokenizer(of_folder(model, tokenizer=str(words)), tmp_path)
@@ -308,7 +289,7 @@ def test_a_model_of_another_architecture_is_refused(number: str, value: Any, mak
 def test_heads_of_another_width_are_refused(make_folder) -> None:
     folder = make_folder()
     edit_config(folder, head_dim=16)
-    with pytest.raises(ModelError, match="attention heads of width 16"):
+    with pytest.raises(ModelError, match=r"model\.architecture\.head_size is 8, but .* has 16"):
         loaded(of_folder(folder, architecture=architecture()))
 
 
@@ -343,7 +324,7 @@ def test_a_model_in_the_hub_cache_loads_offline(hub_cache: Path, make_folder, tm
     repository = hub_cache / "models--some--model"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
-    shutil.copytree(make_folder(eos_token="<end>"), repository / "snapshots" / commit)
+    shutil.copytree(make_folder(eos_token="<end>", pad_token="<pad>"), repository / "snapshots" / commit)
     config = ModelConfig("m", "hub", hub_id="some/model", max_length_tokens=128, architecture=architecture())
     assert loaded(config).config.hidden_size == 32
     assert load_tokenizer(config, tmp_path)("a b")["input_ids"] == [2, 3]
@@ -353,7 +334,7 @@ def test_a_revision_is_loaded_as_asked(hub_cache: Path, make_folder, tmp_path: P
     repository = hub_cache / "models--some--model"
     (repository / "refs").mkdir(parents=True)
     for digit, name, value in (("1", "main", 1.0), ("2", "tuned", 2.0)):
-        folder = make_folder(name, eos_token="<end>" if name == "main" else "<pad>")
+        folder = make_folder(name, eos_token="<end>" if name == "main" else "<pad>", unk_token="a")
         edit_weights(folder, lambda weights, value=value: weights[UP].fill_(value))
         (repository / "refs" / name).write_text(digit * 40)
         shutil.copytree(folder, repository / "snapshots" / (digit * 40))
@@ -496,7 +477,7 @@ def test_smollm2_has_its_tokenizer() -> None:
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
         "<|im_start|>",
         "<|im_end|>",
-        "<|im_end|>",
+        "<|endoftext|>",  # its own is eos
     )
     assert tokenizer.tokenize("in 2024") == ["in", "Ġ", "2", "0", "2", "4"]
     assert tokenizer.decode(tokenizer("Grüße, 12 + 30 = 42!\n")["input_ids"]) == "Grüße, 12 + 30 = 42!\n"

@@ -1,0 +1,139 @@
+"""Checkpoints of encoder-decoders and encoders as the hub has them: a head apart from the embeddings, or none yet."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM, T5Config, T5ForConditionalGeneration
+
+from qlora_lab.adapters.lora import train_everything
+from qlora_lab.adapters.peft_format import save_full
+from qlora_lab.config.schema import ArchitectureConfig, ModelConfig, QuantConfig
+from qlora_lab.errors import ModelError
+from qlora_lab.models.load import load_model
+from qlora_lab.models.loss import check_output_head, target_loss
+from qlora_lab.quant.linear import QuantizedLinear
+
+T5 = ArchitectureConfig("t5", 32, 2, 2, 2, 48, 40, max_position=64, num_decoder_layers=1, head_size=8)
+PLAIN = QuantConfig(format="none", double_quant=False)
+
+
+def flan(folder: Path, *, own_head: bool = True) -> Path:
+    """Save a T5 as the v1.1 and Flan checkpoints are: config.json says untied, and the file has both matrices."""
+    config = T5Config(
+        **{"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 1},
+        **{"num_heads": 2, "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    values["tie_word_embeddings"] = False
+    values.pop("scale_decoder_outputs", None)  # transformers 5 adds it; no file on the hub has it
+    (folder / "config.json").write_text(json.dumps(values))
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("lm_head.weight", None)
+    if own_head:
+        weights["lm_head.weight"] = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def loaded(folder: Path, quant: QuantConfig = PLAIN, **changes: Any) -> PreTrainedModel:
+    values = {"name": "t", "source": "folder", "task": "seq2seq", "path": str(folder), "max_length_tokens": 64}
+    seed, labels = changes.pop("seed", 0), changes.pop("labels", ())
+    model = ModelConfig(**{**values, **changes})
+    return load_model(
+        model, quant, compute_dtype=torch.float32, device="cpu", cache_dir=Path(), seed=seed, labels=labels
+    )
+
+
+def batch() -> dict[str, Tensor]:
+    ids = torch.tensor([[7, 9, 12, 1], [5, 1, 0, 0]])
+    labels = torch.tensor([[-100, 4, 6, 1], [-100, 8, 1, -100]])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
+
+
+@pytest.mark.parametrize("quant", [PLAIN, QuantConfig()], ids=["plain", "nf4"])
+def test_the_head_of_its_own_is_used(quant: QuantConfig, tmp_path: Path) -> None:
+    folder = flan(tmp_path / "flan")
+    model = loaded(folder, quant, architecture=T5)
+    weights = load_file(folder / "model.safetensors")
+    assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
+    assert torch.equal(model.shared.weight, weights["shared.weight"])
+    check_output_head(model, batch()["input_ids"][:1])
+    # the states are not scaled before a head of its own, and another head gives another loss
+    loss, tokens = target_loss(model, batch(), chunk_tokens=2)
+    expected = model(**{**batch(), "labels": batch()["labels"][:, 1:].contiguous()}).loss
+    torch.testing.assert_close(loss / tokens, expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.shared.weight)
+    assert abs(target_loss(model, batch(), chunk_tokens=2)[0] - loss) > 0.1
+    quantized = [path for path, layer in model.named_modules() if isinstance(layer, QuantizedLinear)]
+    assert len(quantized) == (0 if quant is PLAIN else 2 * 7 + 11) and "lm_head" not in quantized
+
+
+def test_a_lost_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"lacks lm_head\.weight, though its config says that the head is not tied"):
+        loaded(flan(tmp_path / "flan", own_head=False))
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "has"), [("tie_embeddings", True, False), ("num_decoder_layers", 2, 1), ("head_size", 16, 8)]
+)
+def test_numbers_that_contradict_the_checkpoint_are_refused(number: str, value: Any, has: Any, tmp_path: Path) -> None:
+    numbers = ArchitectureConfig(**{**vars(T5), number: value})
+    with pytest.raises(ModelError, match=rf"model\.architecture\.{number} is {value}, but .* has {has}; correct it"):
+        loaded(flan(tmp_path / "flan"), architecture=numbers)
+
+
+def test_full_fine_tuning_keeps_both_matrices(tmp_path: Path) -> None:
+    model = loaded(flan(tmp_path / "flan"))
+    train_everything(model)
+    assert model.lm_head.weight.requires_grad
+    save_full(model, tmp_path / "tuned")
+    again = loaded(tmp_path / "tuned", architecture=T5)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(again.shared.weight, model.shared.weight)
+    torch.testing.assert_close(
+        target_loss(again, batch(), chunk_tokens=2)[0], target_loss(model, batch(), chunk_tokens=2)[0]
+    )
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """A RoBERTa as it was pre-trained: with a head for masked words, and none for classes."""
+    config = RobertaConfig(
+        **{"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"intermediate_size": 64, "max_position_embeddings": 34, "type_vocab_size": 1},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        RobertaForMaskedLM(config).save_pretrained(tmp_path / "roberta")
+    return tmp_path / "roberta"
+
+
+def test_the_new_head_of_a_classifier_is_drawn_from_the_seed(encoder: Path) -> None:
+    def head(seed: int) -> Tensor:
+        torch.manual_seed(seed + 17)
+        options = {"task": "classification", "labels": ["a", "b", "c"], "max_length_tokens": 32}
+        model = loaded(encoder, QuantConfig(), seed=seed, **options)
+        assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+        assert model.classifier.out_proj.weight.shape == (3, 32)
+        assert type(model.classifier.dense) is torch.nn.Linear  # only what was pre-trained is quantized
+        return torch.cat([model.classifier.dense.weight, model.classifier.out_proj.weight]).detach()
+
+    first, again, other = head(0), head(0), head(1)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_weights_that_an_encoder_lacks_are_not_made_up(encoder: Path) -> None:
+    weights = load_file(encoder / "model.safetensors")
+    weights.pop("roberta.encoder.layer.1.attention.self.query.weight")
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of the model's weights.*attention\.self\.query\.weight"):
+        loaded(encoder, task="classification", labels=["a", "b"], max_length_tokens=32)
