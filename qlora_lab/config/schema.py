@@ -407,6 +407,8 @@ class StudyConfig:
     question: str | None = None
     metric: str = "eval/loss"
     goal: str = "min"
+    zip: list[list[str]] = field(default_factory=list)  # axes that advance together, rather than being multiplied
+    combinations: list[dict[str, Any]] = field(default_factory=list)  # listed ones, multiplied with the axes
     exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations of axis values to leave out
 
     def __post_init__(self) -> None:

@@ -12,7 +12,8 @@ from qlora_lab.sweep.axes import Axes
 def sweep_one(node: DictConfig) -> None:
     """Treat a composed configuration without axes (hydra.mode=RUN) as a study of one run."""
     name = HydraConfig.get().runtime.choices.get("experiment")
-    study.run_study(Axes({}, []), compose=lambda axes, point: from_hydra(node), name=name, exclude=[])
+    plan = study.plan_study(Axes({}, []), lambda axes, point: from_hydra(node), name, exclude=[])
+    study.run_study(plan, node.sweep.action)
 
 
 def main() -> None:

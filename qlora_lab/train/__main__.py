@@ -12,7 +12,8 @@ from qlora_lab.config.command import FAILED, TERMINATED, command
 from qlora_lab.config.load import from_hydra
 from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RunFolder
 from qlora_lab.runs.identity import run_id
-from qlora_lab.sweep.plan import check_runs_dir, prepare
+from qlora_lab.sweep.plan import check_runs_dir
+from qlora_lab.sweep.prepare import prepare
 
 
 def train(node: DictConfig) -> None:
