@@ -36,7 +36,7 @@ class Axes:
     together: dict[tuple[str, ...], list[tuple[str, ...]]] = field(default_factory=dict)
 
     def points(self) -> list[Point]:
-        """Return the product of all axes, the last varying fastest; axes that go together stand where the first does."""
+        """Return the product of all axes, the last varying fastest; those that go together stand at the first."""
         blocks: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
         for key, values in self.values.items():
             group = next((keys for keys in self.together if key in keys), None)
