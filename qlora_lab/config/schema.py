@@ -23,6 +23,8 @@ PROMPT_FORMATS = ("chatml", "chat_template", "plain")
 SCHEDULES = ("constant", "linear", "cosine")
 COMPUTE_DTYPES = (AUTO, "float32", "bfloat16", "float16")
 DEVICES = (AUTO, "cpu", "cuda")
+# Of python -m qlora_lab.sweep; all but the first two are about a study that was started.
+SWEEP_ACTIONS = ("run", "plan", "status", "watch", "resume", "retry", "cancel", "hold", "release", "logs", "clean")
 BYTE_LEVEL = "byte_level"  # the tokenizer that needs no file
 MAX_SEED = 2**32 - 1  # NumPy's largest
 HELD_OUT = "held_out"  # the evaluation set's name where its rows come from the run's own source
@@ -423,9 +425,12 @@ class StudyConfig:
 class SweepConfig:
     action: str = "run"
     retry_failed: bool = True
+    json: bool = False  # status and the like for programs
+    run: str | None = None  # logs: the first digits of a run's id
+    cause: str | None = None  # retry: only runs that failed for this cause
 
     def __post_init__(self) -> None:
-        require_one_of("sweep.action", self.action, ("run", "plan"))
+        require_one_of("sweep.action", self.action, SWEEP_ACTIONS)
 
 
 @dataclass

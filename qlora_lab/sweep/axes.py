@@ -74,7 +74,7 @@ class Axes:
             ConfigError: it could never leave out anything, or it leaves out everything, or all of one value.
         """
         self.check_exclusions(exclude)
-        left_out = [{key: set(point_values(value)) for key, value in combination.items()} for combination in exclude]
+        left_out = _sets(exclude)
         points = self.points()
         kept = [point for point in points if not _is_left_out(point, left_out)]
         if not kept:
@@ -92,6 +92,21 @@ class Axes:
                     "remove the value from the axis, or the combination from study.exclude"
                 )
         return kept
+
+
+def is_left_out(point: Point, exclude: list[dict[str, Any]]) -> bool:
+    """Say whether one of the combinations leaves out a single point, as `Axes.without` does for all.
+
+    Raises:
+        ConfigError: a combination names what is no key of the point.
+    """
+    for key in (key for combination in exclude for key in combination if key not in point):
+        raise ConfigError(unknown_axis(key, list(point)))
+    return _is_left_out(point, _sets(exclude))
+
+
+def _sets(exclude: list[dict[str, Any]]) -> list[dict[str, set[str]]]:
+    return [{key: set(point_values(value)) for key, value in combination.items()} for combination in exclude]
 
 
 def _is_left_out(point: Point, left_out: list[dict[str, set[str]]]) -> bool:

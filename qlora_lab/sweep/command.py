@@ -7,13 +7,19 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from qlora_lab.config.schema import SWEEP_ACTIONS, require_one_of
 from qlora_lab.errors import ConfigError
 from qlora_lab.sweep import study
 from qlora_lab.sweep.axes import Axes, axes_of, axis_override
 from qlora_lab.sweep.compose import Composer
 from qlora_lab.sweep.independence import independent_groups
 from qlora_lab.sweep.planned import PlanMemory, command_key
+from qlora_lab.sweep.states import read_states
+from qlora_lab.sweep.steer import Asked, chosen_plan, steer
 from qlora_lab.sweep.together import combination_axes, join
+
+CHOOSING = ("resume", "retry")  # execute some runs of a plan
+PLANNING = ("run", "plan", *CHOOSING)
 
 
 def sweep(loader: ConfigLoader, config: DictConfig, params: dict[str, Any], arguments: list[str]) -> None:
@@ -25,11 +31,15 @@ def sweep(loader: ConfigLoader, config: DictConfig, params: dict[str, Any], argu
         params: the study's axes, hydra.sweeper.params.
         arguments: the command line's overrides.
     """
-    name = experiment_of(config)
+    name, action = experiment_of(config), str(config.sweep.action)
+    require_one_of("sweep.action", action, SWEEP_ACTIONS)
     check_experiment(loader, name)
     asked: Any = OmegaConf.to_container(config.study, resolve=True)
     axes = axes_of_study(loader, params, arguments, asked)
     memory = PlanMemory(Path(config.paths.runs_dir), command_key(loader, config, arguments))
+    if action not in PLANNING:
+        steer(_asked(config, study.study_name(asked["name"], name), axes, memory.folder()))
+        return
     plan = memory.find()
     if plan is None:
         composer = Composer(
@@ -39,7 +49,24 @@ def sweep(loader: ConfigLoader, config: DictConfig, params: dict[str, Any], argu
         )
         plan = study.plan_study(axes, composer, name, asked["exclude"])
         composer.check(axes, plan.runs[-1].axes)
-    study.run_study(plan, config.sweep.action, memory)
+    if action in CHOOSING:
+        states = read_states(plan.runs_dir, (run.run_id for run in plan.runs))
+        plan = chosen_plan(plan, states, action, config.sweep.cause)
+    study.run_study(plan, action, memory)
+
+
+def _asked(config: DictConfig, name: str, axes: Axes, known: Path | None) -> Asked:
+    """Return what a command asks about a study: the plan of the same command line, or what is meant of the newest."""
+    narrowed = {key: values for key, values in axes.values.items() if values != axes.narrowed.get(key)}
+    return Asked(
+        action=config.sweep.action,
+        runs_dir=Path(config.paths.runs_dir),
+        study=f"{name}/{known.name}" if known is not None and known.is_dir() else name,
+        where={} if known is not None and known.is_dir() else narrowed,
+        run=config.sweep.run,
+        cause=config.sweep.cause,
+        as_json=config.sweep.json,
+    )
 
 
 def axes_of_study(loader: ConfigLoader, params: dict[str, Any], arguments: list[str], asked: dict[str, Any]) -> Axes:

@@ -57,6 +57,7 @@ class Plan:
     Attributes:
         repeated: points that another point already stands for.
         refused: points that cannot work; a plan with such points is shown, not launched.
+        only: ids of the runs to execute, failed ones among them; None for all that are to be done.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Plan:
     runs: list[PlannedRun]
     repeated: int
     refused: Sequence[Refused] = field(default=())
+    only: frozenset[str] | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -79,9 +81,10 @@ class Plan:
 
     def to_do(self, *, retry_failed: bool) -> list[PlannedRun]:
         """Return the runs that are not finished, failed ones only when they are to be tried again."""
-        done = {FINISHED} if retry_failed else {FINISHED, FAILED}
+        done = {FINISHED} if retry_failed or self.only is not None else {FINISHED, FAILED}
         states = self.states()
-        return [run for run in self.runs if states[run.run_id] not in done]
+        wanted = [run for run in self.runs if self.only is None or run.run_id in self.only]
+        return [run for run in wanted if states[run.run_id] not in done]
 
     def states(self) -> dict[str, str]:
         """Return the present state of each run, by its id."""

@@ -24,7 +24,8 @@ from qlora_lab.wheels import default_cache_dir
 
 REMEMBERED_PLANS = 100
 VARIABLE = re.compile(r"oc\.env:\s*([A-Za-z_]\w*)")
-ACTION = "sweep.action="  # says what to do with a plan, not what it is
+# They say what to do with a plan, not what it is.
+NO_PART = tuple(f"sweep.{key}=" for key in ("action", "json", "run", "cause"))
 CHANGING = ("${now:", "${hydra:", "${random")  # references whose value no file holds
 
 
@@ -57,6 +58,11 @@ class PlanMemory:
         if not _inputs_are_the_same(record.rows):
             return None
         return planned(record.study, record.rows, repeated=found["repeated"])
+
+    def folder(self) -> Path | None:
+        """Return the folder of the plan, were it is known, without looking at what it was made of."""
+        found = self._entries().get(self._key)
+        return (self._studies / found["file"]).parent if found is not None else None
 
     def keep(self, plan: Plan, configs: str) -> None:
         """Remember a plan that was written.
@@ -96,7 +102,7 @@ def command_key(loader: ConfigLoader, config: DictConfig, arguments: list[str]) 
         return None
     texts = {str(file): file.read_text(encoding="utf-8") for file in files}
     overrides = [*config.hydra.overrides.hydra, *arguments]
-    typed = [override for override in overrides if not override.startswith(ACTION)]
+    typed = [override for override in overrides if not override.startswith(NO_PART)]
     everything = "\n".join([*texts.values(), *typed])
     if any(word in everything for word in CHANGING):
         return None

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from qlora_lab.config.command import FAILED
-from qlora_lab.config.schema import RunConfig
+from qlora_lab.config.schema import RunConfig, SweepConfig
 from qlora_lab.errors import QloraLabError
 from qlora_lab.runs.files import read_json, write_json
 from qlora_lab.sweep.axes import Axes, Point
@@ -48,7 +48,7 @@ def plan_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dic
             refused.append(Refused(point, error))
     if not runs:
         raise refused[0].error
-    return make_plan(runs[0][1].study.name or "study", runs, refused)
+    return make_plan(study_name(runs[0][1].study.name, name), runs, refused)
 
 
 def run_study(plan: Plan, action: str, memory: PlanMemory | None = None) -> None:
@@ -69,6 +69,15 @@ def run_study(plan: Plan, action: str, memory: PlanMemory | None = None) -> None
     record = plan.write()
     if memory is not None:
         memory.keep(plan, record["configs"])
+    execute(plan, record)
+
+
+def execute(plan: Plan, record: dict[str, Any]) -> None:
+    """Execute what is left of a written plan, and print the answer.
+
+    Args:
+        record: what its plan.json holds.
+    """
     to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
     if to_do:
         plan.create_folders(to_do)
@@ -80,16 +89,23 @@ class Named:
     """Names the study of each run after its file; runs that share a study's settings go on sharing them."""
 
     def __init__(self, experiment: str | None) -> None:
-        self._name = experiment.replace("/", "_") if experiment else None
+        self._name = study_name(None, experiment)
         self._named: dict[int, tuple[Any, Any]] = {}  # with what the id() is of
+        self._sweeps: dict[bool, SweepConfig] = {}
 
     def __call__(self, config: RunConfig) -> RunConfig:
-        if config.study.name or not self._name:
-            return config
         key = id(config.study)
         if key not in self._named:
-            self._named[key] = config.study, replace(config.study, name=self._name)
-        return replace(config, study=self._named[key][1])
+            self._named[key] = config.study, replace(config.study, name=config.study.name or self._name)
+        # What this command does with the plan is no part of it.
+        retry_failed = config.sweep.retry_failed
+        sweep = self._sweeps.setdefault(retry_failed, SweepConfig(retry_failed=retry_failed))
+        return replace(config, study=self._named[key][1], sweep=sweep)
+
+
+def study_name(given: str | None, experiment: str | None) -> str:
+    """Return the name of a study: its own, or that of its file."""
+    return given or (experiment or "study").replace("/", "_")
 
 
 def _answer(plan: Plan, record: dict[str, Any]) -> None:

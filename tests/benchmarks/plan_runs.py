@@ -2,14 +2,13 @@
 
     python tests/benchmarks/plan_runs.py [--finished]
 
-The study has 160 combinations of four groups. Stock Hydra's sweeper composes every run in the launcher (twice, in fact:
-once to check the batch, which is what is measured here, and once more in each job), so its seconds a run are
-measured on a sample, and its total is that times the runs: extrapolated, and said to be. `--finished` then lets each run do
-nothing but leave the files of a finished run, and measures the same command again, and its status.
+The study has 160 combinations of four groups. Stock Hydra's sweeper composes every run in the launcher to check it, and
+once more in each job; the first is measured, on a sample of runs, and its total extrapolated from that. `--finished`
+then lets each run do nothing but leave the files of a finished run, and measures the same command again, and its
+status.
 """
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -111,7 +110,7 @@ def main() -> None:
             for name, more in (
                 ("the same command, all finished, its answer not yet told", []),
                 ("the same command again", []),
-                # STATUS
+                ("its status", ["sweep.action=status"]),
             ):
                 again_s, again_wall_s, printed = cpu_s([*command, *more])
                 print(f"{name}: {again_s:.1f} s of CPU, {again_wall_s:.1f} s by the clock")
