@@ -32,7 +32,7 @@ def shipped(name: str) -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / name
 
 
-def command(config_name: str, task: Callable[[DictConfig], None]) -> None:
+def command(config_name: str, task: Callable[[DictConfig], object]) -> None:
     """Compose `config_name` of conf/ from the command line, call `task`, and exit with a true status.
 
     Exit status: 0 done, 1 failed runs (raised by `task` as SystemExit), 2 bad input, 130 Ctrl-C, 143 SIGTERM.
@@ -43,12 +43,13 @@ def command(config_name: str, task: Callable[[DictConfig], None]) -> None:
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     refused: list[QloraLabError] = []
 
-    def guarded(node: DictConfig) -> None:
+    def guarded(node: DictConfig) -> object:
         # An error that leaves the task would make Hydra print a line of its own first.
         try:
-            task(node)
+            return task(node)
         except QloraLabError as error:
             refused.append(error)
+            return None
 
     show_trace = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us; Hydra's own report is several lines

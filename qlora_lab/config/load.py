@@ -31,8 +31,7 @@ def from_plain(values: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: an unknown key, a wrong type, a value out of range, or values that do not go together.
     """
-    for key in _unknown_keys(values, RunConfig, ""):
-        raise ConfigError(unknown_key(key))
+    check_keys(values)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
         config = OmegaConf.to_object(merged)
@@ -40,6 +39,16 @@ def from_plain(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(explain_omegaconf(error)) from error
     assert isinstance(config, RunConfig)
     return config
+
+
+def check_keys(values: dict[str, Any]) -> None:
+    """Refuse keys that the schema does not have.
+
+    Raises:
+        ConfigError: with the first of them, and the nearest valid one.
+    """
+    for key in _unknown_keys(values, RunConfig, ""):
+        raise ConfigError(unknown_key(key))
 
 
 def from_hydra(node: DictConfig) -> RunConfig:

@@ -25,6 +25,8 @@ TASKS = (CAUSAL, SEQ2SEQ, CLASSIFICATION)
 SCHEDULES = ("constant", "linear", "cosine")
 COMPUTE_DTYPES = (AUTO, "float32", "bfloat16", "float16")
 DEVICES = (AUTO, "cpu", "cuda")
+# Of python -m qlora_lab.sweep; all but the first two are about a study that was started.
+SWEEP_ACTIONS = ("run", "plan", "status", "watch", "resume", "retry", "cancel", "hold", "release", "logs", "clean")
 BYTE_LEVEL = "byte_level"  # the tokenizer that needs no file
 MAX_SEED = 2**32 - 1  # NumPy's largest
 HELD_OUT = "held_out"  # the evaluation set's name where its rows come from the run's own source
@@ -435,6 +437,8 @@ class StudyConfig:
     question: str | None = None
     metric: str = "eval/loss"
     goal: str = "min"
+    zip: list[list[str]] = field(default_factory=list)  # axes that advance together, rather than being multiplied
+    combinations: list[dict[str, Any]] = field(default_factory=list)  # listed ones, multiplied with the axes
     exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations of axis values to leave out
 
     def __post_init__(self) -> None:
@@ -449,9 +453,12 @@ class StudyConfig:
 class SweepConfig:
     action: str = "run"
     retry_failed: bool = True
+    json: bool = False  # status and the like for programs
+    run: str | None = None  # logs: the first digits of a run's id
+    cause: str | None = None  # retry: only runs that failed for this cause
 
     def __post_init__(self) -> None:
-        require_one_of("sweep.action", self.action, ("run", "plan"))
+        require_one_of("sweep.action", self.action, SWEEP_ACTIONS)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from qlora_lab.config.schema import RunConfig
@@ -12,36 +12,72 @@ ID_LENGTH = 12  # hex digits; a collision among a million runs has a chance of 2
 # Threads change rounding only; a resumed run keeps the number it started with.
 NOT_IDENTITY = ("paths", "tracking", "launcher", "study", "sweep")
 NOT_IDENTITY_KEYS = {"trainer": ("threads", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")}
+GROUPS = [field.name for field in fields(RunConfig) if field.name not in NOT_IDENTITY]
 
 
 def of_the_result(config: RunConfig) -> dict[str, Any]:
     """Return the groups and keys of a configuration that say what is run, not where and how."""
-    values = {key: value for key, value in asdict(config).items() if key not in NOT_IDENTITY}
-    for group, keys in NOT_IDENTITY_KEYS.items():
-        values[group] = {key: value for key, value in values[group].items() if key not in keys}
-    return values
+    return {group: group_of_the_result(group, getattr(config, group)) for group in GROUPS}
+
+
+def group_of_the_result(group: str, value: Any) -> Any:
+    """Return one of the groups of `of_the_result`, as plain values."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    left_out = NOT_IDENTITY_KEYS.get(group, ())
+    return {key: item for key, item in asdict(value).items() if key not in left_out}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """Return what the id is a hash of: nothing that cannot change the result. `config` must be resolved."""
-    values = of_the_result(config)
-    del values["model"]["name"], values["data"]["name"]
-    if config.quant.format == "none":
-        values["quant"] = {"format": "none"}
-    elif not config.quant.double_quant:
-        del values["quant"]["double_quant_block_size"]
-    if config.adapter.kind == "none":
-        values["adapter"] = {"kind": "none"}
-    if config.model.source == "random":
+    return {group: _identity_of(group, getattr(config, group)) for group in GROUPS}
+
+
+def _identity_of(group: str, value: Any) -> Any:
+    values = group_of_the_result(group, value)
+    if group in ("model", "data"):
+        del values["name"]
+    if group == "quant" and value.format == "none":
+        return {"format": "none"}
+    if group == "quant" and not value.double_quant:
+        del values["double_quant_block_size"]
+    if group == "adapter" and value.kind == "none":
+        return {"kind": "none"}
+    if group == "model" and value.source == "random":
         for key in ("hub_id", "revision", "path", "wheel"):  # of the trained weights
-            del values["model"][key]
-    for source in (values["model"], values["data"]["source"], *values["evaluation"]["sets"].values()):
+            del values[key]
+    for source in _sources(group, values):
         if source["content_sha256"] is not None:
             del source["path"]  # the content counts, not where it lies
     return values
 
 
+def _sources(group: str, values: Any) -> list[dict[str, Any]]:
+    if group == "evaluation":
+        return list(values["sets"].values())
+    return {"model": lambda: [values], "data": lambda: [values["source"]]}.get(group, list)()
+
+
+class RunIds:
+    """Gives the id of each run of a plan; groups that runs share are written out once."""
+
+    def __init__(self) -> None:
+        self._texts: dict[tuple[str, int], tuple[Any, str]] = {}  # with the group, whose id() must stay its own
+
+    def __call__(self, config: RunConfig) -> str:
+        """Return the run's id: 12 hex digits of SHA-256 over the canonical JSON of its identity."""
+        canonical = ",".join(f'"{group}":{self._text(group, getattr(config, group))}' for group in sorted(GROUPS))
+        return hashlib.sha256(f"{{{canonical}}}".encode()).hexdigest()[:ID_LENGTH]
+
+    def _text(self, group: str, value: Any) -> str:
+        key = group, id(value)
+        if key not in self._texts:
+            values = _identity_of(group, value)
+            text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+            self._texts[key] = value, text
+        return self._texts[key][1]
+
+
 def run_id(config: RunConfig) -> str:
-    """Return the run's id: 12 hex digits of SHA-256 over the canonical JSON of its identity."""
-    canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:ID_LENGTH]
+    """Return the id of one run, as `RunIds` does."""
+    return RunIds()(config)

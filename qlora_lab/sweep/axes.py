@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString, Transformer
 
 from qlora_lab.errors import ConfigError, unknown_name
 from qlora_lab.runs.identity import NOT_IDENTITY, NOT_IDENTITY_KEYS
@@ -24,16 +26,28 @@ class Axes:
         shared: overrides as they were typed.
         prefixes: the `+` or `++` of an axis that was typed with one.
         narrowed: values of the study's own axes, also those that the command line took away.
+        together: axes that advance together, with the rows of values they take; the others are multiplied.
     """
 
     values: dict[str, list[str]]
     shared: list[str]
     prefixes: dict[str, str] = field(default_factory=dict)
     narrowed: dict[str, list[str]] = field(default_factory=dict)
+    together: dict[tuple[str, ...], list[tuple[str, ...]]] = field(default_factory=dict)
 
     def points(self) -> list[Point]:
-        """Return the product of all axes, the last axis varying fastest."""
-        return [dict(zip(self.values, point, strict=True)) for point in itertools.product(*self.values.values())]
+        """Return the product of all axes, the last varying fastest; those that go together stand at the first."""
+        blocks: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for key, values in self.values.items():
+            group = next((keys for keys in self.together if key in keys), None)
+            if group is None:
+                blocks[(key,)] = [(value,) for value in values]
+            else:
+                blocks[group] = self.together[group]
+        keys = [key for group in blocks for key in group]
+        order = [keys.index(key) for key in self.values]  # every run names its axes in the same order
+        flat = (tuple(itertools.chain.from_iterable(rows)) for rows in itertools.product(*blocks.values()))
+        return [dict(zip(self.values, (point[at] for at in order), strict=True)) for point in flat]
 
     def overrides(self, point: Point) -> list[str]:
         """Return what composes the run at a point."""
@@ -49,14 +63,54 @@ class Axes:
             if key not in self.values:
                 raise ConfigError(unknown_axis(key, list(self.values)))
             known = [*self.values[key], *self.narrowed.get(key, [])]
-            for given in _texts(value):
+            for given in point_values(value):
                 if given not in known:
                     raise ConfigError(unknown_name(f"study.exclude: {key}", given, dict.fromkeys(known)))
 
+    def without(self, exclude: list[dict[str, Any]]) -> list[Point]:
+        """Return the points that no combination of `exclude` leaves out.
+
+        Raises:
+            ConfigError: it could never leave out anything, or it leaves out everything, or all of one value.
+        """
+        self.check_exclusions(exclude)
+        left_out = _sets(exclude)
+        points = self.points()
+        kept = [point for point in points if not _is_left_out(point, left_out)]
+        if not kept:
+            raise ConfigError("study.exclude leaves no run; remove one of its combinations")
+        for key, values in self.values.items():
+            used = {point[key] for point in kept}
+            unused = [value for value in values if value not in used]
+            # Where the command line narrowed other axes, what is left of the study's own values goes without saying.
+            asked_for = values != self.narrowed.get(key) or all(
+                self.values[other] == own for other, own in self.narrowed.items()
+            )
+            if unused and asked_for:
+                raise ConfigError(
+                    f"no run can use {key}={unused[0]}, since study.exclude leaves out each combination with it; "
+                    "remove the value from the axis, or the combination from study.exclude"
+                )
+        return kept
+
 
 def is_left_out(point: Point, exclude: list[dict[str, Any]]) -> bool:
-    """Say whether each axis of one of the combinations has one of its listed values."""
-    return any(all(point[key] in _texts(value) for key, value in combination.items()) for combination in exclude)
+    """Say whether one of the combinations leaves out a single point, as `Axes.without` does for all.
+
+    Raises:
+        ConfigError: a combination names what is no key of the point.
+    """
+    for key in (key for combination in exclude for key in combination if key not in point):
+        raise ConfigError(unknown_axis(key, list(point)))
+    return _is_left_out(point, _sets(exclude))
+
+
+def _sets(exclude: list[dict[str, Any]]) -> list[dict[str, set[str]]]:
+    return [{key: set(point_values(value)) for key, value in combination.items()} for combination in exclude]
+
+
+def _is_left_out(point: Point, left_out: list[dict[str, set[str]]]) -> bool:
+    return any(all(point[key] in values for key, values in combination.items()) for combination in left_out)
 
 
 def unknown_axis(key: str, axes: list[str]) -> str:
@@ -106,10 +160,20 @@ def axis_override(key: str, value: object) -> str:
         )
     if isinstance(value, str):
         return f"{key}={value}"
-    return f"{key}={','.join(_texts(value))}"
+    return f"{key}={','.join(texts(value))}"
 
 
-def _texts(value: object) -> list[str]:
+def point_values(value: object) -> list[str]:
+    """Return a YAML value, or each of a list of them, as the points of the axes write it: the text 1e-4 as 0.0001."""
+    return [_as_in_a_point(text) for text in texts(value)]
+
+
+@cache
+def _as_in_a_point(text: str) -> str:
+    return OverridesParser.create().parse_override(f"value={text}").get_value_element_as_str()
+
+
+def texts(value: object) -> list[str]:
     """Return a YAML value, or each of a list of them, as Hydra writes the value of an override."""
     return [_text(item) for item in value] if isinstance(value, list | tuple) else [_text(value)]
 
@@ -152,5 +216,12 @@ def _values(key: str, override: Override) -> list[str]:
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
         raise ConfigError(f"{key} must be a list of values, range() or choice(); got '{override.input_line}'")
-    # A value that is listed twice is one run.
-    return list(dict.fromkeys(str(value) for value in override.sweep_string_iterator()))
+    values: dict[tuple[type, object], str] = {}
+    for value in override.sweep_iterator():
+        text = Transformer.str(value)
+        plain = value.text if isinstance(value, QuotedString) else value
+        same = type(plain), str(plain)  # 1e-4 and 0.0001 are one number; 1 and '1' are two values
+        if same in values:
+            raise ConfigError(f"{key} lists {text} twice; got '{override.input_line}'; remove one of them")
+        values[same] = text
+    return list(values.values())

@@ -17,7 +17,8 @@ from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.errors import LaunchError
 from qlora_lab.runs import folder as folder_states
 from qlora_lab.runs.folder import RunFolder
-from qlora_lab.sweep.plan import Plan, parallel_runs
+from qlora_lab.sweep.plan import Plan
+from qlora_lab.sweep.prepare import parallel_runs
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.worker import RunJob
 

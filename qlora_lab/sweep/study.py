@@ -1,23 +1,34 @@
 """A study: axes expanded into runs, planned, launched, and answered."""
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from qlora_lab.config.command import FAILED
-from qlora_lab.config.schema import RunConfig
-from qlora_lab.errors import ConfigError
-from qlora_lab.sweep import plan as planning
-from qlora_lab.sweep.axes import Axes, Point, is_left_out
+from qlora_lab.config.schema import RunConfig, SweepConfig
+from qlora_lab.errors import QloraLabError
+from qlora_lab.runs.files import read_json, write_json
+from qlora_lab.sweep.axes import Axes, Point
 from qlora_lab.sweep.launch import launch
 from qlora_lab.sweep.listing import listed
+from qlora_lab.sweep.plan import Plan, Refused, make_plan
+from qlora_lab.sweep.plan_file import PACKAGE, hash_of_code
+from qlora_lab.sweep.planned import PlanMemory
+from qlora_lab.sweep.states import read_states
 
 Compose = Callable[[Axes, Point], RunConfig]
+ANSWER_FILE = "answer.json"
 
 
-def run_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dict[str, Any]]) -> None:
-    """Plan every run of the study, execute what is not finished, and print the answer.
+def plan_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dict[str, Any]]) -> Plan:
+    """Return the plan of every run of a study.
 
     Args:
         compose: gives the configuration at a point of the axes.
@@ -25,42 +36,85 @@ def run_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dict
         exclude: combinations to leave out, before they are composed: they may be ones that cannot work.
 
     Raises:
-        ConfigError: nothing is left to run, or a run cannot work.
+        ConfigError, HydraException, OmegaConfBaseException: no run is left that can work.
     """
-    axes.check_exclusions(exclude)
-    points = [point for point in axes.points() if not is_left_out(point, exclude)]
-    if not points:
-        raise ConfigError("study.exclude leaves no run; remove one of its combinations")
-    configs = [_composed(axes, point, compose, name) for point in points]
-    plan = planning.make_plan(configs[0].study.name or "study", list(zip(points, configs, strict=True)))
+    runs: list[tuple[Point, RunConfig]] = []
+    refused: list[Refused] = []
+    named = Named(name)
+    for point in axes.without(exclude):
+        try:
+            runs.append((point, named(compose(axes, point))))
+        except (QloraLabError, HydraException, OmegaConfBaseException) as error:
+            refused.append(Refused(point, error))
+    if not runs:
+        raise refused[0].error
+    return make_plan(study_name(runs[0][1].study.name, name), runs, refused)
+
+
+def run_study(plan: Plan, action: str, memory: PlanMemory | None = None) -> None:
+    """Show a plan, execute what is not finished, and print the answer.
+
+    Args:
+        action: run, or plan, which changes nothing.
+        memory: keeps the plan for the next command.
+
+    Raises:
+        ConfigError: some of its runs cannot work.
+    """
     print(plan.text(), flush=True)
-    if configs[0].sweep.action == "plan":
+    if plan.refused:
+        raise plan.refusal()
+    if action == "plan":
         return
     record = plan.write()
-    launch(plan, configs[0].launcher)
+    if memory is not None:
+        memory.keep(plan, record["configs"])
+    execute(plan, record)
+
+
+def execute(plan: Plan, record: dict[str, Any]) -> None:
+    """Execute what is left of a written plan, and print the answer.
+
+    Args:
+        record: what its plan.json holds.
+    """
+    to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
+    if to_do:
+        plan.create_folders(to_do)
+        launch(plan, plan.runs[0].config.launcher)
     _answer(plan, record)
 
 
-def _composed(axes: Axes, point: Point, compose: Compose, name: str | None) -> RunConfig:
-    config = compose(axes, point)
-    return replace(config, study=replace(config.study, name=config.study.name or _folder_name(name)))
+class Named:
+    """Names the study of each run after its file; runs that share a study's settings go on sharing them."""
+
+    def __init__(self, experiment: str | None) -> None:
+        self._name = study_name(None, experiment)
+        self._named: dict[int, tuple[Any, Any]] = {}  # with what the id() is of
+        self._sweeps: dict[bool, SweepConfig] = {}
+
+    def __call__(self, config: RunConfig) -> RunConfig:
+        key = id(config.study)
+        if key not in self._named:
+            self._named[key] = config.study, replace(config.study, name=config.study.name or self._name)
+        # What this command does with the plan is no part of it.
+        retry_failed = config.sweep.retry_failed
+        sweep = self._sweeps.setdefault(retry_failed, SweepConfig(retry_failed=retry_failed))
+        return replace(config, study=self._named[key][1], sweep=sweep)
 
 
-def _folder_name(experiment: str | None) -> str | None:
-    return experiment.replace("/", "_") if experiment else None
+def study_name(given: str | None, experiment: str | None) -> str:
+    """Return the name of a study: its own, or that of its file."""
+    return given or (experiment or "study").replace("/", "_")
 
 
-def _answer(plan: planning.Plan, record: dict[str, Any]) -> None:
+def _answer(plan: Plan, record: dict[str, Any]) -> None:
     """Print what the finished runs say; exit with status 1 if any run failed.
 
     Args:
         record: what plan.json held when this sweep planned; another sweep may have written it again since.
     """
-    from analysis.plan import plan_of  # pandas: only once there is something to summarise
-    from analysis.report import summarize_study
-
-    answer = summarize_study(plan.folder, plan.runs_dir, plan_of(record))
-    print(answer.text, flush=True)
+    print(_answer_text(plan, record), flush=True)
     states = plan.states()
     print(f"run folders: {plan.runs_dir.resolve()}/ ({', '.join(listed([run.run_id for run in plan.runs]))})")
     failed = [run_id for run_id, state in states.items() if state != "finished"]
@@ -71,3 +125,21 @@ def _answer(plan: planning.Plan, record: dict[str, Any]) -> None:
             file=sys.stderr,
         )
         sys.exit(FAILED)
+
+
+def _answer_text(plan: Plan, record: dict[str, Any]) -> str:
+    """Return the answer, the one before if no run has changed since and its files are still there."""
+    statuses = read_states(plan.runs_dir, (run.run_id for run in plan.runs))
+    told_apart = [hash_of_code(PACKAGE.parent / "analysis"), record["study"], record["axes"], str(plan.runs_dir)]
+    told_apart += [[run_id, status.state, status.record.get("ended_at")] for run_id, status in statuses.items()]
+    key = hashlib.sha256(json.dumps(told_apart).encode()).hexdigest()
+    file = plan.folder / ANSWER_FILE
+    before = read_json(file) if file.exists() else {}
+    if before.get("of") == key and all(Path(path).exists() for path in before["paths"]):
+        return str(before["text"])
+    from analysis.plan import plan_of  # pandas: only once there is something to summarise
+    from analysis.report import summarize_study
+
+    answer = summarize_study(plan.folder, plan.runs_dir, plan_of(record))
+    write_json(file, {"of": key, "text": answer.text, "paths": [str(path) for path in answer.paths.values()]})
+    return answer.text

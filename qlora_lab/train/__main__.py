@@ -10,9 +10,11 @@ from omegaconf import DictConfig
 from qlora_lab.config import hardware
 from qlora_lab.config.command import FAILED, TERMINATED, command
 from qlora_lab.config.load import from_hydra
+from qlora_lab.errors import ConfigError
 from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RunFolder
 from qlora_lab.runs.identity import run_id
-from qlora_lab.sweep.plan import check_runs_dir, prepare
+from qlora_lab.sweep.plan import check_runs_dir
+from qlora_lab.sweep.prepare import prepare
 
 
 def train(node: DictConfig) -> None:
@@ -22,6 +24,10 @@ def train(node: DictConfig) -> None:
     here = replace(composed, launcher=replace(composed.launcher, kind="in_process"))
     config = prepare(here, hardware.detect())
     runs_dir, identifier = Path(config.paths.runs_dir), run_id(config)
+    if config.sweep.action not in ("run", "plan"):
+        raise ConfigError(
+            f"sweep.action={config.sweep.action} is about a study; use python -m qlora_lab.sweep, or sweep.action=plan"
+        )
     if config.sweep.action == "plan":
         print(f"run {identifier}: {RunFolder(runs_dir / identifier).state()}")
         return

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qlora_lab.errors import ConfigError
-from qlora_lab.sweep.axes import Axes, axes_of, axis_override, is_left_out
+from qlora_lab.sweep.axes import Axes, axes_of, axis_override
 
 parse = OverridesParser.create().parse_overrides
 
@@ -27,11 +27,11 @@ def test_the_command_line_wins_narrows_and_widens() -> None:
     assert axes.shared == ["quant=none"]
 
 
-@pytest.mark.parametrize("typed", ["seed=5", "++seed=5", "++seed=5,5"])
+@pytest.mark.parametrize("typed", ["seed=5", "++seed=5"])
 def test_an_axis_is_narrowed_however_it_is_typed(typed: str) -> None:
     axes = axes_of(parse(["seed=range(2)"]), parse([typed]))
     assert axes.values == {"seed": ["5"]} and not axes.shared
-    assert axes.overrides(axes.points()[0]) == [typed.split(",")[0]]
+    assert axes.overrides(axes.points()[0]) == [typed]
 
 
 def test_an_axis_over_a_new_key_is_composed_as_it_was_typed() -> None:
@@ -70,8 +70,21 @@ def test_what_is_the_same_for_all_runs_is_no_axis(override: str) -> None:
             axes_of(parse(params), parse(arguments))
 
 
-def test_a_value_listed_twice_is_one_run() -> None:
-    assert axes_of([], parse(["data=a,b,a"])).values == {"data": ["a", "b"]}
+@pytest.mark.parametrize(
+    ("override", "twice"),
+    [
+        ("data=a,b,a", "a"),
+        ("seed=0,1,0", "0"),
+        ("optim.learning_rate=1e-4,2e-4,0.0001", "0.0001"),
+        ("data.source.path='a b','a b'", "'a b'"),
+        ("data.source.families=[a],[b],[a]", r"\[a\]"),
+    ],
+)
+def test_a_value_listed_twice_is_refused(override: str, twice: str) -> None:
+    with pytest.raises(ConfigError, match=rf"lists {twice} twice; got .*; remove one of them"):
+        axes_of([], parse([override]))
+    with pytest.raises(ConfigError, match="twice"):
+        axes_of(parse([override]), [])
 
 
 def test_only_lists_are_axes() -> None:
@@ -110,18 +123,44 @@ def test_an_axis_without_values_is_refused(in_yaml: Any) -> None:
         axis_override("adapter", in_yaml)
 
 
+def left(axes: Axes, *exclude: dict[str, Any]) -> list[str]:
+    return [" ".join(point.values()) for point in axes.without(list(exclude))]
+
+
 def test_exclusions_leave_out_combinations() -> None:
-    exclude = [{"quant": "nf4", "data.rows": [8, None]}, {"quant.double_quant": True}]
-    point = {"quant": "nf4", "data.rows": "null", "quant.double_quant": "False"}
-    assert is_left_out(point, exclude)
-    assert not is_left_out(point | {"quant": "none"}, exclude)
-    assert is_left_out(point | {"quant": "none", "quant.double_quant": "True"}, exclude)
+    axes = axes_of([], parse(["quant=none,nf4", "data.rows=8,null,16", "optim.learning_rate=1e-4,2e-4"]))
+    kept = left(axes, {"quant": "nf4", "data.rows": [8, None]}, {"optim.learning_rate": 2e-4, "data.rows": 16})
+    assert kept == [
+        "none 8 0.0001",
+        "none 8 0.0002",
+        "none null 0.0001",
+        "none null 0.0002",
+        "none 16 0.0001",
+        "nf4 16 0.0001",
+    ]
+    assert len(left(axes, {"optim.learning_rate": "1e-4", "data.rows": [8, 16]})) == 8
 
 
 def test_an_exclusion_that_can_leave_out_nothing_is_refused() -> None:
     axes = axes_of(parse(["quant=none,nf4", "seed=range(2)"]), parse(["quant=nf4", "data.rows=8,16"]))
-    axes.check_exclusions([{"quant": "none", "seed": [0, 1]}, {"data.rows": 8}])  # none was narrowed away
+    axes.without([{"quant": "none", "seed": [0, 1]}, {"data.rows": 8, "seed": 0}])  # none was narrowed away
     with pytest.raises(ConfigError, match=r"study\.exclude: quant must be one of nf4, none; got 'nf5'; did you mean"):
-        axes.check_exclusions([{"quant": ["nf4", "nf5"]}])
+        axes.without([{"quant": ["nf4", "nf5"]}])
     with pytest.raises(ConfigError, match=r"study\.exclude names 'qant', which is no axis; the axes are quant, seed"):
-        axes.check_exclusions([{"qant": "nf4"}])
+        axes.without([{"qant": "nf4"}])
+
+
+def test_an_axis_value_that_is_always_left_out_is_refused() -> None:
+    whole = axes_of(parse(["quant=none,nf4", "adapter=a,b"]), [])
+    exclude = {"quant": "nf4", "adapter": ["a", "b"]}
+    with pytest.raises(ConfigError, match=r"no run can use quant=nf4, since study\.exclude leaves out each"):
+        whole.without([exclude])
+    with pytest.raises(ConfigError, match=r"study\.exclude leaves no run"):
+        whole.without([{"quant": ["none", "nf4"]}])
+    only_b = {"quant": "nf4", "adapter": "a"}
+    # the study's own values go where the command line leaves them no run; those it names do not
+    narrowed = axes_of(parse(["quant=none,nf4", "adapter=a,b"]), parse(["quant=nf4"]))
+    assert left(narrowed, only_b) == ["nf4 b"]
+    asked = axes_of(parse(["quant=none,nf4", "adapter=a,b,c"]), parse(["quant=nf4", "adapter=b,a"]))
+    with pytest.raises(ConfigError, match="no run can use adapter=a"):
+        asked.without([only_b])

@@ -13,7 +13,8 @@ import pytest
 from qlora_lab.config.hardware import Hardware
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED
 from qlora_lab.sweep import launch
-from qlora_lab.sweep.plan import Plan, make_plan, prepare
+from qlora_lab.sweep.plan import Plan, make_plan
+from qlora_lab.sweep.prepare import prepare
 from qlora_lab.sweep.worker import RunJob
 from tests.helpers import tiny
 

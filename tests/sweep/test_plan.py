@@ -16,7 +16,8 @@ from qlora_lab.sweep import study
 from qlora_lab.sweep.dotted import flatten
 from qlora_lab.sweep.listing import MOST_LISTED, listed
 from qlora_lab.sweep.metric_names import check_metric, metric_names
-from qlora_lab.sweep.plan import Plan, PlannedRun, make_plan, prepare
+from qlora_lab.sweep.plan import Plan, PlannedRun, make_plan
+from qlora_lab.sweep.prepare import prepare
 from tests.helpers import tiny
 
 
@@ -169,7 +170,7 @@ def test_thousands_of_runs_are_planned_in_a_screen(config: RunConfig) -> None:
     plan = Plan("study", Path("runs"), runs, repeated=0)
     lines = plan.text().splitlines()
     assert len(lines) == 1 + 1 + MOST_LISTED + 1 + 1
-    assert lines[-2:] == ["and 2,980 more runs", "3000 runs: 3000 new"]
+    assert lines[-2:] == ["and 2,980 more runs", "3,000 runs: 3,000 new"]
 
 
 def test_lists_are_cut_where_more_than_one_is_left() -> None:

@@ -15,10 +15,16 @@ parse = OverridesParser.create().parse_overrides
 
 
 def test_equal_runs_are_planned_once(tmp_path: Path) -> None:
-    config = tiny(tmp_path)
-    plan = make_plan("study", [({"adapter.rank": "8"}, config), ({"adapter.rank": "08"}, config)])
-    assert len(plan.runs) == 1 and plan.repeated == 1
+    none = [({"quant": "none", "quant.block_size": size}, tiny(tmp_path, "quant=none")) for size in ("32", "64")]
+    nf4 = [
+        ({"quant": "nf4", "quant.block_size": size}, tiny(tmp_path, f"quant.block_size={size}"))
+        for size in ("32", "64")
+    ]
+    plan = make_plan("study", [*none, *nf4])
+    assert len(plan.runs) == 3 and plan.repeated == 1
     assert "1 repeated combinations left out" in plan.text()
+    with pytest.raises(ConfigError, match=r"no run can use quant.block_size=64: each of its runs is that of another"):
+        make_plan("study", none)
 
 
 def test_fixed_values_are_what_all_runs_share(tmp_path: Path) -> None:

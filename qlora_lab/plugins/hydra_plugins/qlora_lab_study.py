@@ -9,7 +9,6 @@ from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -38,26 +37,11 @@ class PlanSweeper(Sweeper):
         self.config = config
 
     def sweep(self, arguments: list[str]) -> None:
-        from qlora_lab.sweep import study
-        from qlora_lab.sweep.axes import axes_of, axis_override
-        from qlora_lab.sweep.compose import Composer
+        from qlora_lab.sweep.command import sweep
 
         params = OmegaConf.to_container(OmegaConf.create(self.params))
         assert isinstance(params, dict)
-        parser = OverridesParser.create(config_loader=self.config_loader)
-        axes = axes_of(
-            parser.parse_overrides([axis_override(key, value) for key, value in params.items()]),
-            parser.parse_overrides(arguments),
-        )
-        study.run_study(
-            axes,
-            compose=Composer(
-                load=lambda overrides: self.config_loader.load_sweep_config(self.config, overrides),
-                is_group=lambda key: "@" in key or bool(self.config_loader.get_group_options(key)),
-            ),
-            name=OmegaConf.select(self.config, "hydra.runtime.choices.experiment"),
-            exclude=OmegaConf.to_container(self.config.study.exclude, resolve=True),
-        )
+        sweep(self.config_loader, self.config, params, arguments)
 
 
 @dataclass

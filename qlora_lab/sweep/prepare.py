@@ -1,0 +1,151 @@
+"""A run made ready before anything is loaded: nothing left open, and what needs no weights checked."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qlora_lab.config import hardware
+from qlora_lab.config.architecture import check_task, linear_layers
+from qlora_lab.config.families import FAMILIES
+from qlora_lab.config.placement import match_linears
+from qlora_lab.config.resolve import resolve
+from qlora_lab.config.schema import RunConfig
+from qlora_lab.errors import ConfigError, ModelError, QloraLabError, unknown_name
+from qlora_lab.runs.fingerprint import source_fingerprint
+from qlora_lab.wheels import WHEELS, default_cache_dir, wheel_file
+
+# What resolving and the checks of files look at; the placement of the adapter comes on top.
+LOOKED_AT = ("model", "data", "trainer", "evaluation", "launcher", "paths")
+Ids = tuple[int, ...]
+
+
+class Preparer:
+    """Prepares the runs of a plan; what runs share is resolved and checked once, and they go on sharing it.
+
+    Args:
+        machine: that plans.
+    """
+
+    def __init__(self, machine: hardware.Hardware) -> None:
+        self._machine = machine
+        # with the configuration itself, so that the ids of its groups stay its own
+        self._resolved: dict[Ids, tuple[RunConfig, dict[str, Any] | QloraLabError]] = {}
+        self._placed: dict[Ids, tuple[RunConfig, QloraLabError | None]] = {}
+        self._equal: dict[tuple[str, str], Any] = {}
+
+    def __call__(self, config: RunConfig) -> RunConfig:
+        """Return what `prepare` returns.
+
+        Raises:
+            ConfigError, ModelError, DataError: as `prepare` does.
+        """
+        key = tuple(id(getattr(config, name)) for name in LOOKED_AT)
+        if key not in self._resolved:
+            self._resolved[key] = config, self._resolve(config)
+        resolved = self._resolved[key][1]
+        if isinstance(resolved, QloraLabError):
+            raise resolved
+        key = id(resolved["model"]), id(config.adapter)
+        prepared = replace(config, **resolved)
+        if key not in self._placed:
+            self._placed[key] = prepared, _error_of(prepared)
+        error = self._placed[key][1]
+        if error is not None:
+            raise error
+        return prepared
+
+    def _resolve(self, config: RunConfig) -> dict[str, Any] | QloraLabError:
+        try:
+            resolved = _resolve(config, self._machine)
+        except QloraLabError as error:
+            return error
+        groups = {name: getattr(resolved, name) for name in LOOKED_AT}
+        return {name: self._equal.setdefault((name, repr(value)), value) for name, value in groups.items()}
+
+
+def prepare(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
+    """Resolve what is left open and check what needs no weights, before anything is loaded.
+
+    Raises:
+        ConfigError: the adapter matches no layer.
+        ModelError, DataError: the model or the data are not on this machine.
+    """
+    return Preparer(machine)(config)
+
+
+def _error_of(config: RunConfig) -> QloraLabError | None:
+    try:
+        _check_placement(config)
+    except QloraLabError as error:
+        return error
+    return None
+
+
+def _resolve(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
+    data_dir = Path(config.paths.data_dir)
+    resolved = resolve(config, machine, lambda source: source_fingerprint(source, data_dir))
+    if resolved.trainer.threads is None:
+        resolved = replace(resolved, trainer=replace(resolved.trainer, threads=threads_of_a_run(config, machine)))
+    _check_device(resolved, machine)
+    check_inputs(resolved)
+    return resolved
+
+
+def threads_of_a_run(config: RunConfig, machine: hardware.Hardware) -> int:
+    """Return a run's share of the cores: on SLURM those it asks for, not those of the machine that plans."""
+    if config.launcher.kind == "slurm":
+        return config.launcher.slurm.cpus_per_run
+    return max(1, machine.cores // parallel_runs(config, machine))
+
+
+def parallel_runs(config: RunConfig, machine: hardware.Hardware) -> int:
+    """Return how many runs share this machine: one a GPU, else one a core, or as the launcher says."""
+    launcher = config.launcher
+    if launcher.kind == "in_process":
+        return 1
+    return launcher.max_parallel or len(machine.gpus) or machine.cores
+
+
+def _check_device(config: RunConfig, machine: hardware.Hardware) -> None:
+    if config.trainer.device == "cuda" and config.launcher.kind != "slurm" and not machine.gpus:
+        raise ConfigError(
+            "trainer.device must be cpu or auto, since this process sees no GPU; got 'cuda'; "
+            "plan it where one is, or with launcher=slurm"
+        )
+
+
+def _check_placement(config: RunConfig) -> None:
+    """Refuse an adapter that matches no layer, where the model's layers are known without loading it."""
+    architecture, adapter = config.model.architecture, config.adapter
+    if architecture is not None and config.model.source == "random" and architecture.model_type not in FAMILIES:
+        raise ConfigError(unknown_name("model.architecture.model_type", architecture.model_type, FAMILIES))
+    check_task(config.model)
+    layers = linear_layers(architecture) if architecture is not None else None
+    if layers is not None and adapter.kind == "lora":
+        match_linears([name for name, _, _ in layers], adapter.placement, adapter.target_regex, adapter.last_k_layers)
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Refuse a run whose model or data are not on this machine, in the plan rather than in every run.
+
+    Hub ids are left to the run: nodes may reach a hub that this machine does not. A wheel is hashed once, however
+    many runs name it.
+    """
+    cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
+    model = config.model
+    if model.source == "wheel":
+        _check_wheel("model.wheel", model.wheel or "", cache_dir, of_a_model=True)
+    elif model.source in ("folder", "gguf") and not Path(model.path or "").exists():
+        raise ModelError(f"model.path does not exist: {model.path}; give the path of a {model.source}")
+    sets = {f"evaluation.sets.{name}": source for name, source in config.evaluation.sets.items()}
+    for place, source in {"data.source": config.data.source, **sets}.items():
+        if source.kind == "wheel":
+            _check_wheel(f"{place}.wheel", source.wheel or "", cache_dir, of_a_model=False)
+
+
+def _check_wheel(key: str, name: str, cache_dir: Path, *, of_a_model: bool) -> None:
+    """Refuse a wheel that is none, or holds something else, or is not in the cache."""
+    allowed = [known for known, wheel in WHEELS.items() if (wheel.gguf is not None) == of_a_model]
+    if name not in allowed:
+        raise ConfigError(unknown_name(key, name, allowed))
+    wheel_file(name, cache_dir)

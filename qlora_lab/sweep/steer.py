@@ -1,0 +1,278 @@
+"""See and steer a study that was started: status, watch, resume, retry, cancel, hold, release, logs, clean.
+
+    python -m qlora_lab.sweep status dataset_quality [quant=nf4] [--json]
+    python -m qlora_lab.sweep +experiment=dataset_quality sweep.action=status [quant=nf4] [sweep.json=true]
+
+are the same; the first does without Hydra. Nothing here runs on after the command.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qlora_lab.errors import ConfigError, LaunchError, RunFolderError
+from qlora_lab.runs.files import read_json
+from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING, RunFolder
+from qlora_lab.sweep.plan import Plan, planned
+from qlora_lab.sweep.plan_file import read_plan_file
+from qlora_lab.sweep.scheduler import Job, Scheduler
+from qlora_lab.sweep.states import RunState
+from qlora_lab.sweep.status import StudyFolder, find_study, states_of, study_status
+
+WATCH_S = 10.0
+LOG_LINES = 40
+# By the kind of launcher; the others execute runs on this machine, and have no queue.
+SCHEDULERS: dict[str, Callable[[], Scheduler]] = {}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command asks about a study.
+
+    Attributes:
+        where: axis -> values, of the runs that are meant.
+        run: the first digits of one run's id, for logs.
+        cause: of failures, for retry.
+        as_json: for programs, rather than words.
+    """
+
+    action: str
+    runs_dir: Path
+    study: str
+    where: Mapping[str, list[str]] = field(default_factory=dict)
+    run: str | None = None
+    cause: str | None = None
+    as_json: bool = False
+
+
+def steer(asked: Asked) -> None:
+    """Do what a command asks.
+
+    Raises:
+        RunFolderError, ConfigError: there is no such study, run, axis or value.
+        LaunchError: the scheduler refuses, or there is none.
+    """
+    ACTIONS[asked.action](find_study(asked.runs_dir, asked.study, asked.where), asked)
+
+
+def chosen_plan(plan: Plan, states: Mapping[str, RunState], action: str, cause: str | None = None) -> Plan:
+    """Return a plan that executes only what `resume` or `retry` is about.
+
+    Args:
+        states: of the runs that are meant.
+        action: resume: what is neither finished nor failed; retry: what failed.
+        cause: that it failed for; None for any.
+
+    Raises:
+        ConfigError: no run failed for that cause.
+    """
+    failed = {run_id: state for run_id, state in states.items() if state.state == FAILED}
+    if action != "retry":
+        return replace(plan, only=frozenset(states) - frozenset(failed))
+    causes = Counter(state.cause for state in failed.values())
+    if cause is not None and cause not in causes:
+        there = ", ".join(f"{name} ({count})" for name, count in causes.most_common()) or "none"
+        raise ConfigError(f"no run failed for the cause '{cause}'; the causes are: {there}")
+    return replace(plan, only=frozenset(i for i, state in failed.items() if cause in (None, state.cause)))
+
+
+def runs_of(job: Job, folder: Path) -> list[str]:
+    """Return the runs that a job waits for or executes; of a pool, all that it may take.
+
+    Args:
+        folder: of the plan; each submission left a file there, and names it in its jobs' comment.
+    """
+    for file in folder.glob("*/chunks/*.json"):
+        if file.stem in job.comment:
+            chunk = read_json(file)
+            return chunk["run_ids"] if chunk["mode"] == "pool" else [chunk["run_ids"][n] for n in job.tasks or (0,)]
+    return []
+
+
+def _status(study: StudyFolder, asked: Asked) -> None:
+    scheduler = _scheduler(study, needed=False)
+    jobs = None
+    if scheduler is not None:
+        own = [(job, set(runs_of(job, study.path))) for job in scheduler.query() if not job.is_over]
+        jobs = dict(Counter(job.state for job, runs in own if runs & set(study.places) for _ in job.ids))
+    status = study_status(study, states_of(study), datetime.now(UTC), jobs)
+    if asked.as_json:
+        print(status.to_json(), flush=True)
+        return
+    print(status.text(), flush=True)
+    if study.others and "/" not in asked.study:
+        print(f"this is its newest plan, {study.path.name}; it has {study.others} older in {study.path.parent}")
+
+
+def _watch(study: StudyFolder, asked: Asked) -> None:
+    """Show the status again and again until no run is left to wait for."""
+    while True:
+        _status(study, asked)
+        if all(state.state in (FINISHED, FAILED) for state in states_of(study).values()):
+            return
+        time.sleep(WATCH_S)
+
+
+def _go_on(study: StudyFolder, asked: Asked) -> None:
+    """Execute what is left of a study as it was planned, without composing it again."""
+    from qlora_lab.sweep.study import execute
+
+    record = read_plan_file(study.configs)
+    plan = chosen_plan(planned(record.study, record.rows), states_of(study), asked.action, asked.cause)
+    execute(plan, read_json(study.path / "plan.json"))
+
+
+def _cancel(study: StudyFolder, asked: Asked) -> None:
+    _tell(study, asked, lambda scheduler, ids: scheduler.cancel(ids), "cancelled")
+
+
+def _hold(study: StudyFolder, asked: Asked) -> None:
+    _tell(study, asked, lambda scheduler, ids: scheduler.hold(ids), "held back")
+
+
+def _release(study: StudyFolder, asked: Asked) -> None:
+    _tell(study, asked, lambda scheduler, ids: scheduler.release(ids), "released")
+
+
+def _tell(study: StudyFolder, asked: Asked, do: Callable[[Scheduler, list[str]], None], done: str) -> None:
+    """Do something with the jobs of the runs that are meant."""
+    scheduler = _scheduler(study, needed=True)
+    assert scheduler is not None
+    ids: list[str] = []
+    for job in scheduler.query():
+        runs = set() if job.is_over else set(runs_of(job, study.path))
+        alone = len(runs) == len(job.ids)  # a task a run
+        if runs and runs <= set(study.places):
+            ids += job.ids
+        elif runs & set(study.places) and alone:
+            in_order = runs_of(job, study.path)
+            ids += [job_id for job_id, run in zip(job.ids, in_order, strict=True) if run in study.places]
+        elif runs & set(study.places):
+            raise LaunchError(
+                f"job {job.job} takes other runs of this study too, so it cannot be {done} for some of them; "
+                f"leave out {', '.join(asked.where)}"
+            )
+    if ids:
+        do(scheduler, ids)
+    if asked.as_json:
+        print(json.dumps({done.replace(" ", "_"): ids}))
+    else:
+        print(f"{len(ids):,} jobs {done}" if ids else f"no job of these runs is in the queue; nothing {done}")
+
+
+def _logs(study: StudyFolder, asked: Asked) -> None:
+    """Print what one run said last: the one that is asked for, else the last that failed, else one that runs."""
+    states = states_of(study)
+    run_id = _one_run(states, asked.run)
+    record = states[run_id].record
+    log = record.get("log")
+    tail = _tail(Path(log)) if log and Path(log).is_file() else []
+    trace = str((record.get("error") or {}).get("traceback") or "").splitlines()
+    if asked.as_json:
+        print(json.dumps({"run": run_id, "state": states[run_id].words, "log": log, "lines": tail or trace}))
+        return
+    print(f"run {run_id}: {states[run_id].words}" + (f"; {log}" if log else ""))
+    print("\n".join(tail or trace[-LOG_LINES:]) or "it has said nothing yet")
+    print(f"its folder: {study.runs_dir.resolve() / run_id}")
+
+
+def _clean(study: StudyFolder, asked: Asked) -> None:
+    """Remove the checkpoints of finished runs, from which nothing goes on any more."""
+    folders = [RunFolder(study.runs_dir / i).checkpoints for i, s in states_of(study).items() if s.state == FINISHED]
+    there = [folder for folder in folders if folder.is_dir()]
+    freed = sum(file.stat().st_size for folder in there for file in folder.rglob("*") if file.is_file())
+    for folder in there:
+        shutil.rmtree(folder)
+    if asked.as_json:
+        print(json.dumps({"runs": len(there), "freed_bytes": freed}))
+    else:
+        print(
+            f"removed the checkpoints of {len(there):,} finished runs, {freed / 1e9:.2f} GB; adapters and results stay"
+        )
+
+
+def _one_run(states: Mapping[str, RunState], given: str | None) -> str:
+    if given is not None:
+        found = [run_id for run_id in states if run_id.startswith(given)]
+        if len(found) != 1:
+            many = f"{len(found)} runs begin" if found else "no run of this study begins"
+            raise RunFolderError(f"{many} with '{given}'; give more or other digits of a run's id")
+        return found[0]
+    begun = [run_id for run_id, state in states.items() if state.record]
+    if not begun:
+        raise RunFolderError("no run of this study has begun, so there are no logs yet")
+    rank = {FAILED: 2, RUNNING: 1}
+    return max(begun, key=lambda i: (rank.get(states[i].state, 0), str(states[i].record.get("ended_at") or "")))
+
+
+def _tail(file: Path) -> list[str]:
+    with file.open("rb") as log:
+        log.seek(max(0, file.stat().st_size - 100 * LOG_LINES))
+        return log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+
+
+def _scheduler(study: StudyFolder, needed: bool) -> Scheduler | None:
+    (_, _, config), *_ = read_plan_file(study.configs, [next(iter(study.places))]).rows
+    kind = config.launcher.kind
+    if kind in SCHEDULERS:
+        return SCHEDULERS[kind]()
+    if needed:
+        raise LaunchError(
+            f"study {study.name} was planned for launcher={kind}, which has no queue; its runs end with the command "
+            "that started them: press Ctrl-C there"
+        )
+    return None
+
+
+ACTIONS: dict[str, Callable[[StudyFolder, Asked], None]] = {
+    "status": _status,
+    "watch": _watch,
+    "resume": _go_on,
+    "retry": _go_on,
+    "cancel": _cancel,
+    "hold": _hold,
+    "release": _release,
+    "logs": _logs,
+    "clean": _clean,
+}
+
+
+def words(arguments: list[str]) -> Asked:
+    """Read `ACTION NAME [AXIS=VALUE,...] [--json] [--run ID] [--cause CAUSE] [--runs-dir FOLDER]`."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m qlora_lab.sweep", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("action", choices=list(ACTIONS))
+    parser.add_argument("study", help="its name, or NAME/PLAN")
+    parser.add_argument("where", nargs="*", metavar="AXIS=VALUE,...", help="only runs with these values")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--run", help="logs: the first digits of a run's id")
+    parser.add_argument("--cause", help="retry: only runs that failed for this cause")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
+    given = parser.parse_args(arguments)
+    pairs = [each.partition("=") for each in given.where]
+    for axis, equals, _ in pairs:
+        if not equals:
+            parser.error(f"'{axis}' must be AXIS=VALUE, such as quant=nf4")
+    where = {axis: values.split(",") for axis, _, values in pairs}
+    return Asked(given.action, given.runs_dir, given.study, where, given.run, given.cause, given.json)
+
+
+def main(arguments: list[str]) -> None:
+    """Do what a command in words asks; exit with status 2 and one sentence where it cannot be."""
+    from qlora_lab.config.command import REFUSED, STOPPED
+    from qlora_lab.errors import QloraLabError
+
+    try:
+        steer(words(arguments))
+    except QloraLabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
