@@ -33,9 +33,9 @@ class Rule:
 
 RULES = {
     PREEMPTION: Rule(attempts=100),
-    TIME_LIMIT: Rule(attempts=2, with_progress=True),
+    TIME_LIMIT: Rule(attempts=3, with_progress=True),
     NODE: Rule(attempts=10),
-    INFRASTRUCTURE: Rule(attempts=5),
+    INFRASTRUCTURE: Rule(attempts=3),
     HOST_MEMORY: Rule(attempts=2, memory_factor=1.5),
     DISK: Rule(attempts=2),
     GPU_MEMORY: Rule(attempts=1),

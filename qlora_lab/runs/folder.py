@@ -5,7 +5,6 @@ runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import socket
@@ -24,14 +23,14 @@ from qlora_lab.config.load import from_plain
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs import lease as leases
-from qlora_lab.runs.causes import cause_of
+from qlora_lab.runs.causes import INFRASTRUCTURE, cause_of
 from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
 from qlora_lab.runs.lease import Claim, Lease
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
 POLL_S = 0.5
-KEPT_ATTEMPTS = 20  # of the earlier ones, in status.json
+KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
 
 
 def now() -> str:
@@ -112,6 +111,7 @@ class RunFolder:
             host=socket.gethostname(),
             node=os.environ.get("SLURMD_NODENAME"),
             job=job_id(),
+            log=_log_file(),
             pid=os.getpid(),
             attempt=self.lease.attempt if self.lease is not None else 1 + self.attempts(),
             elapsed_s=self.elapsed_s(),
@@ -140,7 +140,7 @@ class RunFolder:
             details = {"type": type(error).__name__, "message": str(error), "traceback": trace}
             cause = cause or cause_of(error)
         ended = {"state": state, "ended_at": now(), "elapsed_s": elapsed_s, "cause": cause, "error": details}
-        self._write_status(**{**status, **ended})
+        self._write_status(**{**status, **ended, "step": (self.last_metrics() or {}).get("step")})
 
     def _write_status(self, **status: Any) -> None:
         write_json(self.path / "status.json", status, self.lease)
@@ -195,13 +195,12 @@ class RunFolder:
     def lock(self, *, poll_s: float = POLL_S, log: Any = print) -> Iterator[Lease]:
         """Hold the run, waiting while another process executes it; who dies or falls silent loses it."""
         claim = self.claim()
-        for tries in itertools.count():
-            lease = claim.attempt()
-            if lease is not None:
-                break
-            if tries == 0:
-                log(f"run {self.run_id} is being executed by another process; waiting for it")
+        lease = claim.attempt()
+        if lease is None:
+            log(f"run {self.run_id} is being executed by another process; waiting for it")
+        while lease is None:
             time.sleep(poll_s)
+            lease = claim.attempt()
         with self.holding(lease):
             yield lease
 
@@ -222,11 +221,21 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def _log_file() -> str | None:
+    """Return the file that this process prints to, where it is one."""
+    with contextlib.suppress(OSError):
+        file = Path("/proc/self/fd/1").resolve()
+        return str(file) if file.is_file() else None
+    return None
+
+
 def _summary(status: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run keeps of an attempt that is over; one that ended without a word has still the state running."""
-    kept = ("attempt", "state", "cause", "started_at", "ended_at", "elapsed_s", "host", "node", "job")
-    error = status.get("error") or {}
-    return {key: status.get(key) for key in kept} | {"error": error.get("message")}
+    """Return what a run keeps of an attempt that is over; one that ended without a word still says that it runs."""
+    kept = ("attempt", "state", "cause", "started_at", "ended_at", "elapsed_s", "step", "host", "node", "job")
+    summary = {key: status.get(key) for key in kept} | {"error": (status.get("error") or {}).get("message")}
+    if status["state"] == RUNNING:
+        summary["cause"] = INFRASTRUCTURE
+    return summary
 
 
 class MetricsFile:

@@ -58,6 +58,10 @@ class Lease:
         self._thread = threading.Thread(target=self._keep_beating, name=f"beat of {path}", daemon=True)
         self._thread.start()
 
+    def fileno(self) -> int:
+        """Return the file descriptor of the lock; a child that keeps it open keeps the lease from being free at once."""
+        return self._beat
+
     def is_held(self) -> bool:
         """Say whether no later attempt has taken the folder."""
         return not self._done.is_set() and (self.path / BEAT).exists()

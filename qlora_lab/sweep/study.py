@@ -37,8 +37,8 @@ def run_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dict
     if configs[0].sweep.action == "plan":
         return
     record = plan.write()
-    launch(plan, configs[0].launcher)
-    _answer(plan, record)
+    if launch(plan, configs[0].launcher):
+        _answer(plan, record)
 
 
 def _composed(axes: Axes, point: Point, compose: Compose, name: str | None) -> RunConfig:

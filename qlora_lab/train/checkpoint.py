@@ -117,9 +117,7 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
 
 
-def save_checkpoint(
-    folder: Path, state: TrainingState, rng: RngState, keep: int, lease: Lease | None = None
-) -> Path:
+def save_checkpoint(folder: Path, state: TrainingState, rng: RngState, keep: int, lease: Lease | None = None) -> Path:
     """Write the checkpoint of the state's step into `folder` and keep the newest `keep`.
 
     Args:

@@ -122,9 +122,7 @@ def test_a_holder_that_beats_is_left_alone_however_long(tmp_path: Path, first: s
     assert claim.attempt() is None and claim.holder_moved
 
 
-def test_a_stopped_holder_is_replaced_and_refused_when_it_wakes(
-    tmp_path: Path, first: subprocess.Popen[str]
-) -> None:
+def test_a_stopped_holder_is_replaced_and_refused_when_it_wakes(tmp_path: Path, first: subprocess.Popen[str]) -> None:
     first.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
     second = take_over(tmp_path)

@@ -272,7 +272,8 @@ class Cluster:
             (run / "mariadb.pid").unlink(missing_ok=True)
             if not (data / "mysql").is_dir():
                 data.mkdir(exist_ok=True)
-                self.output("mariadb-install-db", *options, "--skip-test-db", "--auth-root-authentication-method=normal")
+                of_root = ["--skip-test-db", "--auth-root-authentication-method=normal"]
+                self.output("mariadb-install-db", *options, *of_root)
             with (self.folder / "log" / "mariadb.log").open("w") as log:
                 subprocess.Popen(
                     [
@@ -305,7 +306,9 @@ class Cluster:
             assert done.returncode == 0, done.stderr
 
     def _sql(self, statement: str) -> subprocess.CompletedProcess[str]:
-        return self.run("mariadb", "--no-defaults", "-S", f"{self.folder}/run/mysql.sock", "-u", "root", "-e", statement)
+        return self.run(
+            "mariadb", "--no-defaults", "-S", f"{self.folder}/run/mysql.sock", "-u", "root", "-e", statement
+        )
 
     def _start_slurmdbd(self) -> None:
         if not self._alive("slurmdbd"):
@@ -360,7 +363,9 @@ class Cluster:
             wait_until(lambda: not self._alive(name), 5)
 
 
-def wait_until(condition: Callable[[], object], patience_s: float, *, required: bool = True, every_s: float = 0.2) -> bool:
+def wait_until(
+    condition: Callable[[], object], patience_s: float, *, required: bool = True, every_s: float = 0.2
+) -> bool:
     """Wait until `condition` is true; one that never is fails the test, unless not `required`."""
     deadline = time.monotonic() + patience_s
     while not condition():

@@ -1,0 +1,85 @@
+"""What the project asks of a scheduler; `qlora_lab.sweep.slurm` asks it of SLURM."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+PENDING, RUNNING, ENDED = "pending", "running", "ended"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or tasks of one array that stand alike.
+
+    Attributes:
+        job: the id that `sbatch` printed.
+        tasks: numbers in the array; None for a job that is none.
+        state: PENDING, RUNNING or ENDED.
+        word: the scheduler's own word for the state, such as NODE_FAIL.
+        comment: what the job was submitted with.
+        node: where it runs or ran.
+        reason: why it waits.
+        qos: that it counts against.
+    """
+
+    job: str
+    tasks: tuple[int, ...] | None
+    state: str
+    word: str
+    comment: str
+    node: str | None = None
+    reason: str | None = None
+    qos: str | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """Return the id of each task, as the run's record has it."""
+        return [self.job] if self.tasks is None else [f"{self.job}_{task}" for task in self.tasks]
+
+    @property
+    def is_over(self) -> bool:
+        return self.state == ENDED
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one job or array task ended, by the scheduler's books.
+
+    Attributes:
+        word: the state it ended in.
+        exit_code, signal: of the process; 0 where it had none.
+        peak_memory_bytes, memory_limit_bytes: None where nobody counted.
+    """
+
+    word: str
+    exit_code: int = 0
+    signal: int = 0
+    node: str | None = None
+    peak_memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+
+
+class Scheduler(Protocol):
+    """Submits, and is asked once for any number of runs."""
+
+    def submit(self, script: str, *, keep_open: Sequence[int] = ()) -> str:
+        """Submit a batch script and return the job's id.
+
+        Args:
+            keep_open: file descriptors that the submitting process keeps: locks that must outlive the launcher.
+        """
+        ...
+
+    def query(self) -> list[Job]:
+        """Return the user's jobs, waiting, running and lately ended."""
+        ...
+
+    def endings(self, ids: Sequence[str]) -> dict[str, Ending]:
+        """Return how jobs and array tasks ended, as far as the books know."""
+        ...
+
+    def cancel(self, ids: Sequence[str]) -> None: ...
+
+    def hold(self, ids: Sequence[str]) -> None: ...
+
+    def release(self, ids: Sequence[str]) -> None: ...
