@@ -36,6 +36,10 @@ class RunFolderError(QloraLabError):
     """A run folder that cannot be read, written or resumed."""
 
 
+class LeaseLostError(RunFolderError):
+    """An attempt at a run that another one has taken over; what it writes late is refused."""
+
+
 class LaunchError(QloraLabError):
     """Runs that could not be handed to their launcher."""
 

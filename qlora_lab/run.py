@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +25,7 @@ from qlora_lab.config import hardware
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.data.batching import plan_steps
 from qlora_lab.data.prepare import PreparedData, prepare_data
-from qlora_lab.errors import ConfigError, TrainingError
+from qlora_lab.errors import ConfigError, LeaseLostError, TrainingError
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
 from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
@@ -32,11 +33,14 @@ from qlora_lab.models.load import load_model, load_tokenizer
 from qlora_lab.models.loss import check_output_head
 from qlora_lab.models.precision import computing_in
 from qlora_lab.models.special_tokens import fit_vocabulary
+from qlora_lab.models.warm import WarmBase, base_key, leaves_base_unchanged
 from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
 from qlora_lab.quant.quantizer import QuantizedShare, count_quantized
+from qlora_lab.runs.causes import STOPPED
 from qlora_lab.runs.environment import environment
 from qlora_lab.runs.fingerprint import check_model_fingerprint
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, MetricsFile, RunFolder
+from qlora_lab.runs.lease import Lease
 from qlora_lab.runs.peak_memory import PeakRss
 from qlora_lab.tracking.session import NoSession, Session, open_session
 from qlora_lab.train.fit import FitResult, TrainingInterrupted, fit
@@ -49,10 +53,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 Record = Callable[[int, dict[str, float]], None]
 Clock = Callable[[], float]
 HEAD_CHECK_TOKENS = 8
+LOST = "lost"  # what `execute` says of an attempt that another one has replaced
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 LITTLE_QUANTIZED = 0.5  # of the matrix weights; below it the run says so
 
 
-def execute(path: Path, attempts_before: int | None = None) -> str:
+def execute(
+    path: Path,
+    attempts_before: int | None = None,
+    *,
+    lease: Lease | None = None,
+    stop_cause: Callable[[], str] = lambda: STOPPED,
+    bases: WarmBase | None = None,
+) -> str:
     """Execute the run whose folder is `path`, resuming it where it stopped.
 
     The folder is complete before W&B gets the adapter and the end of the run: nothing there can undo a result.
@@ -61,16 +74,20 @@ def execute(path: Path, attempts_before: int | None = None) -> str:
         path: the run folder.
         attempts_before: attempts that had begun when this one was decided on. A run that another process has executed
             since, and that failed, is left as it is: it would fail again.
+        lease: of the run, where the caller holds it already; it is released here.
+        stop_cause: asked, when the run was told to stop, for the cause to record.
+        bases: keeps the quantized base model for the next run in this process.
 
     Returns:
-        The run's state: finished, failed (its traceback is in status.json) or interrupted (told to stop).
+        The run's state: finished, failed (its traceback is in status.json), interrupted (told to stop), or lost (a
+        later attempt has taken the run; this one has written nothing since).
 
     Raises:
         KeyboardInterrupt, SystemExit: on Ctrl-C, and on SIGTERM and the like where the process turns those into
             SystemExit, after the run was recorded as interrupted.
     """
     folder = RunFolder(path)
-    with folder.lock():
+    with folder.lock() if lease is None else folder.holding(lease):
         state = folder.state()
         failed_since = state == FAILED and attempts_before is not None and folder.attempts() > attempts_before
         if state == FINISHED or failed_since:
@@ -79,29 +96,36 @@ def execute(path: Path, attempts_before: int | None = None) -> str:
         session: Session = NoSession()
 
         def end(state: str, error: BaseException | None = None, summary: dict[str, Any] | None = None) -> str:
-            folder.end(state, clock(), error)
+            stopped = state == INTERRUPTED
+            folder.end(state, clock(), error, cause=stop_cause() if stopped else None)
             if state == FINISHED:
                 session.adapter(folder.adapter)
             session.finish(state, summary or {})
             return state
 
-        folder.begin()
         try:
-            config = folder.config()
-            session = open_session(config, folder.run_id, config.study.name or "qlora_lab", folder.path)
-            result = _execute(folder, config, session, clock)
-            folder.write_result(result)
-        except TrainingInterrupted as error:
-            return end(INTERRUPTED, error)
-        except (KeyboardInterrupt, SystemExit) as error:
-            end(INTERRUPTED, error)
-            raise
-        except BaseException as error:
-            # Whatever went wrong is recorded; the sweep goes on with the other runs.
-            end(FAILED, error)
-            print(f"run {folder.run_id} failed: {error}", file=sys.stderr, flush=True)
-            return FAILED
-        return end(FINISHED, summary=result["metrics"])
+            folder.begin()
+            try:
+                config = folder.config()
+                session = open_session(config, folder.run_id, config.study.name or "qlora_lab", folder.path)
+                result = _execute(folder, config, session, clock, bases)
+                folder.write_result(result)
+            except LeaseLostError:
+                raise
+            except TrainingInterrupted as error:
+                return end(INTERRUPTED, error)
+            except (KeyboardInterrupt, SystemExit) as error:
+                end(INTERRUPTED, error)
+                raise
+            except BaseException as error:
+                # Whatever went wrong is recorded; the sweep goes on with the other runs.
+                end(FAILED, error)
+                print(f"run {folder.run_id} failed: {error}", file=sys.stderr, flush=True)
+                return FAILED
+            return end(FINISHED, summary=result["metrics"])
+        except LeaseLostError as error:
+            print(f"run {folder.run_id}: {error}", file=sys.stderr, flush=True)
+            return LOST
 
 
 def _clock_from(elapsed_s: float) -> Clock:
@@ -126,7 +150,7 @@ class Workbench:
         return {"train/rows_seen": len(set(drawn)), "train/epochs": len(drawn) / len(self.data.train)}
 
 
-def build(config: RunConfig) -> Workbench:
+def build(config: RunConfig, bases: WarmBase | None = None) -> Workbench:
     """Load, quantize and adapt the model, and prepare the data and the plan of steps."""
     cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
     check_model_fingerprint(config.model)
@@ -141,7 +165,8 @@ def build(config: RunConfig) -> Workbench:
         data_dir=Path(config.paths.data_dir),
         task=config.model.task,
     )
-    model = load_model(
+    load = partial(
+        load_model,
         config.model,
         config.quant,
         compute_dtype=DTYPES[config.trainer.compute_dtype],
@@ -150,6 +175,7 @@ def build(config: RunConfig) -> Workbench:
         seed=config.seed,
         labels=config.data.labels,
     )
+    model = bases.model(base_key(config), load) if bases is not None and leaves_base_unchanged(config) else load()
     fit_vocabulary(model, tokenizer, config.model.new_tokens)
     check_output_head(model, torch.tensor([data.train[0].input_ids[:HEAD_CHECK_TOKENS]], device=model.device))
     quantized = count_quantized(model)
@@ -168,7 +194,9 @@ def build(config: RunConfig) -> Workbench:
     return Workbench(model, tokenizer, data, plan, quantized)
 
 
-def _execute(folder: RunFolder, config: RunConfig, session: Session, clock: Clock) -> dict[str, Any]:
+def _execute(
+    folder: RunFolder, config: RunConfig, session: Session, clock: Clock, bases: WarmBase | None
+) -> dict[str, Any]:
     """Do the work of one attempt and return the content of result.json."""
     _check_device(config)
     if config.trainer.threads is None:
@@ -184,7 +212,7 @@ def _execute(folder: RunFolder, config: RunConfig, session: Session, clock: Cloc
 
     # Before anything is initialised, so that a seed fixes the adapters too.
     seed_everything(config.seed)
-    bench = build(config)
+    bench = build(config, bases)
     _say_what_was_built(bench, config, folder.run_id)
     if config.evaluation.before_training and not folder.has_metric(0, "eval/loss"):
         record(0, _evaluate(bench, config).metrics)
@@ -288,6 +316,7 @@ def _train(bench: Workbench, config: RunConfig, folder: RunFolder, record: Recor
             seed=config.seed,
             checkpoints=folder.checkpoints,
             record=record,
+            lease=folder.lease,
             forward_context=lambda: computing_in(bench.model, DTYPES[config.trainer.compute_dtype]),
             stop=stop_requested,
             progress=progress_for(sys.stdout),
@@ -296,29 +325,36 @@ def _train(bench: Workbench, config: RunConfig, folder: RunFolder, record: Recor
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM, which schedulers send first, into an answer to "shall I stop after this step?"."""
+    """Turn SIGTERM and SIGUSR2, which schedulers send first, into an answer to "shall I stop after this step?".
+
+    Once a stop was asked for, further signals change nothing, also after the block: the record is being written.
+    """
     requested = False
 
     def handle(signum: int, frame: FrameType | None) -> None:
         nonlocal requested
         requested = True
 
-    before = signal.signal(signal.SIGTERM, handle)
+    before = {signum: signal.signal(signum, handle) for signum in STOP_SIGNALS}
     try:
         yield lambda: requested
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not requested:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
 
 def _save_weights(bench: Workbench, config: RunConfig, folder: RunFolder) -> str:
     """Save what was trained and return the sha256 of its weights file."""
-    if config.adapter.kind == "lora":
-        save_adapter(bench.model, folder.adapter, config.adapter, config.model.hub_id or config.model.name)
-        weights = folder.adapter / "adapter_model.safetensors"
-    else:
-        save_full(bench.model, folder.adapter)
-        weights = folder.adapter / "model.safetensors"
-    return file_sha256(weights)
+    assert folder.lease is not None  # execute holds it
+    with folder.lease.staged(folder.adapter) as staged:
+        if config.adapter.kind == "lora":
+            save_adapter(bench.model, staged, config.adapter, config.model.hub_id or config.model.name)
+            weights = staged / "adapter_model.safetensors"
+        else:
+            save_full(bench.model, staged)
+            weights = staged / "model.safetensors"
+        return file_sha256(weights)
 
 
 def _evaluate(bench: Workbench, config: RunConfig) -> EvaluationOutcome:

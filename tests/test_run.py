@@ -186,8 +186,8 @@ def test_full_fine_tuning_computes_in_the_dtype_it_records(
     build, seen = run.build, set()
     stages: list[run.Workbench] = []
 
-    def hooked(config: Any) -> run.Workbench:
-        bench = build(config)
+    def hooked(config: Any, *given: Any) -> run.Workbench:
+        bench = build(config, *given)
         down_proj = bench.model.model.layers[0].mlp.down_proj
         down_proj.register_forward_hook(lambda module, _, output: seen.add((module.training, output.dtype)))
         stages.append(bench)

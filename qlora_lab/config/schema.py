@@ -415,11 +415,16 @@ class SlurmConfig:
 class LauncherConfig:
     kind: str = "local"
     max_parallel: int | None = None  # runs at once; None: resolved from the cores
+    pool: bool = False  # tasks that take runs until none is left, rather than one task a run
+    runs_per_gpu: int = 1  # that share one, in a pool
+    wait: bool = False  # slurm: show progress until all runs ended, and submit again those that may be
+    max_failures: int = 3  # first runs of a kind that may fail alike before the others are held back
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
-        require_one_of("launcher.kind", self.kind, ("in_process", "local", "slurm"))
-        require_at_least("launcher.max_parallel", self.max_parallel, 1)
+        require_one_of("launcher.kind", self.kind, ("in_process", "local", "pool", "slurm"))
+        for key in ("max_parallel", "runs_per_gpu", "max_failures"):
+            require_at_least(f"launcher.{key}", getattr(self, key), 1)
 
 
 @dataclass

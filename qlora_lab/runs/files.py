@@ -4,24 +4,37 @@ import json
 import math
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qlora_lab.runs.lease import Lease
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+
+def write_atomic(path: Path, content: str | bytes, lease: Lease | None = None) -> None:
     """Write `content` to `path` so that a reader, or a crash, sees the old file or the new one.
 
+    Args:
+        lease: of the run; without it the file is written whatever others do.
+
     Raises:
+        LeaseLostError: a later attempt has the run; `path` is as that one wants it.
         OSError: the disk is full or not writable; `path` is unchanged and nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     data = content.encode() if isinstance(content, str) else content
+    with lease.staged(path) if lease is not None else _staged_beside(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _staged_beside(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -33,12 +46,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(_finite_or_null(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, to_json(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, lease: Lease | None = None) -> None:
+    write_atomic(path, to_json(value, indent=2) + "\n", lease)
 
 
-def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(to_json(record) + "\n" for record in records))
+def write_json_lines(path: Path, records: list[dict[str, Any]], lease: Lease | None = None) -> None:
+    write_atomic(path, "".join(to_json(record) + "\n" for record in records), lease)
 
 
 def read_json(path: Path) -> Any:

@@ -5,8 +5,6 @@ runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.
 """
 
 import contextlib
-import fcntl
-import itertools
 import json
 import os
 import socket
@@ -17,18 +15,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from qlora_lab.config.load import from_plain
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
+from qlora_lab.runs import lease as leases
+from qlora_lab.runs.causes import INFRASTRUCTURE, cause_of
 from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.lease import Claim, Lease
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
-LOOK_S = 0.02  # longer than it takes to see whether a run is locked
+POLL_S = 0.5
+KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
 
 
 def now() -> str:
@@ -36,10 +38,14 @@ def now() -> str:
 
 
 class RunFolder:
-    """Paths and files of one run; each is written whole but metrics.jsonl, which grows by lines."""
+    """Paths and files of one run; each is written whole but metrics.jsonl, which grows by lines.
 
-    def __init__(self, path: Path) -> None:
+    Inside `lock`, or with a `lease` of `claim`, everything that is written is refused once a later attempt has the run.
+    """
+
+    def __init__(self, path: Path, lease: Lease | None = None) -> None:
         self.path = path
+        self.lease = lease
         self.run_id = path.name
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
@@ -52,13 +58,12 @@ class RunFolder:
         threads stay: with others the run would not end with the same bits.
         """
         folder = cls(runs_dir / run_id)
-        with contextlib.suppress(BlockingIOError), folder._locked(fcntl.LOCK_EX):
-            status = folder.status()
-            if status is None or status["state"] != FINISHED:
-                values = {"run_id": run_id, **asdict(config)}
-                if status is not None:
-                    values["trainer"]["threads"] = folder._planned_threads() or config.trainer.threads
-                write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+        status = folder.status()
+        if (status is None or status["state"] != FINISHED) and not folder.is_locked():
+            values = {"run_id": run_id, **asdict(config)}
+            if status is not None:
+                values["trainer"]["threads"] = folder._planned_threads() or config.trainer.threads
+            write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
         return folder
 
     def _planned_threads(self) -> int | None:
@@ -96,16 +101,23 @@ class RunFolder:
         return int((self.status() or {}).get("attempt", 0))
 
     def begin(self) -> None:
-        """Record that an attempt at the run starts now, in this process."""
+        """Record that an attempt at the run starts now, in this process, and keep what became of the one before."""
+        before = self.status()
+        history = [] if before is None else [*before.get("history", []), _summary(before)]
         self._write_status(
             state=RUNNING,
             started_at=now(),
             ended_at=None,
             host=socket.gethostname(),
+            node=os.environ.get("SLURMD_NODENAME"),
+            job=job_id(),
+            log=_log_file(),
             pid=os.getpid(),
-            attempt=1 + self.attempts(),
+            attempt=self.lease.attempt if self.lease is not None else 1 + self.attempts(),
             elapsed_s=self.elapsed_s(),
+            cause=None,
             error=None,
+            history=history[-KEPT_ATTEMPTS:],
         )
 
     def elapsed_s(self) -> float:
@@ -113,31 +125,39 @@ class RunFolder:
         recorded = (self.status() or {}).get("elapsed_s", 0.0)
         return max(recorded, (self.last_metrics() or {}).get("time_s", 0.0))
 
-    def end(self, state: str, elapsed_s: float, error: BaseException | None = None) -> None:
-        """Record how the attempt ended, the seconds over all attempts, and the traceback of what ended it."""
+    def end(
+        self, state: str, elapsed_s: float, error: BaseException | None = None, *, cause: str | None = None
+    ) -> None:
+        """Record how the attempt ended, the seconds over all attempts, and the traceback of what ended it.
+
+        Args:
+            cause: one of `runs.causes`, where more is known than the error says.
+        """
         status = self.status() or {}
         details = None
         if error is not None:
             trace = "".join(traceback.format_exception(error))
             details = {"type": type(error).__name__, "message": str(error), "traceback": trace}
-        self._write_status(**{**status, "state": state, "ended_at": now(), "elapsed_s": elapsed_s, "error": details})
+            cause = cause or cause_of(error)
+        ended = {"state": state, "ended_at": now(), "elapsed_s": elapsed_s, "cause": cause, "error": details}
+        self._write_status(**{**status, **ended, "step": (self.last_metrics() or {}).get("step")})
 
     def _write_status(self, **status: Any) -> None:
-        write_json(self.path / "status.json", status)
+        write_json(self.path / "status.json", status, self.lease)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        write_json(self.path / "environment.json", environment)
+        write_json(self.path / "environment.json", environment, self.lease)
 
     def environment(self) -> dict[str, Any] | None:
         file = self.path / "environment.json"
         return read_json(file) if file.exists() else None
 
     def write_evaluation(self, rows: list[dict[str, Any]], generations: list[dict[str, Any]]) -> None:
-        write_json_lines(self.path / "evaluation" / "rows.jsonl", rows)
-        write_json_lines(self.path / "generations" / "held_out.jsonl", generations)
+        write_json_lines(self.path / "evaluation" / "rows.jsonl", rows, self.lease)
+        write_json_lines(self.path / "generations" / "held_out.jsonl", generations, self.lease)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_json(self.path / "result.json", result)
+        write_json(self.path / "result.json", result, self.lease)
 
     def result(self) -> dict[str, Any]:
         return read_json(self.path / "result.json")
@@ -164,41 +184,58 @@ class RunFolder:
         return file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
 
     def is_locked(self) -> bool:
-        """Say whether a living process holds the run."""
+        """Say whether a living process holds the run, as far as locks reach: on some clusters not beyond a node."""
+        return leases.is_locked(self.path)
+
+    def claim(self) -> Claim:
+        """Return what tries for the run's lease."""
+        return Claim(self.path, last_attempt=self.attempts)
+
+    @contextmanager
+    def lock(self, *, poll_s: float = POLL_S, log: Any = print) -> Iterator[Lease]:
+        """Hold the run, waiting while another process executes it; who dies or falls silent loses it."""
+        claim = self.claim()
+        lease = claim.attempt()
+        if lease is None:
+            log(f"run {self.run_id} is being executed by another process; waiting for it")
+        while lease is None:
+            time.sleep(poll_s)
+            lease = claim.attempt()
+        with self.holding(lease):
+            yield lease
+
+    @contextmanager
+    def holding(self, lease: Lease) -> Iterator[None]:
+        """Write under `lease` inside the block, and release it."""
+        self.lease = lease
         try:
-            with self._locked(fcntl.LOCK_SH):  # observers do not keep each other out
-                return False
-        except BlockingIOError:
-            return True
-
-    @contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        """Hold a lock of this kind.
-
-        Raises:
-            BlockingIOError: another process holds one that excludes it.
-        """
-        with self._lock_file() as file:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
             yield
+        finally:
+            self.lease = None
+            lease.release()
 
-    @contextmanager
-    def lock(self, *, poll_s: float = 0.5, log: Any = print) -> Iterator[None]:
-        """Hold the run, waiting while another process executes it; the kernel frees it if we die."""
-        with self._lock_file() as file:
-            for tries in itertools.count():
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if tries == 1:  # the first time it may be one that only looks
-                        log(f"run {self.run_id} is being executed by another process; waiting for it")
-                    time.sleep(poll_s if tries else LOOK_S)
-            yield
 
-    def _lock_file(self) -> TextIO:
-        self.path.mkdir(parents=True, exist_ok=True)
-        return (self.path / ".lock").open("a+")  # readable: network file systems want that for a shared lock
+def job_id() -> str | None:
+    """Return the id of the SLURM job around this process, of an array's task as ARRAY_TASK; None outside SLURM."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def _log_file() -> str | None:
+    """Return the file that this process prints to, where it is one."""
+    with contextlib.suppress(OSError):
+        file = Path("/proc/self/fd/1").resolve()
+        return str(file) if file.is_file() else None
+    return None
+
+
+def _summary(status: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run keeps of an attempt that is over; one that ended without a word still says that it runs."""
+    kept = ("attempt", "state", "cause", "started_at", "ended_at", "elapsed_s", "step", "host", "node", "job")
+    summary = {key: status.get(key) for key in kept} | {"error": (status.get("error") or {}).get("message")}
+    if status["state"] == RUNNING:
+        summary["cause"] = INFRASTRUCTURE
+    return summary
 
 
 class MetricsFile:
@@ -210,10 +247,13 @@ class MetricsFile:
 
     def __init__(self, folder: RunFolder, clock: Callable[[], float]) -> None:
         self._path = folder.path / "metrics.jsonl"
+        self._lease = folder.lease
         self._clock = clock
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
         record = {"step": step, "time_s": round(self._clock(), 3), **metrics}
+        if self._lease is not None:
+            self._lease.check()
         with self._path.open("a", encoding="utf-8") as file:
             if file.tell() and not self._ends_whole():
                 file.write("\n")  # a killed attempt left half a line

@@ -1,4 +1,4 @@
-"""Hand the runs of a plan to a launcher: this process, local processes, or SLURM, through submitit.
+"""Hand the runs of a plan to a launcher: this process, local processes through submitit, local workers, or SLURM.
 
 A job is a function by name and the path of a run folder; everything else it needs lies in that folder.
 """
@@ -14,22 +14,26 @@ from typing import Any
 from qlora_lab.config import hardware
 from qlora_lab.config.command import FAILED
 from qlora_lab.config.schema import LauncherConfig
-from qlora_lab.errors import LaunchError
-from qlora_lab.runs import folder as folder_states
+from qlora_lab.runs.environment import git_commit
 from qlora_lab.runs.folder import RunFolder
+from qlora_lab.sweep.chunk import POOL, Chunk, new_nonce
+from qlora_lab.sweep.local_pool import LocalPool
 from qlora_lab.sweep.plan import Plan
 from qlora_lab.sweep.prepare import parallel_runs
 from qlora_lab.sweep.progress import SweepProgress
+from qlora_lab.sweep.slurm.wait import wait
 from qlora_lab.sweep.worker import RunJob
 
 STDERR = 2  # its file descriptor
 POLL_S = 0.5
-SLURM_POLL_S = 5.0
 MAX_RUN_MIN = 60 * 24 * 365  # a local run takes as long as it takes; submitit wants a limit
 
 
-def launch(plan: Plan, launcher: LauncherConfig) -> None:
-    """Execute what the plan has left to do; returns when nothing is left, with failures recorded in the run folders.
+def launch(plan: Plan, launcher: LauncherConfig) -> bool:
+    """Execute what the plan has left to do, with failures recorded in the run folders.
+
+    Returns:
+        Whether nothing is left to do; False where the runs go on in a queue without this process.
 
     Raises:
         KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after every run on this machine was told to stop and has
@@ -37,12 +41,12 @@ def launch(plan: Plan, launcher: LauncherConfig) -> None:
     """
     runs = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
     if not runs:
-        return
+        return True
     folders = [run.folder(plan.runs_dir) for run in runs]
-    LAUNCHERS[launcher.kind](plan, folders, launcher)
+    return LAUNCHERS[launcher.kind](plan, folders, launcher)
 
 
-def _in_process(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
+def _in_process(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bool:
     before = [folder.attempts() for folder in folders]
     for index, (folder, attempts) in enumerate(zip(folders, before, strict=True), start=1):
         print(f"run {index} of {len(folders)}: {folder.run_id}", flush=True)
@@ -51,9 +55,10 @@ def _in_process(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) 
         except SystemExit as end:
             if end.code != FAILED:  # a failure is recorded in its folder, and the others go on
                 raise
+    return True
 
 
-def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
+def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bool:
     """Keep up to `max_parallel` submitit jobs running; submitit itself would start all of them at once."""
     import submitit
 
@@ -80,6 +85,7 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> No
         _stop([job for _, job in active.values()], [folder for folder in folders if folder.run_id in active])
         raise
     progress.show(final=True)
+    return True
 
 
 def _gpu_of(slot: int, gpu_ids: tuple[str, ...]) -> str | None:
@@ -113,69 +119,56 @@ def _stop(jobs: Any, folders: list[RunFolder], grace_s: float = 20.0) -> None:
         time.sleep(POLL_S)
 
 
-def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> None:
-    """Submit one job array and wait for it, watching the run folders rather than SLURM's word."""
-    import submitit
-    from submitit.core.utils import FailedJobError
+def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bool:
+    """Submit what is in no queue, and return at once; with launcher.wait, when all runs have ended."""
+    from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
+    from qlora_lab.sweep.slurm.submit import Submission
 
-    slurm = launcher.slurm
-    jobs_folder = plan.folder / "jobs"
+    everything = [run.folder(plan.runs_dir) for run in plan.runs]
+    scheduler = SlurmScheduler()
+    submission = Submission(plan.folder / "slurm", plan.name, scheduler, launcher, git_commit(Path(__file__).parent))
+    outcome = submission.launch(folders, everything)
+    print("\n".join(outcome.lines()), flush=True)
+    if not launcher.wait:
+        print("the runs go on without this command; the same command shows how they stand", flush=True)
+        return False
     try:
-        executor = submitit.SlurmExecutor(folder=jobs_folder, max_num_timeout=1000)
-    except RuntimeError as error:
-        raise LaunchError(
-            "launcher=slurm needs sbatch on this machine; got none; run from a login node, or use launcher=local"
-        ) from error
-    options = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos}
-    executor.update_parameters(
-        job_name=f"qlora_lab_{plan.name}",
-        time=slurm.time_limit_min,
-        cpus_per_task=slurm.cpus_per_run,
-        mem=f"{slurm.memory_gb}GB",
-        array_parallelism=launcher.max_parallel or len(folders),
-        setup=slurm.setup or None,
-        additional_parameters=slurm.extra,
-        **({"gpus_per_node": slurm.gpus_per_run} if slurm.gpus_per_run else {}),
-        **{key: value for key, value in options.items() if value is not None},
-    )
-    attempts = [folder.attempts() for folder in folders]
-    try:
-        jobs = executor.map_array(RunJob(), [str(run.path.resolve()) for run in folders], attempts)
-    except FailedJobError as error:
-        raise LaunchError(f"sbatch refused the runs ({_last_line(error)}); see launcher.slurm") from error
-    array = jobs[0].job_id.split("_")[0]
-    try:
-        print(f"submitted {len(jobs)} runs as job array {array}; logs in {jobs_folder}", flush=True)
-        progress = SweepProgress(folders, sys.stdout)
-        while not all(map(_is_over, folders, jobs, attempts)):
-            progress.show()
-            time.sleep(SLURM_POLL_S)
+        wait(submission, everything)
     except (KeyboardInterrupt, SystemExit):
-        print(
-            f"job array {array} goes on without this command; to stop it too: scancel {array}; "
-            "without that, the same command would put its runs into the queue a second time",
-            file=sys.stderr,
-        )
+        print("the runs go on without this command; the same command, or launcher.wait=true, goes on", file=sys.stderr)
         raise
-    progress.show(final=True)
+    return True
 
 
-def _is_over(folder: RunFolder, job: Any, attempts_before: int) -> bool:
-    """Say whether a run ended since it was submitted.
+def _pool(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bool:
+    """Keep as many workers as GPUs, which take runs until none is left; one that dies is replaced."""
+    machine = hardware.detect()
+    workers = parallel_runs(plan.runs[0].config, machine) * launcher.runs_per_gpu
+    chunk = Chunk(
+        folder=(plan.folder / "pool").resolve(),
+        runs_dir=plan.runs_dir.resolve(),
+        nonce=new_nonce(),
+        mode=POOL,
+        run_ids=[folder.run_id for folder in folders],
+        attempts=[folder.attempts() for folder in folders],
+        tasks=min(workers, len(folders)),
+        per_gpu=1,
+        limit_s=None,
+        resources=None,
+        generation=new_nonce(),
+        max_failures=launcher.max_failures,
+        commit=None,  # the workers start now
+    )
+    chunk.write()
+    LocalPool(chunk, [_gpu_of(slot, machine.gpu_ids) for slot in range(chunk.tasks)]).run(
+        SweepProgress(folders, sys.stdout)
+    )
+    return True
 
-    Its folder knows first; SLURM's word, which comes late, counts for jobs that died without one.
-    """
-    state = folder.state()
-    failed_now = state == folder_states.FAILED and folder.attempts() > attempts_before
-    return state == folder_states.FINISHED or failed_now or job.done()
 
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[-1]
-
-
-LAUNCHERS: dict[str, Callable[[Plan, list[RunFolder], LauncherConfig], None]] = {
+LAUNCHERS: dict[str, Callable[[Plan, list[RunFolder], LauncherConfig], bool]] = {
     "in_process": _in_process,
     "local": _local,
+    "pool": _pool,
     "slurm": _slurm,
 }

@@ -73,16 +73,14 @@ def run_study(plan: Plan, action: str, memory: PlanMemory | None = None) -> None
 
 
 def execute(plan: Plan, record: dict[str, Any]) -> None:
-    """Execute what is left of a written plan, and print the answer.
+    """Execute what is left of a written plan, and print the answer unless its runs go on in a queue.
 
     Args:
         record: what its plan.json holds.
     """
-    to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
-    if to_do:
-        plan.create_folders(to_do)
-        launch(plan, plan.runs[0].config.launcher)
-    _answer(plan, record)
+    plan.create_folders(plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed))
+    if launch(plan, plan.runs[0].config.launcher):
+        _answer(plan, record)
 
 
 class Named:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from qlora_lab.runs.lease import Lease
 from qlora_lab.train.checkpoint import TrainingState, save_checkpoint
 from qlora_lab.train.interrupt import CtrlC, TrainingInterrupted
 from qlora_lab.train.module import TrainingModule
@@ -21,6 +22,7 @@ class SavePolicy:
     folder: Path
     every_steps: int
     keep: int
+    lease: Lease | None = None  # of the run
 
 
 class AfterStep(Callback):
@@ -77,6 +79,8 @@ class AfterStep(Callback):
         counters = self._state.counters
         now = self._clock()
         counters.time_s += now - self._counted_s
+        if self._saving.lease is not None:
+            self._saving.lease.check()
         self._counted_s = now
         last = counters.step == self._total_steps
         if last or counters.step == self._first_step or counters.step % self._log_every_steps == 0:
@@ -85,7 +89,8 @@ class AfterStep(Callback):
         stopping = self._ctrl_c.pressed or self._stop() or trainer.received_sigterm
         if last or stopping or counters.step % self._saving.every_steps == 0:
             self._state.check_finite()
-            save_checkpoint(self._saving.folder, self._state, capture_rng(), self._saving.keep)
+            saving = self._saving
+            save_checkpoint(saving.folder, self._state, capture_rng(), saving.keep, saving.lease)
         if stopping:
             raise TrainingInterrupted(
                 f"training was asked to stop and did after step {counters.step} of {self._total_steps}, "

@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from qlora_lab.errors import RunFolderError, TrainingError
 from qlora_lab.hashing import file_sha256
 from qlora_lab.ops.adamw import AdamW
+from qlora_lab.runs.lease import Lease
 from qlora_lab.train.optimizer import ScaledStep
 from qlora_lab.train.rng import RngState
 from qlora_lab.train.tensor_file import write_hashed, write_tensors
@@ -115,27 +117,32 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
 
 
-def save_checkpoint(folder: Path, state: TrainingState, rng: RngState, keep: int) -> Path:
+def save_checkpoint(folder: Path, state: TrainingState, rng: RngState, keep: int, lease: Lease | None = None) -> Path:
     """Write the checkpoint of the state's step into `folder` and keep the newest `keep`.
 
+    Args:
+        lease: of the run; without it the checkpoint is written whatever others do.
+
     Raises:
+        LeaseLostError: a later attempt has the run; its checkpoints are as they were.
         RunFolderError: the disk is full or not writable; earlier checkpoints are as they were.
     """
     target = step_folder(folder, state.counters.step)
-    temporary = folder / f"{TEMPORARY_PREFIX}{target.name}-{uuid.uuid4().hex[:8]}"
     try:
-        temporary.mkdir(parents=True)
-        _write_files(temporary, state, rng)
-        _rename_into_place(temporary, target)
+        folder.mkdir(parents=True, exist_ok=True)
+        with lease.staged(target) if lease is not None else _staged_beside(target) as temporary:
+            temporary.mkdir()
+            _write_files(temporary, state, rng)
+            _sync_folder(temporary)
+        _sync_folder(folder)  # the new name must survive a power cut before an old checkpoint is deleted
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         kept = ", ".join(f"step {step}" for step in _saved_steps(folder)) or "none"
         raise RunFolderError(
             f"could not save the checkpoint of step {state.counters.step} in {folder}: "
             f"{error.strerror or error}; earlier checkpoints are as they were ({kept}); "
             "free some space and start the run again"
         ) from error
-    _prune(folder, state.counters.step, keep)
+    _prune(folder, state.counters.step, keep, lease)
     return target
 
 
@@ -171,13 +178,18 @@ def _write_files(folder: Path, state: TrainingState, rng: RngState) -> None:
     write_hashed(folder / MANIFEST, iter([json.dumps(manifest, indent=2).encode()]))
 
 
-def _rename_into_place(temporary: Path, target: Path) -> None:
-    _sync_folder(temporary)
-    if target.exists():  # damaged, or this step would not have been trained again
-        replaced = target.with_name(f"{TEMPORARY_PREFIX}replaced-{uuid.uuid4().hex[:8]}")
-        target.rename(replaced)
-    temporary.rename(target)
-    _sync_folder(target.parent)  # the new name must survive a power cut before an old checkpoint is deleted
+@contextmanager
+def _staged_beside(target: Path) -> Iterator[Path]:
+    """Give a hidden folder to fill, and put it in place of `target` when the block ends well."""
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        if target.exists():  # damaged, or this step would not have been trained again
+            target.rename(target.with_name(f"{TEMPORARY_PREFIX}replaced-{uuid.uuid4().hex[:8]}"))
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -196,7 +208,7 @@ def _saved_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def _prune(folder: Path, step: int, keep: int) -> None:
+def _prune(folder: Path, step: int, keep: int, lease: Lease | None) -> None:
     """Delete all but the newest `keep` checkpoints up to `step`, and what a killed process left half written.
 
     Checkpoints beyond `step` are damaged ones that were passed over when this run was resumed.
@@ -204,7 +216,10 @@ def _prune(folder: Path, step: int, keep: int) -> None:
     kept = [saved for saved in _saved_steps(folder) if saved <= step][-keep:]
     stale = [step_folder(folder, saved) for saved in _saved_steps(folder) if saved not in kept]
     for path in [*stale, *folder.glob(f"{TEMPORARY_PREFIX}*")]:
-        shutil.rmtree(path, ignore_errors=True)
+        if lease is not None:
+            lease.remove(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _read(folder: Path) -> Checkpoint:

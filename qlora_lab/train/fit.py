@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from qlora_lab.config.schema import OptimConfig, TrainerConfig
 from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import ConfigError, RunFolderError
+from qlora_lab.runs.lease import Lease
 from qlora_lab.train.after_step import AfterStep, Record, SavePolicy
 from qlora_lab.train.checkpoint import Checkpoint, Counters, TrainingState, load_newest
 from qlora_lab.train.interrupt import CtrlC, TrainingInterrupted, as_usual_exceptions
@@ -54,6 +55,7 @@ def fit(
     seed: int,
     checkpoints: Path,
     record: Record,
+    lease: Lease | None = None,
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
@@ -76,6 +78,7 @@ def fit(
         checkpoints: folder of this run's checkpoints.
         record: called with the number of steps done and the metrics of the last, each named `train/...`;
             every `trainer.log_every_steps` steps, and for the first and the last.
+        lease: of the run: training ends when a later attempt has taken it.
         forward_context: entered around each forward pass and its loss; a place to set the dtype of the products.
         stop: asked after each step; once true, training saves a checkpoint and ends.
         progress: shows how far training is.
@@ -83,6 +86,7 @@ def fit(
 
     Raises:
         TrainingInterrupted: `stop` said so, or the process got a SIGTERM.
+        LeaseLostError: a later attempt has the run.
         KeyboardInterrupt: Ctrl-C was pressed; the step was finished and saved first, unless it came twice.
         TrainingError: loss, gradients or the weights to be saved are not finite.
         RunFolderError: a checkpoint cannot be written, or is of another run.
@@ -101,7 +105,7 @@ def fit(
             rng=checkpoint.rng if checkpoint is not None else None,
             seed=seed,
             total_steps=len(plan),
-            saving=SavePolicy(checkpoints, trainer.checkpoint_every_steps, trainer.keep_checkpoints),
+            saving=SavePolicy(checkpoints, trainer.checkpoint_every_steps, trainer.keep_checkpoints, lease),
             record=record,
             log_every_steps=trainer.log_every_steps,
             stop=stop,

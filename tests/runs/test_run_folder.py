@@ -17,6 +17,7 @@ from qlora_lab.errors import RunFolderError
 from qlora_lab.runs import files
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, MetricsFile, RunFolder
 from qlora_lab.runs.identity import run_id
+from qlora_lab.runs.lease import BEAT
 from tests.helpers import tiny
 
 
@@ -63,13 +64,16 @@ def test_a_run_that_is_executed_or_finished_keeps_its_config(folder: RunFolder, 
 
 def test_those_who_look_are_not_taken_for_the_run(folder: RunFolder) -> None:
     folder.begin()
-    with folder._locked(fcntl.LOCK_SH):  # another observer
-        assert not folder.is_locked() and folder.state() == INTERRUPTED
+    with folder.lock() as lease:
+        beat = (lease.path / BEAT).read_bytes()
+    lease.path.mkdir()
+    (lease.path / BEAT).write_bytes(beat)  # as a killed holder leaves it
     said: list[str] = []
-    with folder._locked(fcntl.LOCK_SH):
-        looking = threading.Thread(target=lambda: folder.lock(log=said.append).__enter__())
-        looking.start()
-    looking.join()
+    with (lease.path / BEAT).open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # another observer
+        assert not folder.is_locked() and folder.state() == INTERRUPTED
+        with folder.lock(log=said.append):
+            assert folder.is_locked()
     assert not said, "who looks for a moment executes nothing"
 
 

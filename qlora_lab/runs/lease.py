@@ -1,0 +1,279 @@
+"""Leases: at most one attempt at a time may write into a folder, whatever node or moment it comes from.
+
+A lease is the folder `lease.000003`: the attempt's number, a file `beat` that its holder changes every few seconds, and
+whatever the holder is writing. Nothing here trusts the clock of another machine, or that a process is gone because
+nobody has heard of it:
+
+- Taking: a folder with a beat in it is prepared and renamed to the next number, which works for one taker only.
+- Dead or alive: a holder whose beat has not changed for `STALE_S` on the observer's own monotonic clock is given up. On
+  the same kernel a lock on the beat, which dies with its holder, says so at once.
+- Fence: the taker removes the older lease's folder before it reads anything. What the older attempt puts in place, it
+  renames from inside its lease, so a process that was stopped for an hour and wakes up between two instructions finds
+  its rename refused: there is no window between asking and writing.
+
+Appending to a file cannot be fenced like that; it asks `check` first, and what slips through is a line too much.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qlora_lab.errors import LeaseLostError
+
+BEAT_S = 4.0
+STALE_S = 25.0  # of silence; the beat of a holder on a slow file server must be quicker than that
+LEASE_FOLDER = re.compile(r"lease\.(\d{6})")
+BEAT = "beat"
+COUNTER_DIGITS = 12
+# What a rename or an open says when the folder it goes through has been taken away; ESTALE is a file server's word.
+TAKEN_AWAY = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+
+
+class Lease:
+    """The right to write into a folder, held from `Claim.attempt` until `release`, or until it is lost.
+
+    Attributes:
+        attempt: its number; a later attempt has a higher one.
+        path: the lease's own folder, where everything is written before it is put in place.
+    """
+
+    def __init__(self, path: Path, beat: int, beat_s: float) -> None:
+        self.path = path
+        self.attempt = _number(path)
+        self._beat = beat
+        self._offset = os.fstat(beat).st_size - COUNTER_DIGITS - 1
+        self._beat_s = beat_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, name=f"beat of {path}", daemon=True)
+        self._thread.start()
+
+    def fileno(self) -> int:
+        """Return the file descriptor of the lock; a child that keeps it open keeps the lease from being free at once."""
+        return self._beat
+
+    def is_held(self) -> bool:
+        """Say whether no later attempt has taken the folder."""
+        return not self._done.is_set() and (self.path / BEAT).exists()
+
+    def check(self) -> None:
+        """Refuse to go on without the lease.
+
+        Raises:
+            LeaseLostError: a later attempt has the folder.
+        """
+        if not self.is_held():
+            raise LeaseLostError(
+                f"attempt {self.attempt} at {self.path.parent.name} was silent for so long that another one took over; "
+                "it stops here, and what it has not yet written stays unwritten"
+            )
+
+    @contextmanager
+    def staged(self, target: Path) -> Iterator[Path]:
+        """Give a path to write a file or fill a folder at, and put that in place of `target` when the block ends well.
+
+        Raises:
+            LeaseLostError: a later attempt has the folder; `target` is as that one wants it.
+            OSError: the disk is full or not writable; `target` is as it was.
+        """
+        temporary = self.path / f"{target.name}.{uuid.uuid4().hex[:8]}"
+        try:
+            yield temporary
+            if temporary.is_dir() and target.exists():
+                self.remove(target)
+            temporary.rename(target)
+        except BaseException as error:
+            _remove(temporary)
+            if isinstance(error, OSError) and error.errno in TAKEN_AWAY:
+                self.check()
+            raise
+
+    def remove(self, target: Path) -> None:
+        """Remove a file or folder, by way of the lease's folder.
+
+        Raises:
+            LeaseLostError: a later attempt has the folder; `target` is still there.
+        """
+        aside = self.path / f"{target.name}.{uuid.uuid4().hex[:8]}"
+        try:
+            target.rename(aside)
+        except OSError:
+            self.check()
+            raise
+        _remove(aside)
+
+    def release(self) -> None:
+        """Give the lease back; a lease that is lost already stays with who has it."""
+        self._done.set()
+        self._thread.join()
+        _remove(self.path)
+        os.close(self._beat)
+
+    def _keep_beating(self) -> None:
+        count = 0
+        while not self._done.wait(self._beat_s) and (self.path / BEAT).exists():
+            count += 1
+            with contextlib.suppress(OSError):  # a file server that hangs: the next beat may get through
+                os.pwrite(self._beat, f"{count:0{COUNTER_DIGITS}}\n".encode(), self._offset)
+
+
+class Claim:
+    """Tries for the lease of `folder`, and remembers between tries what it saw of the holder's beat.
+
+    Args:
+        last_attempt: the highest number that the folder's own record knows of; numbers are never used twice.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        last_attempt: Callable[[], int] = lambda: 0,
+        beat_s: float = BEAT_S,
+        stale_s: float = STALE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._last_attempt = last_attempt
+        self._beat_s = beat_s
+        self._stale_s = stale_s
+        self._clock = clock
+        self._seen: tuple[Path, bytes, float] | None = None  # whose beat, what it said, since when
+        self.holder_moved = False  # whether the present holder's beat has changed under our eyes
+
+    def attempt(self) -> Lease | None:
+        """Take the lease where nobody has it, or its holder is gone; None means try again later, or leave it."""
+        current = newest(self._folder)
+        if current is not None and not (died(current) or self._silent_for(current) >= self._stale_s):
+            return None
+        number = max(_number(current) if current is not None else 0, self._last_attempt()) + 1
+        return self._take(number)
+
+    def _silent_for(self, lease: Path) -> float:
+        now = self._clock()
+        said = _read(lease / BEAT)
+        if self._seen is None or self._seen[0] != lease:
+            self.holder_moved = False
+            self._seen = lease, said, now
+        elif self._seen[1] != said:
+            self.holder_moved = True
+            self._seen = lease, said, now
+        return now - self._seen[2]
+
+    def _take(self, number: int) -> Lease | None:
+        target = self._folder / f"lease.{number:06}"
+        prepared = self._folder / f".claim-{uuid.uuid4().hex[:8]}"
+        prepared.mkdir(parents=True)
+        beat = os.open(prepared / BEAT, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(beat, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(beat, f"{json.dumps(holder())}\n{0:0{COUNTER_DIGITS}}\n".encode())
+            prepared.rename(target)  # refused where the target is a lease already: it is never empty
+        except OSError as error:
+            _remove(prepared)
+            os.close(beat)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, *TAKEN_AWAY):
+                return None
+            raise
+        lease = Lease(target, beat, self._beat_s)
+        newer = newest(self._folder)
+        if newer != target or self._last_attempt() >= number:  # others came and went between our look and our step
+            lease.release()
+            return None
+        for older in _leases(self._folder):
+            if _number(older) < number:
+                _remove(older)
+        for leftover in self._folder.glob(".claim-*"):
+            if died(leftover):
+                _remove(leftover)
+        return lease
+
+
+def holder() -> dict[str, object]:
+    """Say who we are, for those who find our lease."""
+    return {
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "pid": os.getpid(),
+        "kernel": _kernel(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the lease of the latest attempt, or None where nobody has begun one."""
+    return max(_leases(folder), default=None)
+
+
+def died(lease: Path) -> bool:
+    """Say whether the holder is known to be dead: it ran on this kernel, which has freed its lock."""
+    try:
+        with (lease / BEAT).open("rb+") as file:
+            if json.loads(file.readline()).get("kernel") != _kernel():
+                return False
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: observers do not keep each other out
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_locked(folder: Path) -> bool:
+    """Say whether a living process holds the folder's lease, as far as locks reach."""
+    lease = newest(folder)
+    if lease is None:
+        return False
+    try:
+        with (lease / BEAT).open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _leases(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [Path(entry.path) for entry in os.scandir(folder) if LEASE_FOLDER.fullmatch(entry.name)]
+
+
+def _number(lease: Path) -> int:
+    return int(lease.name.rpartition(".")[2])
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder for good, also while a holder that has not yet noticed writes into it."""
+    for _ in range(100):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            return
+        time.sleep(0.01)
+
+
+def _kernel() -> str:
+    """Return what tells a running kernel from every other: it is drawn at random at boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{socket.gethostname()} without boot_id"

@@ -1,0 +1,185 @@
+"""What a worker does with the runs of its chunk: one of them, or one after the other until none is left.
+
+Nothing is handed out: a worker takes a run by taking its lease. The warm process keeps its imports, and the quantized
+base model of its last run.
+"""
+
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from qlora_lab.errors import ConfigError
+from qlora_lab.runs.causes import CHANGED, INFRASTRUCTURE, STOPPED
+from qlora_lab.runs.environment import git_commit
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder
+from qlora_lab.runs.lease import Lease
+from qlora_lab.sweep.breaker import Breaker, breaker_folder
+from qlora_lab.sweep.chunk import POOL, Chunk
+from qlora_lab.sweep.settle import may_go_on
+
+ELSEWHERE, HELD_BACK = "elsewhere", "held back"  # besides the states of a run
+LAST_MOMENT_S = 120.0  # before its time is over, a pool worker begins no further run
+CLAIM_POLL_S = 1.0
+
+
+class Worker:
+    """Executes runs of a chunk in this process.
+
+    Args:
+        stop_cause: asked for the cause to record when a run was told to stop.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        chunk: Chunk,
+        *,
+        stop_cause: Callable[[], str] = lambda: STOPPED,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._chunk = chunk
+        self._stop_cause = stop_cause
+        self._clock = clock
+        self._began = clock()
+        self._longest_s = 0.0
+        self._bases: Any = None
+        self._changed = changed_code(chunk.commit)
+        folder = breaker_folder(chunk.folder, chunk.generation, chunk.resource_class)
+        self._breaker = Breaker(folder, chunk.max_failures)
+
+    def one(self, index: int) -> str:
+        """Execute one run, waiting for its lease until it is clear whether another process executes it.
+
+        Returns:
+            How it ended: a state, ELSEWHERE, or HELD_BACK by the circuit breaker.
+        """
+        folder = self._chunk.run(index)
+        claim = folder.claim()
+        while self._is_open(index):
+            reason = self._breaker.reason()
+            if reason is not None:
+                print(f"run {folder.run_id} is held back: {reason}", flush=True)
+                return HELD_BACK
+            lease = claim.attempt()
+            if lease is not None:
+                return self._execute(folder, index, lease)
+            if claim.holder_moved:
+                print(f"run {folder.run_id} is being executed by another process", flush=True)
+                return ELSEWHERE
+            time.sleep(CLAIM_POLL_S)
+        return folder.state()
+
+    def all(self, number: int) -> str:
+        """Execute runs until none is left, or time is nearly up; begin where worker `number` has its share.
+
+        Returns:
+            FINISHED when no run is left that nobody executes, or FAILED if one of its own failed; INTERRUPTED when time
+            is up or a run was told to stop; HELD_BACK when the circuit breaker says so.
+        """
+        end = FINISHED
+        claims = {index: self._chunk.run(index).claim() for index in self._order(number)}
+        while claims:
+            for index, claim in list(claims.items()):
+                if not self._is_open(index):
+                    del claims[index]
+                    continue
+                reason = self._breaker.reason()
+                if reason is not None:
+                    print(f"no further run is begun: {reason}", flush=True)
+                    return HELD_BACK
+                if self._time_is_up():
+                    return INTERRUPTED
+                lease = claim.attempt()
+                if lease is not None:
+                    del claims[index]
+                    state = self._execute(self._chunk.run(index), index, lease)
+                    if state == INTERRUPTED:
+                        return INTERRUPTED
+                    end = FAILED if state == FAILED else end
+                elif claim.holder_moved:
+                    del claims[index]
+            if claims:  # held by processes that have not been seen to live: look again
+                time.sleep(CLAIM_POLL_S)
+        return end
+
+    def _order(self, number: int) -> Iterator[int]:
+        """Yield every run, first this worker's own block: neighbours share a base model."""
+        runs, workers = len(self._chunk.run_ids), self._chunk.tasks * self._chunk.per_gpu
+        first = number % workers * runs // workers
+        yield from range(first, runs)
+        yield from range(first)
+
+    def _is_open(self, index: int) -> bool:
+        """Say whether a run is neither finished nor failed since it was submitted."""
+        status = self._chunk.run(index).status()
+        if status is None:
+            return True
+        failed_since = status["state"] == FAILED and status["attempt"] > self._chunk.attempts[index]
+        return status["state"] != FINISHED and not failed_since
+
+    def _time_is_up(self) -> bool:
+        if self._chunk.limit_s is None:
+            return False
+        left_s = self._chunk.limit_s - (self._clock() - self._began)
+        return left_s < LAST_MOMENT_S + self._longest_s
+
+    def _execute(self, folder: RunFolder, index: int, lease: Lease) -> str:
+        began = self._clock()
+        state = self._refused(folder, lease) or self._run(folder, index, lease)
+        self._longest_s = max(self._longest_s, self._clock() - began)
+        if state == FINISHED:
+            self._breaker.finished()
+        elif state == FAILED:
+            self._breaker.failed(folder.run_id, folder.status() or {})
+        return state
+
+    def _run(self, folder: RunFolder, index: int, lease: Lease) -> str:
+        try:
+            run = importlib.import_module("qlora_lab.run")  # torch comes in here, once
+            if self._bases is None and self._chunk.mode == POOL:
+                self._bases = importlib.import_module("qlora_lab.models.warm").WarmBase()
+        except Exception as error:  # recorded, like everything else that keeps a run from its result
+            self._end(folder, lease, error)
+            return FAILED
+        attempts = self._chunk.attempts[index]
+        return str(run.execute(folder.path, attempts, lease=lease, stop_cause=self._stop_cause, bases=self._bases))
+
+    def _refused(self, folder: RunFolder, lease: Lease) -> str | None:
+        """Record why a run must not be executed, if so: it was planned with other code, or kills who executes it."""
+        status = folder.status() or {}
+        if self._changed is not None:
+            self._end(folder, lease, ConfigError(self._changed), CHANGED)
+            return FAILED
+        if status.get("state") == RUNNING:  # it ended without a word
+            with_cause = {**status, "state": INTERRUPTED, "cause": INFRASTRUCTURE}
+            if not may_go_on(with_cause):
+                self._end(folder, lease, ConfigError(KILLS), INFRASTRUCTURE)
+                return FAILED
+        return None
+
+    def _end(self, folder: RunFolder, lease: Lease, error: Exception, cause: str | None = None) -> None:
+        with folder.holding(lease):
+            folder.begin()
+            folder.end(FAILED, folder.elapsed_s(), error, cause=cause)
+        print(f"run {folder.run_id} failed: {error}", flush=True)
+
+
+KILLS = (
+    "every attempt at the run ended without a word, so that it is not tried again; look for what killed it "
+    "(memory, a fault of native code) in its log and the nodes' logs"
+)
+
+
+def changed_code(planned: str | None) -> str | None:
+    """Say that the code is not what the runs were planned with; None where it is, or nobody knows."""
+    if planned is None:
+        return None
+    found = git_commit(Path(__file__).parent)
+    if found == planned:
+        return None
+    return (
+        f"the code has changed since this run was submitted (commit {found}, planned with {planned}); "
+        "check out that commit, or start the study again to plan its runs with the new code"
+    )

@@ -1,0 +1,62 @@
+"""What becomes of a run whose process ended without a word, and whether a run gets another attempt."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from qlora_lab.runs.causes import CODE, INFRASTRUCTURE, RULES
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder
+from qlora_lab.runs.lease import Claim
+
+
+def settle(folder: RunFolder, cause: str) -> None:
+    """Record why a run whose job is over ended: as interrupted, or as failed where its cause has used up its attempts.
+
+    A process of that job that is left over on a node nobody reaches loses its lease here.
+    """
+    lease = Claim(folder.path, last_attempt=folder.attempts, stale_s=0.0).attempt()
+    if lease is None:
+        return  # somebody else is settling or executing it
+    with folder.holding(lease):
+        if (folder.status() or {}).get("state") != RUNNING:
+            return
+        folder.end(INTERRUPTED, folder.elapsed_s(), cause=cause)
+        if not may_go_on(folder.status()):
+            folder.end(FAILED, folder.elapsed_s(), cause=cause)
+
+
+def may_go_on(status: dict[str, Any] | None) -> bool:
+    """Say whether a run that did not finish gets another attempt without being asked for."""
+    if status is None:
+        return True
+    if status["state"] == FINISHED:
+        return False
+    cause = status.get("cause")
+    if cause is None:
+        return True
+    rule = RULES.get(cause, RULES[CODE])
+    counted = 0
+    for attempt, before in _with_the_one_before(status):
+        if attempt.get("cause") != cause or (rule.with_progress and _step(attempt) > _step(before)):
+            break
+        counted += 1
+    return counted < rule.attempts
+
+
+def memory_factor(status: dict[str, Any] | None) -> float:
+    """Return how much more host memory the next attempt should get, for attempts that outgrew theirs."""
+    factor = 1.0
+    for attempt in [*(status or {}).get("history", []), status or {}]:
+        rule = RULES.get(attempt.get("cause") or "", RULES[INFRASTRUCTURE])
+        factor *= rule.memory_factor
+    return factor
+
+
+def _with_the_one_before(status: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield each attempt, the last first, with the one before it."""
+    attempts = [{}, *status.get("history", []), status]
+    for index in range(len(attempts) - 1, 0, -1):
+        yield attempts[index], attempts[index - 1]
+
+
+def _step(attempt: dict[str, Any]) -> int:
+    return int(attempt.get("step") or 0)

@@ -1,0 +1,71 @@
+"""SLURM's commands: run, timed, and their refusals told apart."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+from qlora_lab.errors import LaunchError
+
+TIMEOUT_S = 90.0  # against a controller that is down they take 19 s to say so
+# Words of a controller that cannot be reached, or is too busy: the same command may work a little later.
+UNREACHABLE = (
+    "unable to contact slurm controller",
+    "socket timed out",
+    "connection refused",
+    "connection reset",
+    "communication",
+    "transport endpoint",
+    "zero bytes",
+    "resource temporarily unavailable",
+    "slurm backup controller in standby",
+)
+LIMITED = ("qos policy", "accounting/qos", "maxsubmitjob", "submit job limit", "job submit limit", "limit on jobs")
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
+UNKNOWN_JOB = "invalid job id"
+
+
+class UnreachableError(LaunchError):
+    """SLURM's controller, or its accounting, does not answer."""
+
+
+class LimitError(LaunchError):
+    """More jobs than the site lets one user have."""
+
+
+def run(*command: str, stdin: str | None = None, keep_open: Sequence[int] = ()) -> str:
+    """Run one of SLURM's commands, as if from outside of any job, and return what it prints.
+
+    The SLURM_* variables of a job around us would become options of what we submit, all but the one that says where the
+    cluster's configuration is (which `submitit.helpers.clean_env` takes away too).
+
+    Raises:
+        UnreachableError, LimitError: as they say.
+        LaunchError: the command is not on this machine, or refuses.
+    """
+    environment = {key: value for key, value in os.environ.items() if key in KEPT or not key.startswith("SLURM_")}
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+            env=environment,
+            pass_fds=keep_open,
+        )
+    except FileNotFoundError as error:
+        raise LaunchError(
+            f"launcher=slurm needs {command[0]} on this machine; got none; run from a login node, or use launcher=local"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise UnreachableError(f"{command[0]} did not answer within {TIMEOUT_S:.0f} s; try again later") from error
+    if done.returncode == 0:
+        return done.stdout
+    said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    lower = done.stderr.lower()
+    if any(words in lower for words in UNREACHABLE):
+        raise UnreachableError(f"{command[0]} cannot reach SLURM ({said}); try again later")
+    if any(words in lower for words in LIMITED):
+        raise LimitError(f"{command[0]} refused: {said}")
+    raise LaunchError(f"{command[0]} refused ({said})")

@@ -1,0 +1,324 @@
+"""Submitting the runs of a study, so that a launcher that dies at any point loses nothing and doubles nothing.
+
+Before sbatch is called, the chunk and its intent are on disk, and the job carries the chunk's nonce as its comment. Who
+comes next looks for intents without an outcome, and asks SLURM whether there is a job with that comment. The launcher's
+lock is kept open by sbatch itself: a launcher that is killed is not replaced before its last sbatch has ended.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qlora_lab.config.schema import LauncherConfig, SlurmConfig
+from qlora_lab.errors import LaunchError
+from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING, RunFolder
+from qlora_lab.runs.lease import Claim, Lease
+from qlora_lab.sweep.breaker import Breaker, breaker_folder
+from qlora_lab.sweep.chunk import POOL, Chunk, chunk_file, new_nonce, resource_class
+from qlora_lab.sweep.journal import INTENT, LOST, REFUSED, SUBMITTED, Journal
+from qlora_lab.sweep.listing import listed
+from qlora_lab.sweep.scheduler import Job
+from qlora_lab.sweep.settle import may_go_on, memory_factor, settle
+from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of
+from qlora_lab.sweep.slurm.commands import LimitError, UnreachableError
+from qlora_lab.sweep.slurm.endings import cause_of_ending
+from qlora_lab.sweep.slurm.nodes import bad_nodes
+from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
+from qlora_lab.sweep.slurm.script import batch_script, nonce_of
+
+BACK_OFF_S = (2.0, 5.0, 10.0, 20.0, 40.0)  # between tries to reach a controller that does not answer
+LOCK_POLL_S = 0.5
+
+
+@dataclass
+class Outcome:
+    """What a launch did.
+
+    Attributes:
+        jobs: ids that sbatch gave.
+        submitted: ids of the runs in them.
+        queued: runs that jobs of an earlier launch wait for or execute.
+        given_up: runs whose cause has used up its attempts.
+        left: runs for which the site had no room.
+        excluded: nodes that the jobs stay away from.
+    """
+
+    jobs: list[str] = field(default_factory=list)
+    submitted: list[str] = field(default_factory=list)
+    queued: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return what to tell a person."""
+        said = [f"submitted {len(self.submitted)} runs" + (f" in jobs {', '.join(self.jobs)}" if self.jobs else "")]
+        if self.queued:
+            said.append(f"{len(self.queued)} runs wait or run in jobs submitted before")
+        if self.left:
+            said.append(f"{len(self.left)} runs are above the site's limit; the same command submits them later")
+        if self.given_up:
+            named = ", ".join(listed(self.given_up))
+            said.append(f"{len(self.given_up)} runs ended too often for the same cause ({named})")
+        if self.excluded:
+            said.append(f"they stay away from {', '.join(self.excluded)}, where earlier attempts ended badly")
+        return said
+
+
+class Submission:
+    """Everything submitted for one plan.
+
+    Args:
+        folder: of chunks, journal and logs; made where it is missing.
+        study: names the jobs.
+        commit: of the code that planned the runs.
+        log: prints a line.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        study: str,
+        scheduler: SlurmScheduler,
+        launcher: LauncherConfig,
+        commit: str | None = None,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        self._folder = folder.resolve()
+        self._study = study
+        self._scheduler = scheduler
+        self._launcher = launcher
+        self._commit = commit
+        self._log = log
+        self._journal = Journal(self._folder)
+
+    def launch(self, runs: Sequence[RunFolder], everything: Sequence[RunFolder] = ()) -> Outcome:
+        """Submit those of the runs that are in no queue and may go on.
+
+        Args:
+            runs: to be executed; failed ones too, where they are to be tried again.
+            everything: all runs of the plan, whose past tells bad nodes from bad runs.
+
+        Raises:
+            LaunchError: SLURM refuses, or does not answer; the same command goes on from there.
+        """
+        with self._lock() as lease:
+            queue = self.reconcile()
+            queued = self._queued(queue)
+            waiting = [run for run in runs if run.run_id in queued]
+            outcome = Outcome(queued=[run.run_id for run in waiting])
+            to_do = self._open([run for run in runs if run.run_id not in queued], outcome)
+            if not to_do:
+                return outcome
+            outcome.excluded = bad_nodes(run.status() for run in everything or runs)
+            self._submit(to_do, queue, outcome, lease)
+            return outcome
+
+    def reconcile(self) -> list[Job]:
+        """Compare the journal with SLURM's queue: adopt jobs whose launcher died, and note those that SLURM lost.
+
+        Returns:
+            The user's jobs.
+        """
+        queue = self._scheduler.query()
+        jobs: dict[str, list[str]] = {}
+        for job in queue:
+            nonce = nonce_of(job.comment)
+            if nonce is not None and job.job not in jobs.setdefault(nonce, []):
+                jobs[nonce].append(job.job)
+        for nonce, entry in self._journal.entries().items():
+            known = jobs.get(nonce, [])
+            if entry["event"] == INTENT and known:
+                self._journal.append(SUBMITTED, nonce, job=known[0], adopted=True)
+            elif entry["event"] == INTENT:
+                self._journal.append(LOST, nonce)
+            if len(known) > 1:  # sbatch was asked again after an answer got lost
+                self._scheduler.cancel(sorted(known)[1:])
+        return queue
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs of this plan that wait or run."""
+        own = self._journal.entries()
+        return [job for job in self._scheduler.query() if not job.is_over and nonce_of(job.comment) in own]
+
+    # ---- what there is to do
+
+    def _queued(self, queue: Sequence[Job]) -> set[str]:
+        """Return the runs that jobs wait for or execute."""
+        chunks = self._journal.entries()
+        found: set[str] = set()
+        for job in queue:
+            nonce = nonce_of(job.comment)
+            if job.is_over or nonce not in chunks:
+                continue
+            run_ids = Chunk.read(chunk_file(self._folder, nonce)).run_ids
+            mode = chunks[nonce]["mode"]
+            found |= set(run_ids) if mode == POOL else {run_ids[task] for task in job.tasks or (0,)}
+        return found
+
+    def _open(self, runs: Sequence[RunFolder], outcome: Outcome) -> list[RunFolder]:
+        """Record why runs ended whose jobs are gone, and return those that get another attempt."""
+        statuses = {run.run_id: run.status() for run in runs}
+        silent = [run for run in runs if (statuses[run.run_id] or {}).get("state") == RUNNING and not run.is_locked()]
+        jobs = {run.run_id: (statuses[run.run_id] or {}).get("job") for run in silent}
+        endings = self._scheduler.endings([job for job in jobs.values() if job])
+        to_do = []
+        for run in runs:
+            failed_before = (statuses[run.run_id] or {}).get("state") == FAILED
+            if run in silent:
+                settle(run, cause_of_ending(endings.get(jobs[run.run_id] or "")))
+            status = run.status()
+            state = status["state"] if status is not None else None
+            if state == FINISHED or (state == RUNNING and run.is_locked()):
+                continue
+            if failed_before or may_go_on(status):
+                to_do.append(run)
+            else:
+                outcome.given_up.append(run.run_id)
+        return to_do
+
+    # ---- submitting it
+
+    def _submit(self, runs: list[RunFolder], queue: list[Job], outcome: Outcome, lease: Lease) -> None:
+        launcher, limits = self._launcher, self._scheduler.limits
+        groups = self._groups(runs)
+        batches = batches_of(
+            groups,
+            max_array=limits.max_array,
+            free=limits.free(queue, launcher.slurm.qos),
+            pool=launcher.pool or launcher.runs_per_gpu > 1,
+            per_gpu=launcher.runs_per_gpu,
+            parallel=launcher.max_parallel,
+        )
+        generation = new_nonce()
+        canaries: dict[int, str] = {}
+        arrays = max(1, sum(not batch.canary for batch in batches))
+        for batch in batches:
+            job = self._batch(batch, groups, runs, outcome, lease, generation, canaries.get(batch.group), arrays)
+            if batch.canary:
+                canaries[batch.group] = job
+        done = set(outcome.submitted)
+        outcome.left = [run.run_id for run in runs if run.run_id not in done]
+
+    def _groups(self, runs: list[RunFolder]) -> list[Group]:
+        """Group runs by what they ask for: more memory, where an attempt outgrew it."""
+        groups = groups_of([self._resources(run) for run in runs])
+        return [replace(group, proven=self._is_proven(group)) for group in groups]
+
+    def _is_proven(self, group: Group) -> bool:
+        """Say whether a run that asked for the same has finished after an earlier launch."""
+        wanted = resource_class(group.resources)
+        generations = {e["generation"] for e in self._journal.entries().values() if e["resource_class"] == wanted}
+        return any(Breaker(breaker_folder(self._folder, generation, wanted), 1).works for generation in generations)
+
+    def _resources(self, run: RunFolder) -> SlurmConfig:
+        slurm = self._launcher.slurm
+        return replace(slurm, memory_gb=math.ceil(slurm.memory_gb * memory_factor(run.status())))
+
+    def _batch(
+        self,
+        batch: Batch,
+        groups: list[Group],
+        runs: list[RunFolder],
+        outcome: Outcome,
+        lease: Lease,
+        generation: str,
+        canary: str | None,
+        arrays: int,
+    ) -> str:
+        """Submit one batch, with fewer tasks where the site does not take as many; return the job's id."""
+        chosen = [runs[position] for position in batch.runs]
+        tasks, mode = batch.tasks, batch.mode
+        while True:
+            chunk = Chunk(
+                folder=self._folder,
+                runs_dir=chosen[0].path.resolve().parent,
+                nonce=new_nonce(),
+                mode=mode,
+                run_ids=[run.run_id for run in chosen],
+                attempts=[run.attempts() for run in chosen],
+                tasks=tasks,
+                per_gpu=self._launcher.runs_per_gpu if mode == POOL else 1,
+                limit_s=groups[batch.group].resources.time_limit_min * 60.0,
+                resources=groups[batch.group].resources,
+                generation=generation,
+                max_failures=self._launcher.max_failures,
+                commit=self._commit,
+            )
+            parallel = self._launcher.max_parallel
+            script = batch_script(
+                chunk,
+                self._study,
+                parallel=max(1, parallel // arrays) if parallel is not None else None,
+                after=canary,
+                exclude=outcome.excluded,
+            )
+            try:
+                job = self._sbatch(chunk, script, lease)
+            except LimitError:
+                if tasks == 1:
+                    raise
+                mode, tasks = POOL, max(1, min(tasks, len(chosen)) // 2)
+                continue
+            outcome.jobs.append(job)
+            outcome.submitted += chunk.run_ids
+            return job
+
+    def _sbatch(self, chunk: Chunk, script: str, lease: Lease) -> str:
+        """Write chunk and intent, then submit, trying again while the controller cannot be reached."""
+        (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+        chunk.write()
+        lease.check()
+        self._journal.append(
+            INTENT,
+            chunk.nonce,
+            mode=chunk.mode,
+            runs=len(chunk.run_ids),
+            generation=chunk.generation,
+            resource_class=chunk.resource_class,
+        )
+        for wait_s in (*BACK_OFF_S, None):
+            try:
+                job = self._scheduler.submit(script, keep_open=[lease.fileno()])
+                break
+            except UnreachableError as error:
+                if wait_s is None:
+                    raise
+                self._log(f"{error}; trying again in {wait_s:.0f} s")
+                time.sleep(wait_s)
+                adopted = self._adopted(chunk.nonce)
+                if adopted is not None:
+                    job = adopted
+                    break
+            except LaunchError as error:
+                self._journal.append(REFUSED, chunk.nonce, reason=str(error))
+                raise
+        self._journal.append(SUBMITTED, chunk.nonce, job=job)
+        return job
+
+    def _adopted(self, nonce: str) -> str | None:
+        """Return the job that SLURM took although sbatch heard no answer."""
+        try:
+            queue = self._scheduler.query()
+        except UnreachableError:
+            return None
+        return next((job.job for job in queue if nonce_of(job.comment) == nonce), None)
+
+    @contextmanager
+    def _lock(self) -> Iterator[Lease]:
+        """Be the only one who submits for this plan, on any machine."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        claim = Claim(self._folder)
+        lease = claim.attempt()
+        if lease is None:
+            self._log("another command is submitting runs of this study; waiting for it")
+        while lease is None:
+            time.sleep(LOCK_POLL_S)
+            lease = claim.attempt()
+        try:
+            yield lease
+        finally:
+            lease.release()

@@ -1,0 +1,40 @@
+"""launcher.wait=true: watch the runs of a submission to their end, submitting again what may be."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
+from qlora_lab.sweep.progress import SweepProgress
+from qlora_lab.sweep.slurm.commands import UnreachableError
+from qlora_lab.sweep.slurm.submit import Submission
+
+POLL_S = 5.0
+IDLE_ROUNDS = 3  # submissions in a row in which no run began
+
+
+def wait(submission: Submission, runs: Sequence[RunFolder]) -> None:
+    """Return when no run is left that may go on by itself, or submitting does not get any further.
+
+    Raises:
+        LaunchError: SLURM refuses what is submitted again.
+    """
+    progress = SweepProgress(list(runs), sys.stdout)
+    idle, began = 0, -1
+    while idle < IDLE_ROUNDS:
+        try:
+            if submission.jobs():
+                progress.show()
+                time.sleep(POLL_S)
+                continue
+            open_runs = [run for run in runs if run.state() not in (FINISHED, FAILED)]
+            outcome = submission.launch(open_runs, runs)
+        except UnreachableError as error:
+            print(error, file=sys.stderr)
+            time.sleep(POLL_S)
+            continue
+        if not outcome.submitted and not outcome.queued:
+            break
+        attempts = sum(run.attempts() for run in runs)
+        idle, began = (idle + 1 if attempts == began else 0), attempts
+    progress.show(final=True)

@@ -1,0 +1,86 @@
+"""python -m qlora_lab.sweep.slurm.worker CHUNK: what a job of a chunk executes.
+
+Exit status: 0 its runs are finished, 1 one failed, 3 held back by the circuit breaker, 4 another attempt took the run
+over, 143 told to stop. A canary's dependants are released by the 0.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from qlora_lab.config.command import FAILED as EXIT_FAILED
+from qlora_lab.config.command import TERMINATED
+from qlora_lab.runs.causes import STOPPED
+from qlora_lab.runs.folder import FINISHED, INTERRUPTED, job_id
+from qlora_lab.sweep.chunk import POOL, Chunk
+from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
+from qlora_lab.sweep.settle import may_go_on
+from qlora_lab.sweep.slurm.script import warning_s
+from qlora_lab.sweep.slurm.task import SlurmTask
+from qlora_lab.sweep.stop import SIGNALS, StopRequest
+
+EXIT_HELD_BACK, EXIT_LOST = 3, 4
+STATUSES = {FINISHED: 0, ELSEWHERE: 0, "failed": EXIT_FAILED, HELD_BACK: EXIT_HELD_BACK, INTERRUPTED: TERMINATED}
+POLL_S = 0.2
+
+
+def main() -> None:
+    chunk = Chunk.read(Path(sys.argv[1]))
+    slot = int(sys.argv[2]) if len(sys.argv) > 2 else None
+    number = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    job = job_id()
+    limit_min = chunk.resources.time_limit_min if chunk.resources is not None else 0
+    task = SlurmTask(job, warning_s(limit_min)) if job is not None else None
+    if slot is None and chunk.mode == POOL and chunk.per_gpu > 1:
+        status = _several(chunk)
+    else:
+        status = _alone(chunk, number, slot or 0, task)
+    if status == TERMINATED and task is not None and slot is None and _goes_on(chunk, number):
+        task.requeue()
+    sys.exit(status)
+
+
+def _alone(chunk: Chunk, number: int, slot: int, task: SlurmTask | None) -> int:
+    """Execute the runs of this process, and return its exit status."""
+    stop = StopRequest()
+    stop.install()
+    try:
+        worker = Worker(chunk, stop_cause=task.why_stopped if task is not None else lambda: STOPPED)
+        state = worker.all(number * chunk.per_gpu + slot) if chunk.mode == POOL else worker.one(number)
+    except SystemExit:
+        if not stop.requested:
+            raise
+        state = INTERRUPTED
+    stop.ignore()
+    return STATUSES.get(state, EXIT_LOST)
+
+
+def _several(chunk: Chunk) -> int:
+    """Start the processes that share this job's GPU, pass on what they are told, and return the worst exit status."""
+    command = [sys.executable, "-m", "qlora_lab.sweep.slurm.worker", str(chunk.file)]
+    processes = [subprocess.Popen([*command, str(slot)]) for slot in range(chunk.per_gpu)]
+
+    def pass_on(signum: int, frame: object) -> None:
+        for process in processes:
+            process.send_signal(signal.SIGUSR2)
+
+    for signum in SIGNALS:
+        signal.signal(signum, pass_on)
+    while any(process.poll() is None for process in processes):
+        time.sleep(POLL_S)
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    statuses = {process.returncode for process in processes}
+    return TERMINATED if TERMINATED in statuses else max(abs(status) for status in statuses)
+
+
+def _goes_on(chunk: Chunk, number: int) -> bool:
+    """Say whether the job is worth requeueing: its run has not used up its attempts."""
+    return chunk.mode == POOL or may_go_on(chunk.run(number).status())
+
+
+if __name__ == "__main__":
+    main()

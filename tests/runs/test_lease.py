@@ -1,0 +1,209 @@
+"""One writer at a time: leases between real processes that die, are stopped, and wake up too late."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from qlora_lab.errors import LeaseLostError
+from qlora_lab.runs import lease as leases
+from qlora_lab.runs.files import write_json
+from qlora_lab.runs.folder import RUNNING, MetricsFile, RunFolder
+from qlora_lab.runs.lease import BEAT, Claim, Lease
+
+# Takes the lease, then writes a line of what becomes of each word it reads.
+HOLDER = """
+import sys
+from pathlib import Path
+from qlora_lab.errors import LeaseLostError
+from qlora_lab.runs.files import write_json
+from qlora_lab.runs.lease import Claim
+folder = Path(sys.argv[1])
+lease = Claim(folder, beat_s=0.02).attempt()
+print("attempt", lease.attempt, flush=True)
+for line in sys.stdin:
+    try:
+        if line.strip() == "staged":
+            with lease.staged(folder / "result.json") as file:
+                file.write_text("from the first")
+                print("written", flush=True)
+                sys.stdin.readline()
+        else:
+            write_json(folder / "result.json", "from the first", lease)
+        print("accepted", flush=True)
+    except LeaseLostError:
+        print("refused", flush=True)
+"""
+
+
+class Clock:
+    """Monotonic seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lease of tmp_path."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "attempt 1\n"
+    yield process
+    process.send_signal(signal.SIGCONT)
+    process.kill()
+    process.communicate()
+
+
+def say(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(word + "\n")
+    process.stdin.flush()
+
+
+def heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def take_over(folder: Path) -> Lease:
+    """Watch a holder that says nothing until its lease is free."""
+    clock = Clock()
+    claim = Claim(folder, clock=clock)
+    assert claim.attempt() is None, "it was just seen for the first time"
+    clock.now = leases.STALE_S
+    lease = claim.attempt()
+    assert lease is not None
+    return lease
+
+
+def test_one_of_two_gets_it_and_numbers_are_never_used_twice(tmp_path: Path) -> None:
+    lease = Claim(tmp_path).attempt()
+    assert lease is not None and lease.attempt == 1
+    assert Claim(tmp_path).attempt() is None
+    lease.release()
+    assert not lease.is_held() and not list(tmp_path.iterdir()), "a lease that is over leaves nothing"
+    again = Claim(tmp_path, last_attempt=lambda: 1).attempt()
+    assert again is not None and again.attempt == 2
+    again.release()
+
+
+def test_a_killed_holder_is_replaced_at_once(tmp_path: Path, first: subprocess.Popen[str]) -> None:
+    assert leases.is_locked(tmp_path)
+    assert Claim(tmp_path).attempt() is None
+    first.kill()
+    first.wait()
+    assert not leases.is_locked(tmp_path)
+    lease = Claim(tmp_path).attempt()
+    assert lease is not None and lease.attempt == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["lease.000002"]
+    lease.release()
+
+
+def test_a_holder_that_beats_is_left_alone_however_long(tmp_path: Path, first: subprocess.Popen[str]) -> None:
+    clock = Clock()
+    claim = Claim(tmp_path, clock=clock)
+    beat = tmp_path / "lease.000001" / BEAT
+    for _ in range(3):
+        before = beat.read_bytes()
+        assert claim.attempt() is None
+        while beat.read_bytes() == before:
+            pass
+        clock.now += 10 * leases.STALE_S
+    assert claim.attempt() is None and claim.holder_moved
+
+
+def test_a_stopped_holder_is_replaced_and_refused_when_it_wakes(tmp_path: Path, first: subprocess.Popen[str]) -> None:
+    first.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
+    second = take_over(tmp_path)
+    write_json(tmp_path / "result.json", "from the second", second)
+    first.send_signal(signal.SIGCONT)
+    say(first, "write")
+    assert heard(first) == "refused"
+    assert json.loads((tmp_path / "result.json").read_text()) == "from the second"
+    assert second.is_held()
+    second.release()
+
+
+def test_a_holder_stopped_in_the_middle_of_writing_is_refused(tmp_path: Path, first: subprocess.Popen[str]) -> None:
+    """It has checked and has written everything; all that is left to do is to put it in place."""
+    say(first, "staged")
+    assert heard(first) == "written"
+    first.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
+    second = take_over(tmp_path)
+    first.send_signal(signal.SIGCONT)
+    say(first, "go on")
+    assert heard(first) == "refused"
+    assert not (tmp_path / "result.json").exists()
+    second.release()
+
+
+def test_a_holder_on_another_kernel_is_not_believed_dead(tmp_path: Path, first: subprocess.Popen[str]) -> None:
+    """Its lock cannot be seen from here."""
+    beat = tmp_path / "lease.000001" / BEAT
+    said = json.loads(beat.read_bytes().splitlines()[0])
+    first.kill()
+    first.wait()
+    beat.write_text(json.dumps({**said, "kernel": "elsewhere"}) + "\n000000000007\n")
+    take_over(tmp_path).release()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run: run.end("finished", 1.0),
+        lambda run: run.write_result({}),
+        lambda run: run.write_evaluation([{}], []),
+        lambda run: run.write_environment({}),
+        lambda run: run.lease.remove(run.path / "checkpoints"),
+    ],
+)
+def test_whatever_a_run_writes_is_refused_after_another_took_over(
+    tmp_path: Path, write: Callable[[RunFolder], None]
+) -> None:
+    old, new = RunFolder(tmp_path), RunFolder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with old.lock():
+        old.begin()
+        metrics = MetricsFile(old, lambda: 1.0)
+        metrics.append(1, {})
+        lease = take_over(tmp_path)
+        with new.holding(lease):
+            new.begin()
+            before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+            with pytest.raises(LeaseLostError, match="another one took over"):
+                write(old)
+            with pytest.raises(LeaseLostError):
+                metrics.append(2, {})
+            assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
+            assert (tmp_path / "checkpoints").exists()
+            status = new.status()
+            assert status is not None and (status["state"], status["attempt"]) == (RUNNING, 2)
+            assert [attempt["attempt"] for attempt in status["history"]] == [1]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "old").touch()
+    lease = Claim(tmp_path).attempt()
+    assert lease is not None
+    with pytest.raises(ValueError, match="in between"), lease.staged(tmp_path / "adapter") as staged:
+        staged.mkdir()
+        raise ValueError("in between")
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["old"]
+    with lease.staged(tmp_path / "adapter") as staged:
+        staged.mkdir()
+        (staged / "new").touch()
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["new"]
+    lease.release()

@@ -1,0 +1,47 @@
+"""A cluster for the tests of this folder, which run only where QLORA_LAB_SLURM_TESTS is set: see `make test-slurm`."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, Size, missing, running
+
+if not os.environ.get("QLORA_LAB_SLURM_TESTS"):
+    collect_ignore_glob = ["test_*.py"]
+
+PORT, PORT_WITHOUT_ACCOUNTING = 17400, 17500
+
+
+def _cluster(port: int, *, accounting: bool, size: Size) -> Iterator[Cluster]:
+    reason = missing(accounting)
+    if reason is not None:
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="qlora_lab_slurm_"))  # short: the path of a socket has 107 characters at most
+    try:
+        with running(folder, port, accounting=accounting, size=size) as cluster:
+            yield cluster
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def whole_session() -> Iterator[Cluster]:
+    yield from _cluster(PORT, accounting=True, size=Size())
+
+
+@pytest.fixture
+def cluster(whole_session: Cluster) -> Iterator[Cluster]:
+    """The cluster, with every daemon up and no job of an earlier test."""
+    whole_session.start()
+    yield whole_session
+    whole_session.start_controller()
+    whole_session.run("scancel", "--user=root")
+
+
+@pytest.fixture(scope="module")
+def cluster_without_accounting() -> Iterator[Cluster]:
+    yield from _cluster(PORT_WITHOUT_ACCOUNTING, accounting=False, size=Size(nodes=1, min_job_age_s=5))

@@ -1,0 +1,74 @@
+"""Fake studies on a cluster: launch, wait for their end, and look whether anything was lost or done twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from qlora_lab.runs.folder import FINISHED, RunFolder
+from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.launcher_names import run_ids
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+class FakeStudy:
+    """`count` runs of tests/slurm/fake in `runs_dir`; `given` is said to all of them, `settings` to the launcher."""
+
+    def __init__(self, cluster: Cluster, runs_dir: Path, count: int, **settings: Any) -> None:
+        self.cluster = cluster
+        self.runs_dir = runs_dir
+        self.count = count
+        self.settings = settings
+        self.runs = [RunFolder(runs_dir / run_id) for run_id in run_ids(count)]
+
+    def tell(self, *numbers: int, **given: Any) -> None:
+        for number in numbers or range(self.count):
+            self.runs[number].path.mkdir(parents=True, exist_ok=True)
+            (self.runs[number].path / "fake.json").write_text(json.dumps(given))
+
+    def start(self, **settings: Any) -> subprocess.Popen[str]:
+        words = [f"{key}={json.dumps(value)}" for key, value in (self.settings | settings).items()]
+        environment = {
+            **self.cluster.environment,
+            "PYTHONPATH": os.pathsep.join([str(HERE / "fake"), str(ROOT)]),
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.Popen(
+            [sys.executable, str(HERE / "launcher.py"), str(self.runs_dir), str(self.count), *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def launch(self, **settings: Any) -> dict[str, Any]:
+        process = self.start(**settings)
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        return json.loads(out.strip().splitlines()[-1])
+
+    def states(self) -> list[str]:
+        return [run.state() for run in self.runs]
+
+    def wait_until_finished(self, patience_s: float = 90) -> None:
+        wait_until(lambda: all(state == FINISHED for state in self.states()), patience_s)
+
+    def wait_until_quiet(self, patience_s: float = 90) -> None:
+        wait_until(self.cluster.quiet, patience_s, every_s=0.5)
+
+    def check_each_was_done_once(self) -> None:
+        """Every run has one result, its steps follow one another, and no attempt wrote after a later one."""
+        for run in self.runs:
+            assert run.state() == FINISHED, run.status()
+            lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+            steps, attempts = [line["step"] for line in lines], [line["attempt"] for line in lines]
+            assert steps == list(range(1, len(steps) + 1)), f"run {run.run_id}: {lines}"
+            assert attempts == sorted(attempts)
+            assert run.result()["attempt"] == attempts[-1]
+
+    def logs(self) -> str:
+        return "\n".join(file.read_text() for file in sorted((self.runs_dir / "slurm" / "logs").glob("*.log")))
