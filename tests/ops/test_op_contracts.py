@@ -18,9 +18,8 @@ from tests.ops.op_calls import arguments
 # The inputs that gradients flow to, by their position in the schema.
 DIFFERENTIABLE = {"quantized_linear": (0, 10), "quantized_linear_grad_input": (0,), "lora_linear": (0, 11, 12)}
 every_op = pytest.mark.parametrize("op", OPS)
-every_kind = pytest.mark.parametrize(
-    ("dtype", "nested"), [(torch.float32, False), (torch.bfloat16, True), (torch.float16, True)], ids=str
-)
+KINDS = [(torch.float32, False), (torch.bfloat16, True), (torch.float16, True)]  # of activations; double quantization
+every_kind = pytest.mark.parametrize(("dtype", "nested"), KINDS, ids=str)
 pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators")  # they are overridden on purpose
 
 
@@ -77,7 +76,7 @@ def outputs_and_gradients(call: Any, op: str, dtype: torch.dtype, nested: bool) 
 
 
 @every_op
-@every_kind
+@pytest.mark.parametrize(("dtype", "nested"), KINDS[:2], ids=str)
 def test_it_compiles_into_one_graph(binding: str, op: str, dtype: torch.dtype, nested: bool) -> None:
     torch._dynamo.reset()
 
@@ -95,9 +94,8 @@ def strided(value: Any) -> Any:
 
 
 @every_op
-@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
-def test_strided_arguments_are_read_in_their_own_order(binding: str, op: str, nested: bool) -> None:
-    values = list(arguments(op, torch.float32, nested=nested))
+def test_strided_arguments_are_read_in_their_own_order(binding: str, op: str) -> None:
+    values = list(arguments(op, torch.float32))
     apart = [strided(value) for value in values]
     if op == "dequantize_weight_into":
         apart[-1] = torch.empty_like(values[-1])  # what is written must be contiguous

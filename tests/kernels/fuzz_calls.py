@@ -1,0 +1,308 @@
+"""The calls of fuzz.py: for every C entry, random arguments and what would spoil them."""
+
+import ctypes
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlora_lab.ops.formats import FORMATS
+from qlora_lab.ops.native.library import AdamwView, AdapterView, WeightView
+
+OK, BAD_FORMAT, BAD_BLOCK_SIZE, BAD_DTYPE, BAD_SIZE, NULL_POINTER, NO_MEMORY, BAD_ISA = range(8)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BLOCK_SIZES = tuple(32 << i for i in range(8))
+BAD_BLOCK_SIZES = (-64, 0, 1, 16, 48, 8192, 2**40)
+TOO_LARGE = (-1, -(2**63), 2**60, 2**63 - 1)
+STRANGE = (math.nan, math.inf, -math.inf, 1e-41, -1e-45, 3e38)
+PATTERN = 0xA5
+MOST_SHIFT = 17  # elements by which a buffer is off the alignment of its allocation
+
+
+class Case:
+    """The buffers and choices of one call."""
+
+    def __init__(self, seed: int, number: int) -> None:
+        self.random = random.Random(f"{seed} {number}")
+        self.generator = torch.Generator().manual_seed(self.random.randrange(2**62))
+        self.finite = self.random.random() < 0.7
+        self._before: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+
+    def place(self, values: Tensor) -> Tensor:
+        """Return a copy at the end of an allocation of its own."""
+        size = values.element_size()
+        shift = self.random.randrange(MOST_SHIFT + 1) * size
+        whole = torch.full((shift + values.numel() * size,), PATTERN, dtype=torch.uint8)
+        self._before.append(whole[:shift])
+        inside = whole[shift:].view(values.dtype)
+        inside.copy_(values.flatten())
+        return inside
+
+    def values(self, count: int, dtype: torch.dtype = torch.float32, *, positive: bool = False) -> Tensor:
+        numbers = torch.randn(count, generator=self.generator)
+        numbers = numbers.abs() if positive else numbers
+        if not self.finite:
+            for _ in range(min(count, 3)):
+                numbers[self.random.randrange(count)] = self.random.choice(STRANGE)
+        return self.place(numbers.to(dtype))
+
+    def codes(self, count: int) -> Tensor:
+        return self.place(torch.randint(256, (count,), generator=self.generator).to(torch.uint8))
+
+    def output(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        blank = math.nan if dtype.is_floating_point else PATTERN
+        self._outputs.append(self.place(torch.full((count,), blank, dtype=dtype)))
+        return self._outputs[-1]
+
+    def check(self, refused: bool) -> None:
+        """Fail if anything before a buffer was written, an output was not, or a refused call wrote one."""
+        assert all((before == PATTERN).all() for before in self._before), "written before a buffer"
+        for output in self._outputs:
+            blank = output.isnan() if output.is_floating_point() else output == PATTERN
+            if refused:
+                assert blank.all(), "a refused call wrote its output"
+            elif self.finite and output.is_floating_point():
+                assert not blank.any(), "not all of an output was written"
+
+    def count(self, most: int) -> int:
+        """Return a size: often small, sometimes 0, up to `most`."""
+        kind = self.random.random()
+        if kind < 0.04:
+            return 0
+        return self.random.randint(1, most if kind < 0.3 else max(2, most // 8))
+
+    def threads(self) -> int:
+        return self.random.randint(-1, 4)
+
+    def weight(self, out_features: int, in_features: int) -> tuple[WeightView, list[Tensor]]:
+        """Return a random weight, nested or not, and what its view points to."""
+        fmt = self.random.choice(list(FORMATS))
+        numel, block_size, nested_block_size = out_features * in_features, *self.random.choices(BLOCK_SIZES, k=2)
+        blocks = -(-numel // block_size)
+        nested = self.random.random() < 0.5
+        parts = [self.codes(FORMATS[fmt].packed_bytes(numel))]
+        if nested:
+            scales = self.values(-(-blocks // nested_block_size), positive=True)
+            parts += [self.codes(blocks), scales, self.values(1)]
+        else:
+            parts.append(self.values(blocks, positive=True))
+        pointers = [part.data_ptr() for part in parts] + [None] * (4 - len(parts))
+        numbers = (out_features, in_features, block_size, nested_block_size, list(FORMATS).index(fmt))
+        return WeightView(*pointers, *numbers), parts
+
+
+Arguments = dict[str, Any]
+# What spoils a call: (argument, or STRUCT.field), bad values, the status it must give.
+Spoilers = list[tuple[str, tuple[Any, ...], int]]
+Built = tuple[Arguments, Spoilers]
+BAD_DTYPES = (-1, 3, 99)
+WEIGHT_SPOILERS: Spoilers = [
+    ("weight", (None,), NULL_POINTER),
+    ("weight.packed", (None,), NULL_POINTER),
+    ("weight.absmax", (None,), NULL_POINTER),
+    ("weight.format", (-1, len(FORMATS), 2**31 - 1), BAD_FORMAT),
+    ("weight.block_size", BAD_BLOCK_SIZES, BAD_BLOCK_SIZE),
+    ("weight.in_features", TOO_LARGE, BAD_SIZE),
+    ("weight.out_features", TOO_LARGE, BAD_SIZE),
+]
+
+
+def nulls(*names: str) -> Spoilers:
+    return [(name, (None,), NULL_POINTER) for name in names]
+
+
+def quantize(case: Case) -> Built:
+    numel, block_size = case.count(40_000), case.random.choice(BLOCK_SIZES)
+    dtype, fmt = case.random.randrange(3), case.random.choice(list(FORMATS))
+    arguments = {
+        "weight": case.values(numel, DTYPES[dtype]),
+        "dtype": dtype,
+        "numel": numel,
+        "format": list(FORMATS).index(fmt),
+        "block_size": block_size,
+        "packed": case.output(FORMATS[fmt].packed_bytes(numel), torch.uint8),
+        "absmax": case.output(-(-numel // block_size)),
+    }
+    return arguments, [
+        *nulls("weight", "packed", "absmax"),
+        ("dtype", BAD_DTYPES, BAD_DTYPE),
+        ("format", (-1, len(FORMATS), 2**31 - 1), BAD_FORMAT),
+        ("block_size", BAD_BLOCK_SIZES, BAD_BLOCK_SIZE),
+        ("numel", TOO_LARGE, BAD_SIZE),
+    ]
+
+
+def dequantize(case: Case) -> Built:
+    out_features, in_features, dtype = case.count(300), case.count(300), case.random.randrange(2)
+    weight, parts = case.weight(out_features, in_features)
+    out = case.output(out_features * in_features, DTYPES[dtype])
+    arguments = {"weight": weight, "dtype": dtype, "out": out, "parts": parts}
+    return arguments, [*WEIGHT_SPOILERS, *nulls("out"), ("dtype", (2, *BAD_DTYPES), BAD_DTYPE)]
+
+
+def quantize_absmax(case: Case) -> Built:
+    blocks, block_size = case.count(9000), case.random.choice(BLOCK_SIZES)
+    arguments = {
+        "absmax": case.values(blocks, positive=True),
+        "blocks": blocks,
+        "block_size": block_size,
+        "offset": 0.8,
+        "codes": case.output(blocks, torch.uint8),
+        "nested_absmax": case.output(-(-blocks // block_size)),
+    }
+    spoilers = [("block_size", BAD_BLOCK_SIZES, BAD_BLOCK_SIZE), ("blocks", TOO_LARGE, BAD_SIZE)]
+    return arguments, [*nulls("absmax", "codes", "nested_absmax"), *spoilers]
+
+
+def dequantize_absmax(case: Case) -> Built:
+    blocks, block_size = case.count(9000), case.random.choice(BLOCK_SIZES)
+    arguments = {
+        "codes": case.codes(blocks),
+        "nested_absmax": case.values(-(-blocks // block_size), positive=True),
+        "offset": case.values(1),
+        "blocks": blocks,
+        "block_size": block_size,
+        "absmax": case.output(blocks),
+    }
+    spoilers = [("block_size", BAD_BLOCK_SIZES, BAD_BLOCK_SIZE), ("blocks", TOO_LARGE, BAD_SIZE)]
+    return arguments, [*nulls("codes", "nested_absmax", "offset", "absmax"), *spoilers]
+
+
+def product(case: Case) -> tuple[int, int, int, int, WeightView, list[Tensor]]:
+    """Return rows, out_features, in_features, the number of a dtype, and a weight."""
+    rows = case.count(1200) if case.random.random() < 0.05 else case.count(80)
+    out_features, in_features = case.count(200), case.count(700)
+    return rows, out_features, in_features, case.random.randrange(2), *case.weight(out_features, in_features)
+
+
+PRODUCT_SPOILERS: Spoilers = [*WEIGHT_SPOILERS, ("dtype", (2, *BAD_DTYPES), BAD_DTYPE), ("rows", TOO_LARGE, BAD_SIZE)]
+
+
+def linear(case: Case) -> Built:
+    rows, out_features, in_features, dtype, weight, parts = product(case)
+    arguments = {
+        "x": case.values(rows * in_features, DTYPES[dtype]),
+        "dtype": dtype,
+        "rows": rows,
+        "weight": weight,
+        "bias": case.values(out_features, DTYPES[dtype]) if case.random.random() < 0.5 else None,
+        "out": case.output(rows * out_features, DTYPES[dtype]),
+        "parts": parts,
+    }
+    return arguments, [*PRODUCT_SPOILERS, *nulls("x", "out")]
+
+
+def linear_grad_input(case: Case) -> Built:
+    rows, out_features, in_features, dtype, weight, parts = product(case)
+    arguments = {
+        "grad_output": case.values(rows * out_features, DTYPES[dtype]),
+        "dtype": dtype,
+        "rows": rows,
+        "weight": weight,
+        "out": case.output(rows * in_features, DTYPES[dtype]),
+        "parts": parts,
+    }
+    return arguments, [*PRODUCT_SPOILERS, *nulls("grad_output", "out")]
+
+
+def adapter(case: Case, out_features: int, in_features: int) -> tuple[AdapterView, list[Tensor]]:
+    rank = case.count(100)
+    matrices = [case.values(rank * in_features), case.values(out_features * rank)]
+    dropout = case.random.choice((0.0, 0.1, 0.5))
+    seed = case.random.randrange(2**64)
+    return AdapterView(*(matrix.data_ptr() for matrix in matrices), rank, 0.7, dropout, seed), matrices
+
+
+ADAPTER_SPOILERS: Spoilers = [
+    *nulls("adapter", "adapter.lora_A", "adapter.lora_B"),
+    ("adapter.rank", TOO_LARGE, BAD_SIZE),
+    ("adapter.dropout", (1.0, -0.1, math.nan, math.inf), BAD_SIZE),
+]
+
+
+def lora_linear(case: Case) -> Built:
+    arguments, spoilers = linear(case)
+    weight, rows = arguments["weight"], arguments["rows"]
+    view, matrices = adapter(case, weight.out_features, weight.in_features)
+    arguments |= {"adapter": view, "low": case.output(rows * view.rank), "matrices": matrices}
+    order = ("x", "dtype", "rows", "weight", "bias", "adapter", "low", "out", "parts", "matrices")
+    return {name: arguments[name] for name in order}, [*spoilers, *ADAPTER_SPOILERS, *nulls("low")]
+
+
+def lora_linear_backward(case: Case) -> Built:
+    rows, out_features, in_features, dtype, weight, parts = product(case)
+    view, matrices = adapter(case, out_features, in_features)
+    wanted = case.random.random() < 0.7
+    arguments = {
+        "grad_output": case.values(rows * out_features, DTYPES[dtype]),
+        "x": case.values(rows * in_features, DTYPES[dtype]),
+        "low": case.values(rows * view.rank),
+        "dtype": dtype,
+        "rows": rows,
+        "weight": weight,
+        "adapter": view,
+        "grad_input": case.output(rows * in_features, DTYPES[dtype]) if wanted else None,
+        "grad_A": case.output(view.rank * in_features),
+        "grad_B": case.output(out_features * view.rank),
+        "parts": parts,
+        "matrices": matrices,
+    }
+    pointers = nulls("grad_output", "x", "low", "grad_A", "grad_B")
+    return arguments, [*PRODUCT_SPOILERS, *ADAPTER_SPOILERS, *pointers]
+
+
+def adamw_tensors(case: Case, block_size: int) -> tuple[Any, list[Tensor]]:
+    lengths = [case.count(9000) for _ in range(case.random.randint(1, 4))]
+    views, kept = (AdamwView * len(lengths))(), []
+    for index, numel in enumerate(lengths):
+        tensors = [case.values(numel), case.values(numel)]
+        if case.random.random() < 0.5:
+            tensors += [case.values(numel), case.values(numel, positive=True)]
+        else:
+            blocks = -(-numel // block_size)
+            tensors += [case.codes(numel), case.codes(numel)]
+            tensors += [case.values(blocks, positive=True), case.values(blocks, positive=True)]
+        pointers = [tensor.data_ptr() for tensor in tensors] + [None] * (6 - len(tensors))
+        views[index] = AdamwView(*pointers, numel, 0.01, 0)
+        kept += tensors
+    return views, kept
+
+
+TENSOR_SPOILERS: Spoilers = [
+    *nulls("tensors", "tensors.gradient"),
+    ("tensors.numel", TOO_LARGE, BAD_SIZE),
+    ("count", (-1, -(2**63)), BAD_SIZE),
+]
+
+
+def gradient_norm(case: Case) -> Built:
+    views, kept = adamw_tensors(case, 256)
+    norm, first = ctypes.c_double(math.nan), ctypes.c_int64(-2)
+    arguments = {"tensors": views, "count": len(views), "scale": 0.5, "norm": norm, "first": first, "kept": kept}
+    return arguments, [*TENSOR_SPOILERS, *nulls("norm", "first")]
+
+
+def adamw(case: Case) -> Built:
+    block_size = case.random.choice(BLOCK_SIZES)
+    views, kept = adamw_tensors(case, block_size)
+    numbers = {"learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "gradient_scale": 0.5}
+    step = {"step": case.random.choice((1, 2, 1000, 2**40)), "block_size": block_size}
+    arguments = {"tensors": views, "count": len(views), **numbers, **step, "kept": kept}
+    spoilers = [*TENSOR_SPOILERS, *nulls("tensors.parameter", "tensors.exp_avg", "tensors.exp_avg_sq")]
+    spoilers.append(("step", (0, -1, -(2**63)), BAD_SIZE))
+    if any(view.exp_avg_absmax for view in views):  # in 8 bits
+        spoilers.append(("block_size", BAD_BLOCK_SIZES, BAD_BLOCK_SIZE))
+    return arguments, spoilers
+
+
+ENTRIES: dict[str, Callable[[Case], Built]] = {
+    f"qlk_cpu_{build.__name__}": build
+    for build in (
+        *(quantize, dequantize, quantize_absmax, dequantize_absmax, linear, linear_grad_input),
+        *(lora_linear, lora_linear_backward, gradient_norm, adamw),
+    )
+}
