@@ -45,7 +45,7 @@ def take_steps(optimizer: AdamW, weights: list[Tensor], seeds: range) -> None:
 
 
 def paged(weights: list[Tensor], bits: int, reserve_bytes: int) -> AdamW:
-    assert CUDA_KERNELS.library is not None
+    assert CUDA_KERNELS.library is not None and CUDA_KERNELS.streams is not None
     pager = ManagedPager(CUDA_KERNELS.library, torch.device("cuda", 0))
     kernels = CudaAdamw(CUDA_KERNELS.library, CUDA_KERNELS.streams)
     return AdamW(
