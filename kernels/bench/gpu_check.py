@@ -167,8 +167,9 @@ def benchmark(results: Path) -> Callable[[Context], list[list[str]]]:
 
 def memory_proof(shape: str, cap_gib: int, results: Path, *options: str) -> Callable[[Context], list[list[str]]]:
     def commands(context: Context) -> list[list[str]]:
-        if find_spec("transformers") is None:
-            raise CannotRunError("there is no transformers in this Python")
+        for package in ("transformers", "omegaconf"):
+            if find_spec(package) is None:
+                raise CannotRunError(f"there is no {package} in this Python")
         script = [context.python, "kernels/bench/memory_proof.py", shape, "--cap-gib", str(cap_gib)]
         return [[*script, *options, "--json", str(results)]]
 
