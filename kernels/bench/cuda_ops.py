@@ -200,7 +200,7 @@ def training_cell(name: str, weights: Weights, rows: int, rank: int = 16) -> Cel
 
 def adamw_cells() -> Iterator[Cell]:
     """Yield the update of a 7B model's adapters at rank 16 on all linears: 448 tensors."""
-    assert CUDA_KERNELS.library is not None
+    assert CUDA_KERNELS.library is not None and CUDA_KERNELS.streams is not None
     kernels = CudaAdamw(CUDA_KERNELS.library, CUDA_KERNELS.streams)
     widths = [4096] * 11 + [11008] * 3
     parameters = [torch.randn(16, width, device="cuda") * 0.02 for _ in range(32) for width in widths]

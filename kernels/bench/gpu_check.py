@@ -1,8 +1,9 @@
 """Everything that only a GPU can tell, in one command: python kernels/bench/gpu_check.py [--out FILE].
 
-Builds the CUDA kernels for this GPU, runs the tests on it, watches small shapes with compute-sanitizer, measures, and
-writes one JSON. Works with the Python and torch it finds and needs no network. A step that cannot run here is left out
-with its reason, a step that fails is recorded and the next one runs; the exit status is 1 if any failed.
+Builds the CUDA kernels for this GPU, runs the tests on it, watches small shapes with compute-sanitizer, trains models
+of up to 65B parameters within the memory of smaller GPUs, measures, and writes one JSON. Works with the Python and
+torch it finds and needs no network. A step that cannot run here is left out with its reason, a step that fails is
+recorded and the next one runs; the exit status is 1 if any failed.
 """
 
 import argparse
@@ -95,6 +96,8 @@ def run_steps(
     outcomes = []
     for step in steps:
         begun = clock()
+        if step.results is not None:
+            step.results.unlink(missing_ok=True)  # of an earlier check
         status, reason, results = "passed", "", None
         try:
             for command in step.commands(context):
@@ -111,7 +114,7 @@ def run_steps(
         if step.results is not None and step.results.exists() and status != "left out":
             results = json.loads(step.results.read_text())
         outcomes.append(Outcome(step.name, status, round(clock() - begun, 1), reason, results))
-        print(f"{step.name:<24} {status:<9} {outcomes[-1].seconds:>6.1f} s  {reason.splitlines()[0] if reason else ''}")
+        print(f"{step.name:<36} {status:<9} {outcomes[-1].seconds:>6.1f} s  {reason.splitlines()[0] if reason else ''}")
     return outcomes
 
 
@@ -162,12 +165,41 @@ def benchmark(results: Path) -> Callable[[Context], list[list[str]]]:
     return lambda context: [[context.python, "kernels/bench/cuda_ops.py", "--json", str(results)]]
 
 
+def memory_proof(shape: str, cap_gib: int, results: Path, *options: str) -> Callable[[Context], list[list[str]]]:
+    def commands(context: Context) -> list[list[str]]:
+        for package in ("transformers", "omegaconf"):
+            if find_spec(package) is None:
+                raise CannotRunError(f"there is no {package} in this Python")
+        script = [context.python, "kernels/bench/memory_proof.py", shape, "--cap-gib", str(cap_gib)]
+        return [[*script, *options, "--json", str(results)]]
+
+    return commands
+
+
+def proofs(scratch: Path) -> list[Step]:
+    """Return the proofs: published shapes in the memory of common GPUs; 65B with 8-bit states, and with more tokens."""
+    steps = []
+    for shape, cap_gib, *options in (
+        ("7b", 8),
+        ("13b", 12),
+        ("33b", 24),
+        ("65b", 48),
+        ("65b", 48, "--optim", "paged_adamw_8bit"),
+        ("65b", 48, "--tokens", "2048"),
+    ):
+        name = " ".join((f"memory {shape}", *map(str, options)))
+        results = scratch / f"{name.replace(' ', '_')}.json"
+        steps.append(Step(name, memory_proof(str(shape), int(cap_gib), results, *map(str, options)), results))
+    return steps
+
+
 def all_steps(scratch: Path) -> list[Step]:
     measured = scratch / "cuda_ops.json"
     return [
         Step("build", build),
         Step("tests", tests),
         *(Step(f"compute-sanitizer {tool}", sanitizer(tool)) for tool in ("memcheck", "racecheck", "initcheck")),
+        *proofs(scratch),
         Step("benchmark", benchmark(measured), measured),
     ]
 

@@ -23,8 +23,6 @@ __device__ __forceinline__ uint2 load_codes(const uint8_t *packed, int64_t eleme
 template <typename Type, int BITS>
 __global__ void __launch_bounds__(THREADS) dequantize(WeightView weight, Rectangle part, typename Type::Bits *out) {
     QLK_SHARED(DecodeTables, tables);
-    load_tables<BITS>(tables, weight);
-    __syncthreads();
     const int64_t octets = part.rows * part.columns / AT_ONCE;
     const auto row_octets = static_cast<uint32_t>(part.columns / AT_ONCE);
     const bool whole_rows = part.columns == weight.in_features;
@@ -39,7 +37,11 @@ __global__ void __launch_bounds__(THREADS) dequantize(WeightView weight, Rectang
         const int64_t column = octet - row * row_octets;
         element[step] = (part.first_row + row) * weight.in_features + part.first_column + column * AT_ONCE;
         codes[step] = load_codes<BITS>(weight.packed, element[step]);
-        absmax[step] = absmax_at(weight, tables, element[step]);
+    }
+    load_tables<BITS>(tables, weight);  // while the codes are on their way
+    __syncthreads();
+    for (int step = 0; step < STEPS; ++step) {
+        if (first + step * int64_t{THREADS} < octets) absmax[step] = absmax_at(weight, tables, element[step]);
     }
     for (int step = 0; step < STEPS; ++step) {
         const int64_t octet = first + step * int64_t{THREADS};

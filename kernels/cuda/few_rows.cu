@@ -52,6 +52,23 @@ __device__ __forceinline__ void finish(float (&sums)[ROWS], int rows, int64_t fe
     }
 }
 
+// What a lane multiplies at once of each feature of its warp.
+template <int BITS>
+struct Codes {
+    uint4 codes[FEATURES];
+    float absmax[FEATURES];
+
+    __device__ __forceinline__ void load(const WeightView &weight, const DecodeTables &tables, int64_t feature,
+                                         int64_t k) {
+#pragma unroll
+        for (int f = 0; f < FEATURES; ++f) {
+            const int64_t element = smaller(feature + f, weight.out_features - 1) * weight.in_features + k;
+            codes[f] = load16(weight.packed + element * BITS / 8);
+            absmax[f] = absmax_at(weight, tables, element);
+        }
+    }
+};
+
 // x and codes on addresses that vectors need, and every 16 bytes of codes in one row and one block.
 template <typename Type, int BITS, int ROWS>
 __global__ void __launch_bounds__(THREADS) few_rows(const typename Type::Bits *x, int rows, WeightView weight,
@@ -64,23 +81,21 @@ __global__ void __launch_bounds__(THREADS) few_rows(const typename Type::Bits *x
     const int64_t warp = (int64_t{blockIdx.x} * THREADS + threadIdx.x) / WARP;
     const int64_t feature = warp * FEATURES;
     if (feature >= weight.out_features) return;
-    const int64_t columns = weight.in_features;
+    const int64_t columns = weight.in_features, stride = int64_t{WARP} * IN_VECTOR;
     float sums[FEATURES][ROWS] = {};
-    for (int64_t k = threadIdx.x % WARP * IN_VECTOR; k < columns; k += int64_t{WARP} * IN_VECTOR) {
-        uint4 codes[FEATURES];
-        float absmax[FEATURES], block_sums[FEATURES][ROWS] = {};
-#pragma unroll
-        for (int f = 0; f < FEATURES; ++f) {
-            const int64_t element = smaller(feature + f, weight.out_features - 1) * columns + k;
-            codes[f] = load16(weight.packed + element * BITS / 8);
-            absmax[f] = absmax_at(weight, tables, element);
-        }
+    int64_t k = threadIdx.x % WARP * IN_VECTOR;
+    Codes<BITS> next = {};
+    if (k < columns) next.load(weight, tables, feature, k);
+    for (; k < columns; k += stride) {
+        const Codes<BITS> now = next;
+        if (k + stride < columns) next.load(weight, tables, feature, k + stride);  // on its way during the sums
+        float block_sums[FEATURES][ROWS] = {};
 #pragma unroll
         for (int word = 0; word < 4; ++word) {
             float level[FEATURES][IN_WORD];
 #pragma unroll
             for (int f = 0; f < FEATURES; ++f) {
-                const uint32_t words[4] = {codes[f].x, codes[f].y, codes[f].z, codes[f].w};
+                const uint32_t words[4] = {now.codes[f].x, now.codes[f].y, now.codes[f].z, now.codes[f].w};
                 for (int i = 0; i < IN_WORD; ++i) level[f][i] = tables.value[code_in_word<BITS>(words[word], i)];
             }
 #pragma unroll
@@ -98,7 +113,7 @@ __global__ void __launch_bounds__(THREADS) few_rows(const typename Type::Bits *x
         }
 #pragma unroll
         for (int f = 0; f < FEATURES; ++f) {
-            for (int row = 0; row < ROWS; ++row) sums[f][row] = fmaf(block_sums[f][row], absmax[f], sums[f][row]);
+            for (int row = 0; row < ROWS; ++row) sums[f][row] = fmaf(block_sums[f][row], now.absmax[f], sums[f][row]);
         }
     }
 #pragma unroll

@@ -59,13 +59,16 @@ int qlk_cuda_device_properties(int device, qlk_cuda_properties *properties) {
     return QLK_OK;
 }
 
+int qlk_cuda_use_device(int device) { return status_of(cudaSetDevice(device)); }
+
 // The device is where it is read and written, so pages stay there until something else needs the room; the host may
 // read them where they lie.
 int qlk_cuda_managed_allocate(int64_t bytes, int device, void **memory) {
     if (bytes <= 0) return QLK_BAD_SIZE;
     if (memory == nullptr) return QLK_NULL_POINTER;
     const auto size = static_cast<size_t>(bytes);
-    cudaError_t error = cudaMallocManaged(memory, size, cudaMemAttachGlobal);
+    cudaError_t error = cudaSetDevice(device);  // the memory counts as that device's
+    if (error == cudaSuccess) error = cudaMallocManaged(memory, size, cudaMemAttachGlobal);
     if (error != cudaSuccess) return status_of(error);
     error = cudaMemAdvise(*memory, size, cudaMemAdviseSetPreferredLocation, {cudaMemLocationTypeDevice, device});
     if (error == cudaSuccess) {

@@ -19,25 +19,33 @@ struct Sums {
     float tile[FEATURE_TILES][ROW_TILES][4];
 };
 
-// What a warp adds up from one chunk of the inner dimension; k is where the lane's weights begin.
+// A lane's weights of one chunk, from k on: of two features in each tile.
+struct Codes {
+    uint4 codes[FEATURE_TILES][2];
+    float absmax[FEATURE_TILES][2];
+
+    __device__ __forceinline__ void load(const WeightView &weight, const DecodeTables &tables, int64_t feature,
+                                         int64_t k) {
+#pragma unroll
+        for (int tile = 0; tile < FEATURE_TILES; ++tile) {
+            for (int half = 0; half < 2; ++half) {
+                const int64_t row = feature + tile * 16 + half * 8 + threadIdx.x % WARP / 4;
+                const bool exists = k < weight.in_features && row < weight.out_features;
+                const int64_t element = exists ? row * weight.in_features + k : 0;
+                codes[tile][half] = load16(weight.packed + element / 2);
+                absmax[tile][half] = exists ? absmax_at(weight, tables, element) : 0.0f;
+            }
+        }
+    }
+};
+
+// What a warp adds up from one chunk of the inner dimension.
 template <typename Type, int ROW_TILES>
 __device__ __forceinline__ void add_chunk(const typename Type::Bits *x, int rows, const WeightView &weight,
-                                          const DecodeTables &tables, int64_t feature, int64_t k,
+                                          const DecodeTables &tables, const Codes &chunk, int64_t k,
                                           Sums<ROW_TILES> &sums) {
     const int group = static_cast<int>(threadIdx.x % WARP / 4);
     const bool inside = k < weight.in_features;
-    uint4 codes[FEATURE_TILES][2];
-    float absmax[FEATURE_TILES][2];
-#pragma unroll
-    for (int tile = 0; tile < FEATURE_TILES; ++tile) {
-        for (int half = 0; half < 2; ++half) {
-            const int64_t row = feature + tile * 16 + half * 8 + group;
-            const bool exists = inside && row < weight.out_features;
-            const int64_t element = exists ? row * weight.in_features + k : 0;
-            codes[tile][half] = load16(weight.packed + element / 2);
-            absmax[tile][half] = exists ? absmax_at(weight, tables, element) : 0.0f;
-        }
-    }
 #pragma unroll
     for (int word = 0; word < 4; ++word) {  // eight weights, of two instructions
         uint4 values[ROW_TILES];
@@ -50,10 +58,10 @@ __device__ __forceinline__ void add_chunk(const typename Type::Bits *x, int rows
         for (int tile = 0; tile < FEATURE_TILES; ++tile) {
             uint32_t left[2][4];  // of each instruction
             for (int half = 0; half < 2; ++half) {
-                const uint4 &lane_codes = codes[tile][half];
+                const uint4 &lane_codes = chunk.codes[tile][half];
                 const uint32_t words[4] = {lane_codes.x, lane_codes.y, lane_codes.z, lane_codes.w};
                 float w[8];
-                for (int i = 0; i < 8; ++i) w[i] = tables.value[code_in_word<4>(words[word], i)] * absmax[tile][half];
+                for (int i = 0; i < 8; ++i) w[i] = tables.value[code_in_word<4>(words[word], i)] * chunk.absmax[tile][half];
                 for (int pair = 0; pair < 4; ++pair) {
                     left[pair / 2][half + pair % 2 * 2] = Type::pair(w[2 * pair], w[2 * pair + 1]);
                 }
@@ -128,8 +136,15 @@ __global__ void __launch_bounds__(THREADS) tiles(const typename Type::Bits *x, i
     const int warp = static_cast<int>(threadIdx.x / WARP), lane = static_cast<int>(threadIdx.x % WARP);
     const int64_t feature = int64_t{blockIdx.x} * BLOCK_FEATURES;
     Sums<ROW_TILES> sums = {};
-    for (int64_t chunk = int64_t{warp} * CHUNK; chunk < weight.in_features; chunk += WARPS * CHUNK) {
-        add_chunk<Type>(x, rows, weight, tables, feature, chunk + lane % 4 * LANE_WEIGHTS, sums);
+    constexpr bool AHEAD = ROW_TILES <= 2;  // with more rows the sums need the registers
+    Codes next;
+    if (AHEAD) next.load(weight, tables, feature, warp * CHUNK + lane % 4 * LANE_WEIGHTS);
+    for (int64_t chunk = warp * CHUNK; chunk < weight.in_features; chunk += WARPS * CHUNK) {
+        const int64_t k = chunk + lane % 4 * LANE_WEIGHTS;
+        if (!AHEAD) next.load(weight, tables, feature, k);
+        const Codes now = next;
+        if (AHEAD) next.load(weight, tables, feature, k + WARPS * CHUNK);  // on its way during the products
+        add_chunk<Type>(x, rows, weight, tables, now, k, sums);
     }
     for (int64_t first = warp * 16; first < adapter.rank; first += WARPS * 16) {
         add_adapter<Type>(adapter, rows, weight.out_features, feature, first, sums);

@@ -29,6 +29,8 @@ typedef struct qlk_cuda_properties {
     int32_t capability; /* 90 for 9.0 */
     int32_t concurrent_managed_access;
 } qlk_cuda_properties;
+/* The device of this thread's calls. Torch's own choice does not reach this library, which has a runtime of its own. */
+QLK_API int qlk_cuda_use_device(int device);
 QLK_API int qlk_cuda_device_properties(int device, qlk_cuda_properties *properties);
 
 QLK_API int qlk_cuda_quantize(const void *weight, int dtype, int64_t numel, int format, int64_t block_size,

@@ -90,8 +90,9 @@ def _native_kernels(devices: set[torch.device]) -> AdamwKernels | None:
     """Return what updates parameters on these devices, or None where only torch can."""
     if {device.type for device in devices} == {"cpu"} and KERNELS.library is not None:
         return NativeAdamw(KERNELS.library)
-    if len(devices) == 1 and next(iter(devices)).type == "cuda" and CUDA_KERNELS.library is not None:
-        return CudaAdamw(CUDA_KERNELS.library, CUDA_KERNELS.streams)
+    library, streams = CUDA_KERNELS.library, CUDA_KERNELS.streams
+    if len(devices) == 1 and next(iter(devices)).type == "cuda" and library is not None and streams is not None:
+        return CudaAdamw(library, streams)
     return None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from qlora_lab.ops.adamw import AdamwKernels, AdamwStep, AdamwTensor
 from qlora_lab.ops.native.cuda_adamw import CudaAdamw
 from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary
-from qlora_lab.ops.native.cuda_ops import CudaOps, InOrder
+from qlora_lab.ops.native.cuda_ops import CudaOps, CudaStreams, InOrder
 from qlora_lab.ops.registry import CUDA_KERNELS
 from tests.cuda.emulator import KERNELS, build, why_not
 
@@ -27,11 +27,16 @@ class OneQueue:
         return InOrder(0)
 
 
+def _streams() -> CudaStreams:
+    assert CUDA_KERNELS.streams is not None
+    return CUDA_KERNELS.streams
+
+
 class OpsOnGpu:
     """The ops on CPU tensors that go to the GPU and back."""
 
     def __init__(self, library: CudaLibrary) -> None:
-        self._ops = CudaOps(library, CUDA_KERNELS.streams)
+        self._ops = CudaOps(library, _streams())
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -46,7 +51,7 @@ class AdamwOnGpu:
     """AdamW's kernels on CPU tensors that go to the GPU and back."""
 
     def __init__(self, library: CudaLibrary) -> None:
-        self._kernels = CudaAdamw(library, CUDA_KERNELS.streams)
+        self._kernels = CudaAdamw(library, _streams())
 
     def gradient_norm(self, gradients: Sequence[Tensor], gradient_scale: float) -> tuple[float, int | None]:
         return self._kernels.gradient_norm([gradient.cuda() for gradient in gradients], gradient_scale)

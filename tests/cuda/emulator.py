@@ -26,25 +26,26 @@ def why_not() -> str | None:
     return None
 
 
-def generated_tables() -> Path:
-    """Return the folder of qlk/tables.h."""
-    folder = ROOT / "build" / "emulated" / "include"
-    subprocess.run([sys.executable, KERNELS / "generate_tables.py", folder / "qlk" / "tables.h"], check=True)
-    return folder
+def include_folders(scratch: Path) -> list[Path]:
+    """Return where the sources find their headers; qlk/tables.h is written into `scratch`, which nobody else reads."""
+    header = scratch / "include" / "qlk" / "tables.h"
+    subprocess.run([sys.executable, KERNELS / "generate_tables.py", header], check=True)
+    return [KERNELS / "include", scratch / "include", KERNELS, KERNELS / "cuda"]
 
 
 def build(name: str, *extra: Path, sanitize: bool = False, shared: bool = True) -> Path:
     """Return a library (or a program) of the emulated kernels and `extra` sources, built anew if anything changed."""
     inputs = [*sorted(p for p in KERNELS.rglob("*") if p.suffix in (".cu", ".cuh", ".h", ".cpp")), Path(__file__)]
+    inputs += [KERNELS / "generate_tables.py", ROOT / "qlora_lab" / "ops" / "formats.py"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*inputs, *extra))).hexdigest()[:16]
     target = ROOT / "build" / "emulated" / digest / name
     if target.exists():
         return target
     flags = [*FLAGS, "-O1", *(SANITIZED if sanitize else ())]
-    folders = [KERNELS / "emu", KERNELS / "include", generated_tables(), KERNELS, KERNELS / "cuda"]
-    compile_ = ["g++", *flags, "-DQLK_EMULATED", *[f"-I{folder}" for folder in folders], "-x", "c++", "-c"]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        folders = [KERNELS / "emu", *include_folders(Path(scratch))]
+        compile_ = ["g++", *flags, "-DQLK_EMULATED", *[f"-I{folder}" for folder in folders], "-x", "c++", "-c"]
 
         def object_of(source: Path) -> str:
             result = f"{scratch}/{source.stem}.o"

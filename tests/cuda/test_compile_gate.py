@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda.emulator import KERNELS, SOURCES, generated_tables
+from tests.cuda.emulator import SOURCES, include_folders
 
 NVCC = shutil.which("nvcc")
 EVERYTHING = "QLORA_LAB_GATE" in os.environ  # the other GPU and PTX too: three times as long
@@ -39,7 +39,7 @@ class Kernel:
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
     """The cubin of each source, and what ptxas said of it."""
     folder = tmp_path_factory.mktemp(request.param)
-    includes = [f"-I{path}" for path in (KERNELS / "include", generated_tables(), KERNELS, KERNELS / "cuda")]
+    includes = [f"-I{path}" for path in include_folders(folder)]
     command = [NVCC, "-std=c++17", "-O3", "-fmad=false", "--resource-usage", f"-arch={request.param}", *includes]
 
     def compile_(source: Path) -> tuple[Path, str]:
@@ -113,7 +113,7 @@ def test_memory_moves_in_vectors_and_products_use_tensor_cores(compiled: dict[st
 
 @pytest.mark.skipif(not EVERYTHING, reason="set QLORA_LAB_GATE=1 to compile for every GPU")
 def test_newer_gpus_get_ptx(tmp_path: Path) -> None:
-    includes = [f"-I{path}" for path in (KERNELS / "include", generated_tables(), KERNELS, KERNELS / "cuda")]
+    includes = [f"-I{path}" for path in include_folders(tmp_path)]
     for source in SOURCES:
         ptx = tmp_path / f"{source.stem}.ptx"
         subprocess.run(

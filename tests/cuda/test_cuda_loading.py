@@ -8,7 +8,6 @@ import pytest
 from qlora_lab.doctor import report
 from qlora_lab.errors import KernelError
 from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary
-from qlora_lab.ops.native.cuda_ops import CudaStreams
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE
 from qlora_lab.ops.native.load import CudaKernels, find_cuda_library
 from qlora_lab.ops.registry import CUDA_KERNELS
@@ -29,7 +28,7 @@ def test_a_library_for_the_gpu_is_loaded(folder: Path, emulated: CudaLibrary) ->
     shutil.copy(emulated.path, folder / CUDA_FILE)
     library = find_cuda_library()
     assert library.path == folder / CUDA_FILE
-    assert str(CudaKernels(library, CudaStreams(), "")) == "native CUDA (built with 13.0, the driver knows 13.0)"
+    assert str(CudaKernels(library, None, "")) == "native CUDA (built with 13.0, the driver knows 13.0)"
     assert library.device(0).capability == 90
 
 

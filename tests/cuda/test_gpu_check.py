@@ -25,14 +25,16 @@ def gpu_check() -> ModuleType:
 class FakeMachine:
     """Runs nothing: every command takes `seconds` and ends as `endings` says."""
 
-    def __init__(self, seconds: float, endings: dict[str, int]) -> None:
-        self.seconds, self.endings = seconds, endings
+    def __init__(self, seconds: float, endings: dict[str, int], writes: dict[str, Path] | None = None) -> None:
+        self.seconds, self.endings, self.writes = seconds, endings, writes or {}
         self.now = 0.0
         self.limits: list[float] = []
 
     def run(self, command: Sequence[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
         self.limits.append(limit_s)
         self.now += self.seconds
+        if command[0] in self.writes:
+            self.writes[command[0]].write_text(json.dumps({"cells": [1]}))
         return self.endings.get(command[0], 0), f"{command[0]} said this"
 
     def clock(self) -> float:
@@ -45,12 +47,15 @@ def run(gpu_check: ModuleType, machine: FakeMachine, steps: list, budget_s: floa
 
 
 def test_a_failed_step_does_not_stop_the_others(gpu_check: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "out.json").write_text(json.dumps({"cells": [1]}))
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text("1")
     steps = [
-        gpu_check.Step("bad", lambda context: [["bad"], ["never"]]),
-        gpu_check.Step("good", lambda context: [["good"]], tmp_path / "out.json"),
+        gpu_check.Step("bad", lambda context: [["bad"], ["never"]], old),
+        gpu_check.Step("good", lambda context: [["good"]], new),
     ]
-    bad, good = run(gpu_check, FakeMachine(1.0, {"bad": 3}), steps)
+    machine = FakeMachine(1.0, {"bad": 3}, writes={"good": new})
+    bad, good = run(gpu_check, machine, steps)
+    assert bad.results is None  # what an earlier check left
     assert (bad.status, bad.seconds) == ("failed", 1.0)
     assert bad.reason == "bad: exit status 3\nbad said this"
     assert (good.status, good.results) == ("passed", {"cells": [1]})
@@ -97,6 +102,7 @@ def test_every_step_names_its_commands(gpu_check: ModuleType, monkeypatch: pytes
     assert "-DCMAKE_CUDA_ARCHITECTURES=90a-real" in commands["build"][0]
     assert commands["tests"][0][-3:] == ["-m", "gpu", "tests/cuda"]
     assert commands["compute-sanitizer racecheck"][1][:3] == ["compute-sanitizer", "--tool", "racecheck"]
+    assert commands["memory 65b --tokens 2048"][0][2:7] == ["65b", "--cap-gib", "48", "--tokens", "2048"]
     assert commands["benchmark"][0][1] == "kernels/bench/cuda_ops.py"
     for words in (words for listed in commands.values() for words in listed):
         for word in words:

@@ -6,7 +6,7 @@ from qlora_lab.config.schema import OptimConfig
 from qlora_lab.errors import TrainingError
 from qlora_lab.ops.adamw import AdamW
 from qlora_lab.ops.registry import KERNELS
-from qlora_lab.train.optimizer import TorchAdamW, build_optimizer, describe_optimizer
+from qlora_lab.train.optimizer import TorchAdamW, _say_once, build_optimizer, describe_optimizer
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
@@ -62,6 +62,7 @@ def test_nothing_to_train_is_an_error() -> None:
 def test_paged_states_are_ordinary_ones_without_a_gpu_and_it_is_said_once(
     name: str, ordinary: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    _say_once.cache_clear()  # another test of this process may have heard it
     start, gradient = torch.randn(64, 128), torch.randn(64, 128)
     weights = []
     for config in (name, name, ordinary):

@@ -37,6 +37,7 @@ SIGNATURES = {
     "qlk_cuda_linear_tiles": (c_void_p, c_int, c_int64, WEIGHT, c_void_p, ADAPTER, *[c_void_p] * 3),
     "qlk_cuda_gradient_norm": (c_void_p, c_void_p, c_int64, c_int64, c_double, *[c_void_p] * 3),
     "qlk_cuda_adamw": (c_void_p, c_void_p, c_int64, c_int64, *[c_double] * 5, c_int64, c_int64, c_void_p),
+    "qlk_cuda_use_device": (c_int,),
     "qlk_cuda_device_properties": (c_int, POINTER(PropertiesView)),
     "qlk_cuda_managed_allocate": (c_int64, c_int, POINTER(c_void_p)),
     "qlk_cuda_managed_free": (c_void_p,),

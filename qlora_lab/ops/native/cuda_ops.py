@@ -45,14 +45,20 @@ class Ahead(Protocol):
 
 
 class CudaStreams:
-    """torch's streams: products on the current one, decoding on one beside it."""
+    """torch's streams: products on the current one, decoding on one beside it.
 
-    def __init__(self) -> None:
+    Args:
+        use_device: makes a device the current one of the library's own runtime.
+    """
+
+    def __init__(self, use_device: Callable[[int], object]) -> None:
+        self._use_device = use_device
         self._beside: dict[int, torch.cuda.Stream] = {}
 
     @contextmanager
     def queue(self, device: torch.device) -> Iterator[int]:
         with torch.cuda.device(device):
+            self._use_device(torch.cuda.current_device())
             yield torch.cuda.current_stream(device).cuda_stream
 
     def ahead(self, device: torch.device, panels: int) -> Ahead:

@@ -7,6 +7,7 @@ from ctypes import byref, c_void_p
 import torch
 from torch import Tensor
 
+from qlora_lab.errors import KernelError
 from qlora_lab.ops.native.cuda_library import CudaLibrary
 from qlora_lab.ops.paging import merge_ranges
 
@@ -71,8 +72,11 @@ class ManagedPager:
         size = max(shape.numel() * dtype.itemsize, 1)
         if self._slab is None or self._slab.left < size + ALIGNMENT:
             self._slab = Slab(self._library, max(SLAB_BYTES, size + ALIGNMENT), self._index)
-        array = SlabArray(self._slab, self._slab.take(size), shape, dtype)
-        return torch.as_tensor(array, device=self._device).fill_(value)
+        address = self._slab.take(size)
+        tensor = torch.as_tensor(SlabArray(self._slab, address, shape, dtype), device=self._device)
+        if tensor.data_ptr() != address:
+            raise KernelError(f"torch copied unified memory of {self._device} instead of taking it over")
+        return tensor.fill_(value)
 
     def free_bytes(self) -> int:
         return int(torch.cuda.mem_get_info(self._device)[0])

@@ -74,12 +74,12 @@ class CudaKernels:
 
     Attributes:
         library: the C library; None where the references run.
-        streams: torch's, for whoever queues work of the library.
+        streams: torch's, for whoever queues work of the library; None without it.
         reason: why the references run; empty if they do not.
     """
 
     library: CudaLibrary | None
-    streams: CudaStreams
+    streams: CudaStreams | None
     reason: str
 
     def __str__(self) -> str:
@@ -92,11 +92,11 @@ class CudaKernels:
 
 def load_cuda_kernels(torch_library: torch.library.Library) -> CudaKernels:
     """Register the CUDA kernels for CUDA tensors on `torch_library`, where there is a GPU and a library for it."""
-    streams = CudaStreams()
     try:
         library = find_cuda_library()
     except KernelError as error:
-        return CudaKernels(None, streams, str(error))
+        return CudaKernels(None, None, str(error))
+    streams = CudaStreams(library.qlk_cuda_use_device)
     ops = CudaOps(library, streams)
     for name in OPS:
         torch_library.impl(name, getattr(ops, name), "CUDA")

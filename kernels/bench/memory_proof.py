@@ -1,0 +1,180 @@
+"""Train a LLaMA-shaped model of random weights for some steps in a limited part of one GPU, and say what it took:
+python kernels/bench/memory_proof.py 65b --cap-gib 48 [--tokens 512] [--optim paged_adamw_32bit] [--json FILE].
+
+NF4 with double quantization, rank-64 adapters on all linear layers, batch 1, gradient checkpointing. torch may allocate
+no more than the cap; states in unified memory lie outside of it and are counted beside it.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from qlora_lab.adapters.lora import add_adapters, trainable_parameters
+from qlora_lab.config.schema import OPTIMIZERS, AdapterConfig, OptimConfig
+from qlora_lab.models.loss import target_loss
+from qlora_lab.quant.linear import QuantizedLinear
+from qlora_lab.train.optimizer import build_optimizer, describe_optimizer
+
+GIB = 2**30
+WEIGHT_STD = 0.02
+LEARNING_RATE = 1e-3
+LOSS_CHUNK_TOKENS = 256
+HEAD = "lm_head"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a LLaMA (Touvron et al. 2023, table 2), and the peak in GiB that is wanted at 512 tokens."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    vocabulary: int = 32000
+    wanted_gib: float | None = None
+
+
+SHAPES = {
+    "7b": Shape(4096, 11008, 32, 32, wanted_gib=6.0),
+    "13b": Shape(5120, 13824, 40, 40, wanted_gib=10.5),
+    "33b": Shape(6656, 17920, 60, 52, wanted_gib=23.5),
+    "65b": Shape(8192, 22016, 80, 64, wanted_gib=43.0),
+}
+
+
+@torch.no_grad()
+def build_model(shape: Shape, tokens: int, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+    """Return a model whose linear layers are quantized one after another: the peak is the result plus one of them."""
+    config = LlamaConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=max(tokens, 2048),
+        use_cache=False,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and name != HEAD:
+            quantized = QuantizedLinear(
+                layer.in_features,
+                layer.out_features,
+                bias=False,
+                format="nf4",
+                block_size=64,
+                double_quant=True,
+                double_quant_block_size=256,
+                compute_dtype=dtype,
+                device="meta",
+            )
+            quantized.load_weight(torch.randn(layer.weight.shape, device=device, dtype=dtype) * WEIGHT_STD)
+            model.set_submodule(name, quantized)
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta:
+            owner, _, attribute = name.rpartition(".")
+            value = torch.ones(parameter.shape, device=device, dtype=dtype)
+            if parameter.dim() > 1:
+                value = torch.randn(parameter.shape, device=device, dtype=dtype) * WEIGHT_STD
+            setattr(model.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
+    rotary = model.model.rotary_emb  # its buffers are computed, not loaded, and on meta there is nothing in them
+    model.model.rotary_emb = type(rotary)(config=config).to(device)
+    return model
+
+
+def random_batch(shape: Shape, tokens: int, device: torch.device) -> dict[str, Tensor]:
+    ids = torch.randint(shape.vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+
+def train(
+    shape: Shape, *, tokens: int, rank: int, steps: int, optim: str, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return what a training run took: bytes by kind, the loss of each step."""
+    torch.manual_seed(0)
+    model = build_model(shape, tokens, device, dtype)
+    add_adapters(model, AdapterConfig(rank=rank, alpha=float(rank)), torch.Generator().manual_seed(0))
+    parameters = trainable_parameters(model)
+    optimizer = build_optimizer(OptimConfig(name=optim, learning_rate=LEARNING_RATE), parameters)
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = random_batch(shape, tokens, device)
+    losses, started = [], time.monotonic()
+    for _ in range(steps):
+        loss, count = target_loss(model, batch, LOSS_CHUNK_TOKENS)
+        loss.backward()
+        optimizer.gradient_norm(1.0 / count)
+        optimizer.step(gradient_scale=1.0 / count)
+        optimizer.zero_grad()
+        losses.append(loss.item() / count)
+    frozen = [*model.buffers(), *(weight for weight in model.parameters() if not weight.requires_grad)]
+    states = [value for state in optimizer.state.values() for value in state.values() if value.dim() > 0]
+    return {
+        "optimizer": describe_optimizer(optimizer),
+        "trainable_parameters": sum(weight.numel() for weight in parameters.values()),
+        "bytes": {
+            "frozen": sum(tensor.nbytes for tensor in frozen),
+            "adapters": sum(weight.nbytes for weight in parameters.values()),
+            "states": sum(state.nbytes for state in states),
+            "managed": sum(state.nbytes for state in states) if getattr(optimizer, "is_paged", False) else 0,
+        },
+        "losses": [round(loss, 4) for loss in losses],
+        "loss_falls": losses[-1] < losses[0],
+        "seconds_per_step": round((time.monotonic() - started) / steps, 3),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--cap-gib", type=float, required=True)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--optim", choices=OPTIMIZERS, default="paged_adamw_32bit")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("torch finds no GPU that it can use")
+    device = torch.device("cuda", torch.cuda.current_device())
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(options.cap_gib * GIB / total, 1.0), device)
+    shape = SHAPES[options.shape]
+    result = train(
+        shape,
+        tokens=options.tokens,
+        rank=options.rank,
+        steps=options.steps,
+        optim=options.optim,
+        device=device,
+        dtype=torch.bfloat16,
+    )
+    managed = result["bytes"]["managed"]
+    result |= {
+        "shape": options.shape,
+        "tokens": options.tokens,
+        "rank": options.rank,
+        "cap_gib": options.cap_gib,
+        "peak_allocated_gib": round(torch.cuda.max_memory_allocated(device) / GIB, 3),
+        "peak_reserved_gib": round(torch.cuda.max_memory_reserved(device) / GIB, 3),
+        "managed_gib": round(managed / GIB, 3),
+        "peak_with_managed_gib": round((torch.cuda.max_memory_allocated(device) + managed) / GIB, 3),
+        "wanted_gib": shape.wanted_gib,
+    }
+    print(json.dumps(result, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if result["loss_falls"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
