@@ -8,9 +8,11 @@ import pytest
 
 from qlora_lab.config.schema import EvaluationSetConfig, RunConfig
 from qlora_lab.errors import ConfigError, RunFolderError
+from qlora_lab.runs.folder import RunFolder
 from qlora_lab.sweep import plan_file
 from qlora_lab.sweep.plan import make_plan
 from qlora_lab.sweep.plan_file import check_code, read_plan_file, write_plan_file
+from qlora_lab.sweep.run_folders import create_run_folders
 from tests.helpers import tiny
 
 
@@ -48,6 +50,15 @@ def test_what_runs_share_is_written_and_read_once(rows: list[plan_file.Row], tmp
     assert found[0].model is found[5].model and found[0].evaluation is not found[5].evaluation
 
 
+def test_new_folders_are_those_that_one_run_alone_gets(rows: list[plan_file.Row], tmp_path: Path) -> None:
+    create_run_folders(tmp_path / "all", [(run_id, config) for run_id, _, config in rows])
+    for run_id, _, config in rows:
+        alone = RunFolder.create(tmp_path / "alone", run_id, config)
+        both = [folder / run_id / "config.yaml" for folder in (tmp_path / "all", tmp_path / "alone")]
+        assert both[0].read_text() == both[1].read_text()
+        assert RunFolder(both[0].parent).config() == config == alone.config()
+
+
 def test_a_plan_is_never_written_over(rows: list[plan_file.Row], tmp_path: Path) -> None:
     path = write_plan_file(tmp_path, "study", rows)
     before = path.stat().st_mtime_ns
@@ -66,6 +77,21 @@ def test_a_file_that_is_not_what_was_planned_is_refused(rows: list[plan_file.Row
         read_plan_file(path)
     with pytest.raises(RunFolderError, match="cannot be read"):
         read_plan_file(tmp_path / "plan-0.json")
+
+
+def test_a_plan_of_older_code_can_be_looked_at(rows: list[plan_file.Row], tmp_path: Path) -> None:
+    path = write_plan_file(tmp_path, "study", rows)
+    for text, readable in (
+        (path.read_text().replace('"rslora": false, ', ""), True),  # a key that came later
+        (path.read_text().replace('"rslora"', '"rslore"'), False),
+    ):
+        older = tmp_path / f"plan-{plan_file._hash(text)}.json"
+        older.write_text(text)
+        if readable:
+            assert read_plan_file(older).rows == rows
+        else:
+            with pytest.raises(RunFolderError, match="was planned with code that this one cannot read"):
+                read_plan_file(older)
 
 
 def test_other_code_than_was_planned_with_is_refused(
