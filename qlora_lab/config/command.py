@@ -40,6 +40,9 @@ def command(config_name: str, task: Callable[[DictConfig], object]) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     # Hydra looks for its plugins (our sweeper, the search path of studies) below sys.path.
     sys.path.append(str(PLUGINS))
+    # Jobs of stock launchers unpickle what Hydra knows of them.
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*paths, str(PLUGINS)]))
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     refused: list[QloraLabError] = []
 

@@ -13,6 +13,7 @@ from qlora_lab.config.schema import EvaluationSetConfig
 from qlora_lab.errors import ConfigError, QloraLabError, nearest
 
 NO_SET = f"is not a subclass of {EvaluationSetConfig.__name__}"  # OmegaConf cannot add to a mapping of typed values
+LAUNCHERS = "hydra.launcher."
 OVERRIDE_HELP = "write key=value, and quote values with special characters"
 
 
@@ -66,6 +67,11 @@ def _unknown(key: str, error: BaseException) -> str:
     found = re.match(r"In '([^']+)'", str(error))
     if key == "experiment":
         return _experiment(found[1] if found else None, str(error))
+    if key.startswith(LAUNCHERS) and found:
+        return (
+            f"{key} does not belong in a study's file ({found[1]}), which any launcher executes; give it on the "
+            "command line, with the launcher that has it"
+        )
     known = _hydra_keys() if key.partition(".")[0] == "hydra" else known_keys()
     return unknown_key(key, known) + (f" (in {found[1]})" if found else "")
 

@@ -24,6 +24,7 @@ from qlora_lab.sweep.listing import MOST_LISTED
 from qlora_lab.sweep.metric_names import check_metric
 from qlora_lab.sweep.plan_file import write_plan_file
 from qlora_lab.sweep.prepare import Preparer
+from qlora_lab.sweep.run_folders import create_run_folders
 from qlora_lab.sweep.states import RunState, counted, read_states
 
 PLAN_ID_LENGTH = 8  # hex digits
@@ -145,8 +146,7 @@ class Plan:
 
     def create_folders(self, runs: Iterable[PlannedRun]) -> None:
         """Create the folders of runs, each with its configuration."""
-        for run in runs:
-            RunFolder.create(self.runs_dir, run.run_id, run.config)
+        create_run_folders(self.runs_dir, ((run.run_id, run.config) for run in runs))
 
     def fixed(self) -> dict[str, Any]:
         """Return the configuration values, dotted, that all runs share."""

@@ -65,7 +65,7 @@ def read_plan_file(path: Path, run_ids: Iterable[str] | None = None) -> PlanFile
         run_ids: the runs to read; None for all.
 
     Raises:
-        RunFolderError: it is missing or was changed, or lacks one of the runs.
+        RunFolderError: it is missing or was changed, lacks one of the runs, or was written by code too old to be read.
     """
     try:
         content = path.read_text(encoding="utf-8")
@@ -79,16 +79,24 @@ def read_plan_file(path: Path, run_ids: Iterable[str] | None = None) -> PlanFile
     if wanted is not None and len(chosen) < len(wanted):
         missing = sorted(wanted - {row[0] for row in chosen})
         raise RunFolderError(f"{path} plans no run {missing[0]}; plan the study again")
+    try:
+        rows = _rows(record, chosen)
+    except (KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} was planned with code that this one cannot read; plan the study again") from error
+    return PlanFile(record["study"], record["code"]["commit"], record["code"]["sha256"], rows)
+
+
+def _rows(record: dict[str, Any], chosen: list[Any]) -> list[Row]:
     built: dict[tuple[str, int], Any] = {}
     rows = []
     for run_id, places, indices in chosen:
         fields = {}
-        for group, index in zip(GROUPS, indices, strict=True):
+        for group, index in zip(record["groups"], indices, strict=True):
             if (group, index) not in built:
                 built[group, index] = _build(_hints(RunConfig)[group], record["groups"][group][index])
             fields[group] = built[group, index]
         rows.append((run_id, dict(zip(record["axes"], places, strict=True)), RunConfig(**fields)))
-    return PlanFile(record["study"], record["code"]["commit"], record["code"]["sha256"], rows)
+    return rows
 
 
 def check_code(planned: PlanFile) -> None:
@@ -158,13 +166,17 @@ def _hints(schema: type) -> dict[str, Any]:
 
 
 def _build(hint: Any, value: Any) -> Any:
-    """Make typed values of what `asdict` made plain; they were checked before they were written."""
+    """Make typed values of what `asdict` made plain; they were checked before they were written.
+
+    A key that the schema has got since has its default: code that changed shows what was planned, and executes none.
+    """
     if isinstance(hint, types.UnionType):
         hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
     if value is None:
         return None
     if is_dataclass(hint) and isinstance(hint, type):
-        return hint(**{name: _build(inner, value[name]) for name, inner in _hints(hint).items()})
+        hints = _hints(hint)
+        return hint(**{name: _build(hints[name], item) for name, item in value.items()})
     if typing.get_origin(hint) is dict and is_dataclass(typing.get_args(hint)[1]):
         return {name: _build(typing.get_args(hint)[1], item) for name, item in value.items()}
     return value

@@ -20,7 +20,7 @@ from qlora_lab.errors import ConfigError, LaunchError, RunFolderError
 from qlora_lab.runs.files import read_json
 from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING, RunFolder
 from qlora_lab.sweep.plan import Plan, planned
-from qlora_lab.sweep.plan_file import read_plan_file
+from qlora_lab.sweep.plan_file import check_code, read_plan_file
 from qlora_lab.sweep.scheduler import Job, Scheduler
 from qlora_lab.sweep.states import RunState
 from qlora_lab.sweep.status import StudyFolder, find_study, states_of, study_status
@@ -120,10 +120,15 @@ def _watch(study: StudyFolder, asked: Asked) -> None:
 
 
 def _go_on(study: StudyFolder, asked: Asked) -> None:
-    """Execute what is left of a study as it was planned, without composing it again."""
+    """Execute what is left of a study as it was planned, without composing it again.
+
+    Raises:
+        ConfigError: the code has changed since.
+    """
     from qlora_lab.sweep.study import execute
 
     record = read_plan_file(study.configs)
+    check_code(record)
     plan = chosen_plan(planned(record.study, record.rows), states_of(study), asked.action, asked.cause)
     execute(plan, read_json(study.path / "plan.json"))
 

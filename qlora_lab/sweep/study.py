@@ -16,6 +16,7 @@ from qlora_lab.config.schema import RunConfig, SweepConfig
 from qlora_lab.errors import QloraLabError
 from qlora_lab.runs.files import read_json, write_json
 from qlora_lab.sweep.axes import Axes, Point
+from qlora_lab.sweep.forecast import forecast, to_submit, waiting
 from qlora_lab.sweep.launch import launch
 from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.plan import Plan, Refused, make_plan
@@ -65,6 +66,10 @@ def run_study(plan: Plan, action: str, memory: PlanMemory | None = None) -> None
     if plan.refused:
         raise plan.refusal()
     if action == "plan":
+        left = waiting(plan, retry_failed=plan.runs[0].config.sweep.retry_failed)
+        print(to_submit(left, plan.runs[0].config.launcher))
+        if left:
+            print(forecast(plan, left).text(), flush=True)
         return
     record = plan.write()
     if memory is not None:

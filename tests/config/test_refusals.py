@@ -16,6 +16,11 @@ STUDIES = {
     "misspelt": "# @package _global_\nstudy:\n  queston: why\n",
     "params": "# @package _global_\nhydra:\n  sweeper:\n    parms: {seed: [0, 1]}\n",
     "nested": "# @package _global_\nhydra:\n  sweeper:\n    params: {adapter: {rank: [4, 8]}}\n",
+    "launcher": "# @package _global_\nlauncher: {max_parallel: 3}\n",
+    "hydra_launcher": "# @package _global_\nhydra: {launcher: {max_array: 500}}\n",
+    "twice": "# @package _global_\nhydra:\n  sweeper:\n    params: {seed: [0, 1, 0]}\n",
+    "paired": "# @package _global_\nstudy: {zip: [[seed, quant]]}\n"
+    "hydra:\n  sweeper:\n    params: {seed: [0, 1, 2], quant: [none, nf4]}\n",
     "excluded": "# @package _global_\nstudy:\n  exclude: [{quant: nf5}]\n"
     "hydra:\n  sweeper:\n    params: {quant: [none, nf4]}\n",
 }
@@ -41,6 +46,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("+experiment=params", "did you mean 'hydra.sweeper.params'? (in experiment/params)"),
         ("+experiment=nested", "hydra.sweeper.params.adapter must be a list of values"),
         ("+experiment=excluded", "study.exclude: quant must be one of none, nf4; got 'nf5'; did you mean 'nf4'?"),
+        ("+experiment=launcher", "launcher does not belong in a study's file (experiment/launcher)"),
+        ("+experiment=hydra_launcher", "hydra.launcher.max_array does not belong in a study's file"),
+        ("+experiment=twice", "seed lists 0 twice"),
+        ("+experiment=paired", "needs as many values of each; seed has 3, quant has 2"),
+        ("+experiment=dataset_quality seed=1,2,1", "seed lists 1 twice; got 'seed=1,2,1'"),
+        ("+experiment=dataset_quality adapter.rank=4,0", "no run can use adapter.rank=0: adapter.rank must be 1 or"),
+        (
+            "+experiment=dataset_quality quant=none,nf4 adapter=none,all_linear",
+            "4 of 16 combinations cannot work, such as data=procedural_clean_128 seed=0 quant=nf4 adapter=none: quant",
+        ),
+        ("sweep.action=stop", "sweep.action must be one of run, plan, status"),
+        ("+experiment=dataset_quality sweep.action=status", "no study 'dataset_quality' was started"),
         ("experiment=dataset_quality", "write it with +: +experiment=dataset_quality"),
         ("+experiment=dataset_quality,data_types", "+experiment names one study"),
         ("+seed=5", "seed has a value already; write it without +: seed=5"),
