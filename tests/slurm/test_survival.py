@@ -126,7 +126,7 @@ def test_a_drained_node(cluster: Cluster, tmp_path: Path) -> None:
 def test_a_node_that_comes_back_with_its_old_step(cluster: Cluster, tmp_path: Path) -> None:
     """SLURM starts the run elsewhere while the old process, which nobody reaches, writes on."""
     study = FakeStudy(cluster, tmp_path, 1)
-    study.tell(steps=600, step_s=0.2)
+    study.tell(steps=600, step_s=1.0)
     study.launch()
     old = begin(study)
     node = old["node"]
@@ -134,7 +134,7 @@ def test_a_node_that_comes_back_with_its_old_step(cluster: Cluster, tmp_path: Pa
     wait_until(lambda: "down" in cluster.node_state(node), 90)
     assert Path(f"/proc/{old['pid']}").exists(), "the old process goes on"
     os.kill(old["pid"], signal.SIGSTOP)  # as behind a network that hangs: it neither beats nor notices
-    study.tell(steps=60, step_s=0.1)
+    study.tell(steps=200, step_s=0.05)
     wait_until(lambda: study.runs[0].attempts() == 2, 90)
     os.kill(old["pid"], signal.SIGCONT)
     wait_until(lambda: not alive(old["pid"]), 30)

@@ -213,6 +213,9 @@ def test_causes_of_endings() -> None:
     assert cause_of_ending(Ending("FAILED", exit_code=1, peak_memory_bytes=gib // 2, memory_limit_bytes=gib)) == CODE
     assert cause_of_ending(Ending("TIMEOUT", signal=1)) == TIME_LIMIT
     assert cause_of_ending(Ending("FAILED", signal=53)) == INFRASTRUCTURE
+    log = "step 3\nslurmstepd-gpu01: error: Exceeded job memory limit\n"
+    assert cause_of_ending(Ending("FAILED", signal=9), log) == HOST_MEMORY
+    assert cause_of_ending(Ending("FAILED", signal=9), "no memory limit\n") == INFRASTRUCTURE
 
 
 def test_batches_keep_to_the_limits() -> None:

@@ -123,7 +123,7 @@ def _from_accounting(ids: Sequence[str]) -> dict[str, Ending]:
     """Ask sacct; a requeued job has several entries there, of which it shows the last."""
     jobs = sorted({job.partition("_")[0] for job in ids})
     columns = "JobID,State,ExitCode,NodeList,MaxRSS,ReqMem"
-    lines = run("sacct", "--noheader", "--parsable2", "--array", f"--format={columns}", f"--jobs={','.join(jobs)}")
+    lines = run("sacct", "--noheader", "--parsable2", f"--format={columns}", f"--jobs={','.join(jobs)}")
     wanted = set(ids)
     found: dict[str, Ending] = {}
     peaks: dict[str, int] = {}

@@ -24,7 +24,7 @@ from qlora_lab.sweep.scheduler import Job
 from qlora_lab.sweep.settle import may_go_on, memory_factor, settle
 from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of
 from qlora_lab.sweep.slurm.commands import LimitError, UnreachableError
-from qlora_lab.sweep.slurm.endings import cause_of_ending
+from qlora_lab.sweep.slurm.endings import cause_of_ending, log_tail
 from qlora_lab.sweep.slurm.nodes import bad_nodes
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.script import batch_script, nonce_of
@@ -169,7 +169,8 @@ class Submission:
         for run in runs:
             failed_before = (statuses[run.run_id] or {}).get("state") == FAILED
             if run in silent:
-                settle(run, cause_of_ending(endings.get(jobs[run.run_id] or "")))
+                log = log_tail((statuses[run.run_id] or {}).get("log"))
+                settle(run, cause_of_ending(endings.get(jobs[run.run_id] or ""), log))
             status = run.status()
             state = status["state"] if status is not None else None
             if state == FINISHED or (state == RUNNING and run.is_locked()):
