@@ -43,7 +43,7 @@ def test_arrays_are_as_long_as_the_site_allows(cluster: Cluster, tmp_path: Path)
 
 def test_a_launcher_killed_anywhere_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
     """Killed after a random time, then started again; the last one is left alone."""
-    print_of = random.Random(int(os.environ.get("QLORA_LAB_SEED", "0")))
+    moments = random.Random(int(os.environ.get("QLORA_LAB_SEED", "0")))
     begun = time.monotonic()
     study = FakeStudy(cluster, tmp_path / "measured", 4)
     study.launch()
@@ -51,20 +51,16 @@ def test_a_launcher_killed_anywhere_is_replaced(cluster: Cluster, tmp_path: Path
     for number in range(KILLS):
         study = FakeStudy(cluster, tmp_path / str(number), 4)
         process = study.start()
-        time.sleep(print_of.uniform(0.3, 1.0) * whole_s)
+        time.sleep(moments.uniform(0.3, 1.0) * whole_s)
         process.kill()
         process.communicate()
         again = study.launch()
-        covered = again["submitted"] + again["queued"]
-        assert sorted(covered + [run.run_id for run in study.runs if run.state() == "finished"]) or covered
+        finished = [run.run_id for run in study.runs if run.state() == "finished"]
+        assert {*again["submitted"], *again["queued"], *finished} == {run.run_id for run in study.runs}
     for number in range(KILLS):
         study = FakeStudy(cluster, tmp_path / str(number), 4)
         study.wait_until_finished(120)
         study.check_each_was_done_once()
-        jobs = {name.partition("_")[0] for name in cluster.job_states()}
-        assert jobs
-        entries = [json.loads(line) for line in (study.runs_dir / "slurm" / "journal.jsonl").read_text().splitlines()]
-        assert all("nonce" in entry for entry in entries)
         assert [run.attempts() for run in study.runs] == [1] * 4, "each run was executed once"
 
 
@@ -98,10 +94,7 @@ def test_a_controller_killed_a_second_after_submission(cluster: Cluster, tmp_pat
     time.sleep(1)
     cluster.kill_controller()
     cluster.start_controller()
-    study.launch()
-    study.wait_until_quiet()
-    study.launch()
-    study.wait_until_finished(120)
+    study.go_on()
     study.check_each_was_done_once()
 
 
@@ -178,4 +171,4 @@ def test_a_partition_that_does_not_exist_is_refused_in_one_sentence(cluster: Clu
     process = FakeStudy(cluster, tmp_path, 3, partition="nowhere").start()
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "sbatch refused" in err.splitlines()[-1] and "invalid partition" in err.splitlines()[-1]
+    assert "sbatch refused" in err.splitlines()[-1] and "Invalid partition" in err.splitlines()[-1]

@@ -73,11 +73,6 @@ class SlurmScheduler:
         """Let held jobs start."""
         self._each("scontrol", ids, "release")
 
-    def exclude(self, ids: Sequence[str], nodes: Sequence[str]) -> None:
-        """Keep waiting jobs from nodes."""
-        for job in ids:
-            run("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(nodes)}")
-
     def _each(self, command: str, ids: Sequence[str], *words: str) -> None:
         for start in range(0, len(ids), IDS_A_COMMAND):
             some = ids[start : start + IDS_A_COMMAND]

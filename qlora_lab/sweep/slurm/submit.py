@@ -148,15 +148,17 @@ class Submission:
 
     def _queued(self, queue: Sequence[Job]) -> set[str]:
         """Return the runs that jobs wait for or execute."""
-        chunks = self._journal.entries()
+        own = self._journal.entries()
+        chunks: dict[str, Chunk] = {}
         found: set[str] = set()
         for job in queue:
             nonce = nonce_of(job.comment)
-            if job.is_over or nonce not in chunks:
+            if job.is_over or nonce is None or nonce not in own:
                 continue
-            run_ids = Chunk.read(chunk_file(self._folder, nonce)).run_ids
-            mode = chunks[nonce]["mode"]
-            found |= set(run_ids) if mode == POOL else {run_ids[task] for task in job.tasks or (0,)}
+            if nonce not in chunks:
+                chunks[nonce] = Chunk.read(chunk_file(self._folder, nonce))
+            chunk = chunks[nonce]
+            found |= set(chunk.run_ids) if chunk.mode == POOL else {chunk.run_ids[task] for task in job.tasks or (0,)}
         return found
 
     def _open(self, runs: Sequence[RunFolder], outcome: Outcome) -> list[RunFolder]:
