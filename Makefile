@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt) qlora_lab/ops/formats.py
 
-.PHONY: sweep test lint sanitize gpu-check kernels-check setup clean
+.PHONY: sweep test test-slurm lint sanitize gpu-check kernels-check setup clean
 
 sweep: $(VENV)/.ready
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
@@ -15,6 +15,10 @@ sweep: $(VENV)/.ready
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# On a SLURM cluster of its own, which needs root and the packages of tests/slurm/install.sh; skipped without them.
+test-slurm: $(VENV)/.ready-dev
+	QLORA_LAB_SLURM_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/slurm
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

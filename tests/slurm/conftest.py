@@ -13,7 +13,8 @@ from tests.slurm.cluster import Cluster, Size, missing, running
 if not os.environ.get("QLORA_LAB_SLURM_TESTS"):
     collect_ignore_glob = ["test_*.py"]
 
-PORT, PORT_WITHOUT_ACCOUNTING = 17400, 17500
+PORT = int(os.environ.get("QLORA_LAB_SLURM_PORT", "17400"))  # and a hundred above it
+PORT_WITHOUT_ACCOUNTING = PORT + 50
 
 
 def _cluster(port: int, *, accounting: bool, size: Size) -> Iterator[Cluster]:
@@ -21,6 +22,7 @@ def _cluster(port: int, *, accounting: bool, size: Size) -> Iterator[Cluster]:
     if reason is not None:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="qlora_lab_slurm_"))  # short: the path of a socket has 107 characters at most
+    folder.chmod(0o755)  # munged refuses a socket that others cannot reach
     try:
         with running(folder, port, accounting=accounting, size=size) as cluster:
             yield cluster

@@ -17,13 +17,15 @@ SMALL = {"gpus_per_run": 1, "cpus_per_run": 1, "memory_gb": 1, "time_limit_min":
 def main() -> None:
     runs_dir, count = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     settings = {key: json.loads(value) for key, _, value in (word.partition("=") for word in sys.argv[3:])}
+    retry_failed = settings.pop("retry_failed", False)
     slurm = SlurmConfig(**{**SMALL, **{k: settings.pop(k) for k in list(settings) if k in SlurmConfig.__annotations__}})
     launcher = LauncherConfig(kind="slurm", slurm=slurm, **settings)
     runs = [RunFolder(runs_dir / run_id) for run_id in run_ids(count)]
     for run in runs:
         run.path.mkdir(parents=True, exist_ok=True)
     submission = Submission(runs_dir / "slurm", "test", SlurmScheduler(), launcher)
-    to_do = [run for run in runs if run.state() not in ("finished", "failed")]
+    done = ("finished",) if retry_failed else ("finished", "failed")
+    to_do = [run for run in runs if run.state() not in done]
     outcome = submission.launch(to_do, runs)
     print(json.dumps(outcome.__dict__), flush=True)
     if launcher.wait:

@@ -60,6 +60,15 @@ class FakeStudy:
     def wait_until_quiet(self, patience_s: float = 90) -> None:
         wait_until(self.cluster.quiet, patience_s, every_s=0.5)
 
+    def go_on(self, rounds: int = 4) -> None:
+        """Repeat the command until every run is finished."""
+        for _ in range(rounds):
+            self.launch()
+            self.wait_until_quiet()
+            if all(state == FINISHED for state in self.states()):
+                return
+        raise AssertionError(self.states())
+
     def check_each_was_done_once(self) -> None:
         """Every run has one result, its steps follow one another, and no attempt wrote after a later one."""
         for run in self.runs:

@@ -56,7 +56,8 @@ def run(*command: str, stdin: str | None = None, keep_open: Sequence[int] = ()) 
         )
     except FileNotFoundError as error:
         raise LaunchError(
-            f"launcher=slurm needs {command[0]} on this machine; got none; run from a login node, or use launcher=local"
+            f"launcher=slurm needs sbatch, squeue and scontrol on this machine; got no {command[0]}; "
+            "run from a login node, or use launcher=local"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise UnreachableError(f"{command[0]} did not answer within {TIMEOUT_S:.0f} s; try again later") from error

@@ -1,5 +1,8 @@
 """The cause of a run's end, from how SLURM says that its job ended."""
 
+import re
+from pathlib import Path
+
 from qlora_lab.runs.causes import CODE, HOST_MEMORY, INFRASTRUCTURE, NODE, PREEMPTION, STOPPED, TIME_LIMIT
 from qlora_lab.sweep.scheduler import Ending
 
@@ -16,14 +19,22 @@ WORDS = {
 KILL_SIGNAL = 9
 SHELL_KILLED = 128 + KILL_SIGNAL
 REVOKED = 53  # in the place of the signal: the job's files could not be opened, or its credential was revoked
+OUTGROWN = re.compile("memory limit|oom.kill|out of memory", re.IGNORECASE)
+LOG_TAIL_BYTES = 4096
 NEARLY = 0.9  # memory is sampled: the last sample before a kill is a little below the limit
 
 
-def cause_of_ending(ending: Ending | None) -> str:
+def cause_of_ending(ending: Ending | None, log: str = "") -> str:
     """Return why a run ended that wrote nothing itself; a job that no book knows is lost to the infrastructure.
 
-    Without cgroups a job that outgrows its memory is FAILED, killed by a signal, at the height of its limit.
+    Without cgroups a job that outgrows its memory is FAILED, killed by a signal, at the height of its limit; without
+    accounting only the step's own words say so.
+
+    Args:
+        log: the last lines of what the job printed.
     """
+    if any(line.startswith("slurmstepd") and OUTGROWN.search(line) for line in log.splitlines()):
+        return HOST_MEMORY
     if ending is None:
         return INFRASTRUCTURE
     if ending.word in WORDS:
@@ -36,3 +47,13 @@ def cause_of_ending(ending: Ending | None) -> str:
     if ending.signal == REVOKED:
         return INFRASTRUCTURE
     return CODE if ending.exit_code else INFRASTRUCTURE
+
+
+def log_tail(file: str | None) -> str:
+    """Return the last lines of a log; nothing where there is none."""
+    if file is None:
+        return ""
+    try:
+        return Path(file).read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+    except OSError:
+        return ""

@@ -73,11 +73,6 @@ class SlurmScheduler:
         """Let held jobs start."""
         self._each("scontrol", ids, "release")
 
-    def exclude(self, ids: Sequence[str], nodes: Sequence[str]) -> None:
-        """Keep waiting jobs from nodes."""
-        for job in ids:
-            run("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(nodes)}")
-
     def _each(self, command: str, ids: Sequence[str], *words: str) -> None:
         for start in range(0, len(ids), IDS_A_COMMAND):
             some = ids[start : start + IDS_A_COMMAND]
@@ -123,7 +118,7 @@ def _from_accounting(ids: Sequence[str]) -> dict[str, Ending]:
     """Ask sacct; a requeued job has several entries there, of which it shows the last."""
     jobs = sorted({job.partition("_")[0] for job in ids})
     columns = "JobID,State,ExitCode,NodeList,MaxRSS,ReqMem"
-    lines = run("sacct", "--noheader", "--parsable2", "--array", f"--format={columns}", f"--jobs={','.join(jobs)}")
+    lines = run("sacct", "--noheader", "--parsable2", f"--format={columns}", f"--jobs={','.join(jobs)}")
     wanted = set(ids)
     found: dict[str, Ending] = {}
     peaks: dict[str, int] = {}

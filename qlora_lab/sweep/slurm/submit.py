@@ -24,7 +24,7 @@ from qlora_lab.sweep.scheduler import Job
 from qlora_lab.sweep.settle import may_go_on, memory_factor, settle
 from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of
 from qlora_lab.sweep.slurm.commands import LimitError, UnreachableError
-from qlora_lab.sweep.slurm.endings import cause_of_ending
+from qlora_lab.sweep.slurm.endings import cause_of_ending, log_tail
 from qlora_lab.sweep.slurm.nodes import bad_nodes
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.script import batch_script, nonce_of
@@ -148,15 +148,17 @@ class Submission:
 
     def _queued(self, queue: Sequence[Job]) -> set[str]:
         """Return the runs that jobs wait for or execute."""
-        chunks = self._journal.entries()
+        own = self._journal.entries()
+        chunks: dict[str, Chunk] = {}
         found: set[str] = set()
         for job in queue:
             nonce = nonce_of(job.comment)
-            if job.is_over or nonce not in chunks:
+            if job.is_over or nonce is None or nonce not in own:
                 continue
-            run_ids = Chunk.read(chunk_file(self._folder, nonce)).run_ids
-            mode = chunks[nonce]["mode"]
-            found |= set(run_ids) if mode == POOL else {run_ids[task] for task in job.tasks or (0,)}
+            if nonce not in chunks:
+                chunks[nonce] = Chunk.read(chunk_file(self._folder, nonce))
+            chunk = chunks[nonce]
+            found |= set(chunk.run_ids) if chunk.mode == POOL else {chunk.run_ids[task] for task in job.tasks or (0,)}
         return found
 
     def _open(self, runs: Sequence[RunFolder], outcome: Outcome) -> list[RunFolder]:
@@ -169,7 +171,8 @@ class Submission:
         for run in runs:
             failed_before = (statuses[run.run_id] or {}).get("state") == FAILED
             if run in silent:
-                settle(run, cause_of_ending(endings.get(jobs[run.run_id] or "")))
+                log = log_tail((statuses[run.run_id] or {}).get("log"))
+                settle(run, cause_of_ending(endings.get(jobs[run.run_id] or ""), log))
             status = run.status()
             state = status["state"] if status is not None else None
             if state == FINISHED or (state == RUNNING and run.is_locked()):

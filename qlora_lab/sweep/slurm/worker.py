@@ -14,7 +14,7 @@ from pathlib import Path
 from qlora_lab.config.command import FAILED as EXIT_FAILED
 from qlora_lab.config.command import TERMINATED
 from qlora_lab.runs.causes import STOPPED
-from qlora_lab.runs.folder import FINISHED, INTERRUPTED, job_id
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, job_id
 from qlora_lab.sweep.chunk import POOL, Chunk
 from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
 from qlora_lab.sweep.settle import may_go_on
@@ -23,7 +23,7 @@ from qlora_lab.sweep.slurm.task import SlurmTask
 from qlora_lab.sweep.stop import SIGNALS, StopRequest
 
 EXIT_HELD_BACK, EXIT_LOST = 3, 4
-STATUSES = {FINISHED: 0, ELSEWHERE: 0, "failed": EXIT_FAILED, HELD_BACK: EXIT_HELD_BACK, INTERRUPTED: TERMINATED}
+STATUSES = {FINISHED: 0, ELSEWHERE: 0, FAILED: EXIT_FAILED, HELD_BACK: EXIT_HELD_BACK, INTERRUPTED: TERMINATED}
 POLL_S = 0.2
 
 

@@ -1,7 +1,8 @@
 """Stands in for qlora_lab.run in the jobs of tests that are about the machinery: steps that only sleep.
 
 Python imports this module by itself where this folder is on PYTHONPATH. The run's folder may hold `fake.json`:
-{"steps": 5, "step_s": 0.2, "fail": "message", "die": attempts that kill themselves, "nodes": those where it fails}.
+{"steps": 5, "step_s": 0.2, "fail": "message", "die": attempts that kill themselves, "nodes": those where it fails,
+"memory_mb": to hold}.
 """
 
 import json
@@ -19,20 +20,16 @@ def execute(path, attempts_before=None, *, lease, stop_cause, bases=None):
 
     folder = RunFolder(Path(path))
     file = folder.path / "fake.json"
-    told = {
-        "steps": 5,
-        "step_s": 0.1,
-        "fail": None,
-        "die": 0,
-        "nodes": [],
-        **(json.loads(file.read_text()) if file.exists() else {}),
-    }
+    told = {"steps": 5, "step_s": 0.1, "fail": None, "die": 0, "nodes": [], "memory_mb": 0}
+    if file.exists():
+        told |= json.loads(file.read_text())
     stop = []
     for signum in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(signum, lambda number, frame: stop.append(number))
     with folder.holding(lease):
         try:
             folder.begin()
+            held = b"x" * (told["memory_mb"] << 20)
             metrics = MetricsFile(folder, lambda: 1.0)
             done = (folder.last_metrics() or {"step": 0})["step"]
             for step in range(done + 1, told["steps"] + 1):
@@ -46,7 +43,7 @@ def execute(path, attempts_before=None, *, lease, stop_cause, bases=None):
                 if stop:
                     folder.end(INTERRUPTED, 1.0, cause=stop_cause())
                     return INTERRUPTED
-            folder.write_result({"attempt": lease.attempt, "signals": len(stop)})
+            folder.write_result({"attempt": lease.attempt, "signals": len(stop), "held": len(held)})
             folder.end(FINISHED, 1.0)
         except LeaseLostError:
             return "lost"

@@ -1,0 +1,162 @@
+"""Workers that take runs: none is left out, none is done twice, time and the circuit breaker are heeded."""
+
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_lab.runs.causes import CHANGED, INFRASTRUCTURE, PREEMPTION, TIME_LIMIT
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RunFolder
+from qlora_lab.runs.lease import Lease
+from qlora_lab.sweep import pool
+from qlora_lab.sweep.chunk import ARRAY, POOL, Chunk
+from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
+from qlora_lab.sweep.settle import may_go_on, memory_factor
+
+
+@pytest.fixture
+def chunk(tmp_path: Path) -> Chunk:
+    run_ids = [f"{number:012}" for number in range(6)]
+    for run_id in run_ids:
+        (tmp_path / run_id).mkdir()
+    chunk = Chunk(
+        folder=tmp_path / "pool",
+        runs_dir=tmp_path,
+        nonce="ab",
+        mode=POOL,
+        run_ids=run_ids,
+        attempts=[0] * 6,
+        tasks=2,
+        per_gpu=1,
+        limit_s=None,
+        resources=None,
+        generation="cd",
+        max_failures=2,
+        commit=None,
+    )
+    chunk.write()
+    assert Chunk.read(chunk.file) == chunk
+    return chunk
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand in for run.execute; a run ends as the first word of its folder's `end` says, else finished."""
+    order: list[str] = []
+
+    def execute(path: Path, attempts_before: int, *, lease: Lease, stop_cause: Callable[[], str], bases: Any) -> str:
+        folder = RunFolder(path)
+        order.append(folder.run_id[-1])
+        with folder.holding(lease):
+            folder.begin()
+            end = (path / "end").read_text() if (path / "end").exists() else FINISHED
+            folder.end(end, 1.0, ValueError("bad luck") if end == FAILED else None)
+        return end
+
+    monkeypatch.setitem(sys.modules, "qlora_lab.run", types.SimpleNamespace(execute=execute))  # type: ignore[arg-type]
+    warm = types.SimpleNamespace(WarmBase=lambda: None)
+    monkeypatch.setitem(sys.modules, "qlora_lab.models.warm", warm)  # type: ignore[arg-type]
+    monkeypatch.setattr(pool, "CLAIM_POLL_S", 0.0)
+    return order
+
+
+def test_each_worker_begins_with_its_share_and_takes_what_is_left(chunk: Chunk, executed: list[str]) -> None:
+    assert Worker(chunk).all(1) == FINISHED
+    assert executed == list("345012")
+    assert Worker(chunk).all(0) == FINISHED and len(executed) == 6
+
+
+def test_a_run_that_another_process_executes_is_left_to_it(chunk: Chunk, executed: list[str]) -> None:
+    other = chunk.run(2)
+    claim = other.claim()
+    claim._beat_s = 0.001
+    lease = claim.attempt()
+    assert lease is not None
+    with other.holding(lease):
+        other.begin()
+        assert Worker(chunk).all(0) == FINISHED
+        assert Worker(replace(chunk, mode=ARRAY)).one(2) == ELSEWHERE
+    assert executed == list("01345")
+
+
+def test_failures_are_passed_over_and_told(chunk: Chunk, executed: list[str]) -> None:
+    (chunk.run(1).path / "end").write_text(FAILED)
+    assert Worker(chunk).all(0) == FAILED
+    assert executed == list("012345") and Worker(chunk).all(0) == FINISHED, "none is tried again by the same pool"
+    assert Worker(replace(chunk, attempts=[1] * 6)).all(0) == FAILED and executed[6:] == ["1"]
+
+
+def test_the_first_runs_failing_alike_hold_back_the_others(chunk: Chunk, executed: list[str]) -> None:
+    for index in range(6):
+        (chunk.run(index).path / "end").write_text(FAILED)
+    assert Worker(chunk).all(0) == HELD_BACK
+    assert executed == list("01") and chunk.run(2).state() == NEW
+    assert Worker(chunk).one(2) == HELD_BACK
+    assert Worker(replace(chunk, generation="ef")).one(2) == FAILED, "the next command gives them another chance"
+
+
+def test_no_breaker_after_a_success(chunk: Chunk, executed: list[str]) -> None:
+    for index in range(1, 6):
+        (chunk.run(index).path / "end").write_text(FAILED)
+    assert Worker(chunk).all(0) == FAILED and len(executed) == 6
+
+
+def test_no_run_is_begun_when_time_is_nearly_up(chunk: Chunk, executed: list[str]) -> None:
+    now = [0.0]
+    worker = Worker(replace(chunk, limit_s=600.0), clock=lambda: now[0])
+    now[0] = 600.0 - pool.LAST_MOMENT_S + 1
+    assert worker.all(0) == INTERRUPTED and not executed
+
+
+def test_a_worker_that_is_told_to_stop_takes_no_further_run(chunk: Chunk, executed: list[str]) -> None:
+    (chunk.run(0).path / "end").write_text(INTERRUPTED)
+    assert Worker(chunk).all(0) == INTERRUPTED and executed == ["0"]
+
+
+def test_other_code_than_planned_is_refused(chunk: Chunk, executed: list[str]) -> None:
+    assert Worker(replace(chunk, commit="0" * 40)).one(0) == FAILED
+    status = chunk.run(0).status()
+    assert not executed and status is not None and status["cause"] == CHANGED
+    assert "the code has changed since this run was submitted" in status["error"]["message"]
+
+
+def test_a_run_that_kills_its_workers_is_given_up(chunk: Chunk, executed: list[str]) -> None:
+    run = chunk.run(0)
+    for _ in range(3):
+        run.begin()
+    assert Worker(chunk).one(0) == FAILED and not executed
+    status = run.status()
+    assert status is not None and status["cause"] == INFRASTRUCTURE
+
+
+def attempts(*given: tuple[str, int]) -> dict[str, Any]:
+    *before, last = [{"state": INTERRUPTED, "cause": cause, "step": step} for cause, step in given]
+    return {**last, "history": before}
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (None, True),
+        (attempts((PREEMPTION, 0), *[(PREEMPTION, 0)] * 30), True),
+        (attempts(*[(TIME_LIMIT, 0)] * 3), False),
+        (attempts(*[(TIME_LIMIT, step) for step in range(1, 9)]), True),
+        (attempts((TIME_LIMIT, 5), *[(TIME_LIMIT, 5)] * 2), True),
+        (attempts((TIME_LIMIT, 5), *[(TIME_LIMIT, 5)] * 3), False),
+        (attempts(("host_memory", 0)), True),
+        (attempts(*[("host_memory", 0)] * 2), False),
+        (attempts(("code", 3)), False),
+        (attempts((INFRASTRUCTURE, 0), (PREEMPTION, 0), (INFRASTRUCTURE, 0), (INFRASTRUCTURE, 0)), True),
+    ],
+)
+def test_who_may_go_on(status: dict[str, Any] | None, expected: bool) -> None:
+    assert may_go_on(status) is expected
+
+
+def test_more_memory_for_each_attempt_that_outgrew_its_own() -> None:
+    assert memory_factor(None) == 1.0
+    assert memory_factor(attempts(("host_memory", 0), (PREEMPTION, 0))) == 1.5
