@@ -294,10 +294,12 @@ def _check_device(config: RunConfig) -> None:
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:
+    machine = hardware.detect()
     return environment(
-        hardware.detect(),
+        machine,
         device=torch.cuda.get_device_name() if config.trainer.device == "cuda" else "cpu",
         compute_dtype=config.trainer.compute_dtype,
+        attention_and_head_dtype=hardware.product_dtype(machine, config.trainer.device, config.trainer.compute_dtype),
         threads=torch.get_num_threads(),
         kernels=str(KERNELS),
         gpu_kernels=str(CUDA_KERNELS),

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qlora_lab.adapters.gated_mlp import GatedMlp, is_gated_mlp
 from qlora_lab.adapters.placement import Linear, target_modules
 from qlora_lab.adapters.trained_modules import train_modules
 from qlora_lab.config.schema import AdapterConfig
 from qlora_lab.errors import ModelError
+from qlora_lab.ops.lora.gated import gated_lora_linear
 from qlora_lab.quant.linear import QuantizedLinear
 
 MAX_SEED = 2**62  # of a layer's dropout, drawn on the CPU for each forward
@@ -57,12 +60,42 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out_features) in the dtype of x, (..., in_features)."""
-        dropout = self.dropout if self.training else 0.0
         if isinstance(self.base, QuantizedLinear) and not self.base.is_expanded:
-            seed = int(torch.randint(MAX_SEED, ())) if dropout else 0
-            return self.base.with_adapter(x, self.lora_A, self.lora_B, scaling=self.scaling, dropout=dropout, seed=seed)
-        low = F.linear(F.dropout(x, dropout), self.lora_A.to(x.dtype))
+            return self.base.with_adapter(x, self.lora_A, self.lora_B, **self._draw_adapter())
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))
         return self.base(x) + self.scaling * F.linear(low, self.lora_B.to(x.dtype))
+
+    @property
+    def can_take_gated_product(self) -> bool:
+        """Whether `of_gated_product` can be called, and spares memory."""
+        base = self.base
+        frozen = isinstance(base, QuantizedLinear) and (base.bias is None or not base.bias.requires_grad)
+        return frozen and not base.is_expanded
+
+    def of_gated_product(self, activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
+        """Return `self(activation(gate) * up)`, keeping of its inputs only gate and up, (..., in_features)."""
+        base = self.base
+        assert isinstance(base, QuantizedLinear)
+        return gated_lora_linear(
+            activation,
+            gate,
+            up,
+            base.packed_weight,
+            base.bias,
+            self.lora_A,
+            self.lora_B,
+            compute_dtype=base.compute_dtype,
+            **self._draw_adapter(),
+        )
+
+    def _draw_adapter(self) -> dict[str, Any]:
+        """Return scaling, dropout and a seed of it for one forward."""
+        dropout = self.dropout if self.training else 0.0
+        return {
+            "scaling": self.scaling,
+            "dropout": dropout,
+            "seed": int(torch.randint(MAX_SEED, ())) if dropout else 0,
+        }
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
@@ -104,13 +137,19 @@ def adapt_layers(
     dropout: float,
     generator: torch.Generator,
 ) -> None:
-    """Freeze the model and put a LoraLinear around each of the linear layers `names`, drawing in their order."""
+    """Freeze the model and put a LoraLinear around each of the linear layers `names`, drawing in their order.
+
+    Gated MLPs with such a layer at their end become GatedMlps, whose paths and values are the same.
+    """
     model.requires_grad_(False)
     for name in names:
         base = model.get_submodule(name)
         assert isinstance(base, Linear)
         adapted = LoraLinear(base, rank=rank, scaling=scaling, dropout=dropout, generator=generator)
         model.set_submodule(name, adapted.train(base.training))
+        mlp = model.get_submodule(name.rpartition(".")[0])
+        if name.endswith(".down_proj") and isinstance(base, QuantizedLinear) and is_gated_mlp(mlp):
+            model.set_submodule(name.rpartition(".")[0], GatedMlp(mlp))
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:

@@ -41,6 +41,17 @@ def detect(proc: Path = Path("/proc"), devices: Path = Path("/dev")) -> Hardware
     )
 
 
+def product_dtype(hardware: Hardware, device: str, dtype: str) -> str:
+    """Return the dtype in which attention and output head multiply what they get, and give back, in `dtype`.
+
+    Args:
+        device: "cpu" or "cuda".
+        dtype: of the model's computation, such as "bfloat16".
+    """
+    emulated = device == "cpu" and dtype == "bfloat16" and not hardware.cpu_flags & BFLOAT16_CPU_FLAGS
+    return "float32" if emulated else dtype
+
+
 def _first_cpu(cpuinfo: Path) -> dict[str, str]:
     if not cpuinfo.is_file():
         return {}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TypeVar
 
-from qlora_lab.config.hardware import BFLOAT16_CPU_FLAGS, Hardware
+from qlora_lab.config.hardware import Hardware, product_dtype
 from qlora_lab.config.schema import AUTO, EvaluationSetConfig, ModelConfig, RunConfig, SourceConfig
 
 # Tokens of a micro-batch that fit beside a small model on a laptop; a measured memory plan may raise it.
@@ -65,8 +65,7 @@ def _compute_dtype(config: RunConfig, hardware: Hardware, device: str) -> str:
         return config.trainer.compute_dtype
     if device == "cuda":
         return "bfloat16"  # every GPU since Ampere; older ones set trainer.compute_dtype
-    fast_bfloat16 = bool(hardware.cpu_flags & BFLOAT16_CPU_FLAGS)
-    return "bfloat16" if fast_bfloat16 else "float32"
+    return product_dtype(hardware, device, "bfloat16")
 
 
 def _micro_batch_size(config: RunConfig) -> int:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, SEQ2SEQ
 from qlora_lab.errors import ModelError, ShapeError
+from qlora_lab.models.head_products import head_input_gradient, head_logits
 from qlora_lab.models.tasks import task_of
 
 IGNORE_INDEX = -100  # label of a position without loss
@@ -225,8 +226,7 @@ def _decoder_inputs(model: PreTrainedModel, labels: Tensor) -> Tensor:
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     """Return a fresh tensor of logits, in float32 at least; a head that is trained has float32 weights itself."""
-    logits = functional.linear(hidden.to(weight.dtype), weight, bias)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = head_logits(hidden.to(weight.dtype), weight, bias)
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
@@ -237,6 +237,19 @@ def _token_losses(hidden: Tensor, head: OutputHead, labels: Tensor, positions: T
         logits = _logits(hidden[chunk], head.weight, head.bias, head.softcap)
         losses.append(functional.cross_entropy(logits, labels[chunk], reduction="none"))
     return torch.cat(losses) if losses else hidden.new_zeros(0)
+
+
+def _loss_and_gradient(logits: Tensor, labels: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Return the summed loss and its gradient to the logits before the softcap, in their place."""
+    targets = labels.unsqueeze(1)
+    slope = None if softcap is None else 1 - (logits / softcap).square()
+    # softmax in place: one buffer of logits is all that exists
+    logits.sub_(logits.amax(1, keepdim=True))
+    target_logits = logits.gather(1, targets)
+    total = logits.exp_().sum(1, keepdim=True)
+    loss = (total.log() - target_logits).sum()
+    gradient = logits.div_(total).scatter_add_(1, targets, -torch.ones_like(total))
+    return loss, gradient if slope is None else gradient.mul_(slope)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -260,24 +273,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wants_bias else None
         for chunk in positions.split(chunk_tokens):
-            states, targets = hidden[chunk], labels[chunk].unsqueeze(1)
-            logits = _logits(states, weight, bias, softcap)
-            slope = None if softcap is None else 1 - (logits / softcap).square()
-            # softmax in place: one buffer of logits is all that exists
-            logits.sub_(logits.amax(1, keepdim=True))
-            target_logits = logits.gather(1, targets)
-            total = logits.exp_().sum(1, keepdim=True)
-            loss += (total.log() - target_logits).sum()
-            grad_logits = logits.div_(total).scatter_add_(1, targets, -torch.ones_like(total))
-            if slope is not None:
-                grad_logits.mul_(slope)
+            states = hidden[chunk]
+            chunk_loss, grad_logits = _loss_and_gradient(_logits(states, weight, bias, softcap), labels[chunk], softcap)
+            loss += chunk_loss
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             if grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, states.to(exact))
             if grad_hidden is not None:
                 # under autocast the product is in its dtype, and hidden states may not be
-                grad_hidden[chunk] = (grad_logits.to(weight.dtype) @ weight).to(grad_hidden.dtype)
+                grad_hidden[chunk] = head_input_gradient(grad_logits, weight).to(grad_hidden.dtype)
+            del grad_logits  # or it would live until the next chunk's are there
         ctx.grads = (
             grad_hidden,
             grad_weight.to(weight.dtype) if grad_weight is not None else None,

@@ -1,10 +1,32 @@
 """The dtype of a model's products where it is not that of its weights."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
+
+from qlora_lab.config import hardware
+from qlora_lab.ops.blockwise.checks import DTYPES, dtype_name
+
+
+@cache
+def product_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which attention and output head multiply on this machine; see `config.hardware`.
+
+    Args:
+        device: its type, "cpu" or "cuda".
+        dtype: of what they get, and of what they give back.
+    """
+    name = hardware.product_dtype(hardware.detect(), device, dtype_name(dtype))
+    return DTYPES.get(name, dtype)
+
+
+def has_slow_products(tensor: Tensor) -> bool:
+    """Whether this machine multiplies tensors like this one faster in another dtype."""
+    return product_dtype(tensor.device.type, tensor.dtype) != tensor.dtype
 
 
 def computing_in(model: PreTrainedModel, compute_dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -79,7 +79,7 @@ def test_bfloat16_states_give_the_plain_loss_and_gradient() -> None:
     assert loss.dtype == torch.float32
     loss.backward()
     expected.backward()
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=0)  # logits with 8 bits, or more where that is faster
     torch.testing.assert_close(ours.grad, plain.grad, rtol=0.02, atol=0.02)  # 8 bits of mantissa
 
 

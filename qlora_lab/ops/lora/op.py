@@ -107,6 +107,15 @@ def lora_linear(
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
     """
+    check_lora_linear(x, weight, bias, lora_A, lora_B, dropout)
+    out, _ = torch.ops.qlora_lab.lora_linear(x, *weight, bias, lora_A, lora_B, scaling, dropout, seed)
+    return out
+
+
+def check_lora_linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, dropout: float
+) -> None:
+    """Raise ConfigError or ShapeError unless they are what `lora_linear` takes."""
     check_linear(x, weight, bias)
     rank = lora_A.shape[0]
     if lora_A.shape != (rank, weight.in_features) or lora_B.shape != (weight.out_features, rank):
@@ -118,5 +127,3 @@ def lora_linear(
         raise ShapeError(f"lora_A and lora_B must be float32; got {lora_A.dtype} and {lora_B.dtype}")
     if not 0.0 <= dropout < 1.0:
         raise ShapeError(f"dropout must be at least 0 and less than 1; got {dropout}")
-    out, _ = torch.ops.qlora_lab.lora_linear(x, *weight, bias, lora_A, lora_B, scaling, dropout, seed)
-    return out

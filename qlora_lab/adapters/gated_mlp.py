@@ -1,0 +1,81 @@
+"""Gated MLPs that keep less for the backward pass.
+
+Llama, Mistral, Qwen and Gemma have the same one: down_proj(act_fn(gate_proj(x)) * up_proj(x)).
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@runtime_checkable
+class TakesGatedProduct(Protocol):
+    """A linear layer that can work out the product before it a second time instead of keeping it."""
+
+    @property
+    def can_take_gated_product(self) -> bool:
+        """Whether it can at the moment."""
+
+    def of_gated_product(self, activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
+        """Return what the layer gives for activation(gate) * up, bit for bit."""
+
+
+class GatedMlp(nn.Module):
+    """y = down_proj(act_fn(gate_proj(x)) * up_proj(x)), with the layers of the module it stands for, by their names.
+
+    While training, the activated gate and the product are not kept for the backward pass but worked out again, where
+    down_proj can do that and nobody watches it or act_fn through hooks.
+    """
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        for name in PARTS:
+            self.add_module(name, mlp.get_submodule(name))
+        self.train(mlp.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., hidden size) for x, (..., hidden size)."""
+        activation, down = self.act_fn, self.down_proj
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if (
+            torch.is_grad_enabled()
+            and isinstance(down, TakesGatedProduct)
+            and down.can_take_gated_product
+            and not _is_watched(activation, down)
+        ):
+            return down.of_gated_product(activation, gate, up)
+        result: Tensor = down(activation(gate) * up)
+        return result
+
+
+def is_gated_mlp(module: nn.Module) -> bool:
+    """Whether a module is a gated MLP and nothing more, so that a GatedMlp computes the same.
+
+    What it computes is told by the code of its `forward`: that must be the code of LlamaMLP, as in the many classes
+    of transformers that are generated from it.
+    """
+    return (
+        _formula(type(module)) == _formula(LlamaMLP)
+        and "forward" not in vars(module)
+        and {name for name, _ in module.named_children()} == set(PARTS)
+        and not [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        and not [*module.act_fn.parameters(), *module.act_fn.buffers()]
+        and not _is_watched(module)
+    )
+
+
+def _formula(kind: type[nn.Module]) -> Any:
+    """Return what decides what a class's `forward` does: names of its variables, comments and types do not."""
+    code = getattr(kind.forward, "__code__", None)
+    return code and (code.co_code, code.co_names, code.co_consts, code.co_argcount, code.co_flags)
+
+
+def _is_watched(*modules: nn.Module) -> bool:
+    watched = any(getattr(part, hooks) for module in modules for part in module.modules() for hooks in HOOKS)
+    return watched or _has_any_global_hook()

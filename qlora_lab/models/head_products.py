@@ -1,0 +1,48 @@
+"""Products with the output head, in float32 where the machine is slow in the head's dtype.
+
+The head is converted a few rows at a time, just before they are multiplied: a float32 copy of the whole would be the
+largest matrix in memory.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qlora_lab.models.precision import has_slow_products
+
+ROWS_AT_ONCE = 2048  # of 576 columns: 4.7 MB in float32
+
+
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return hidden @ weight^T + bias as a fresh tensor, in float32 at least; no gradient flows.
+
+    Args:
+        hidden: (N, hidden size).
+        weight: (vocabulary, hidden size).
+        bias: (vocabulary,) or None.
+    """
+    if not (has_slow_products(weight) and hidden.dtype == weight.dtype):
+        logits = functional.linear(hidden, weight, bias)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = hidden.new_empty((len(hidden), len(weight)), dtype=torch.float32)
+    wide = hidden.float()
+    for rows in _slices(weight):
+        torch.mm(wide, weight[rows].float().T, out=logits[:, rows])
+    return logits if bias is None else logits.add_(bias)
+
+
+def head_input_gradient(grad_logits: Tensor, weight: Tensor) -> Tensor:
+    """Return grad_logits @ weight: (N, hidden size), for grad_logits (N, vocabulary) in float32 at least."""
+    if not has_slow_products(weight):
+        return grad_logits.to(weight.dtype) @ weight
+    gradient = grad_logits.new_zeros((len(grad_logits), weight.shape[1]))
+    for rows in _slices(weight):
+        gradient.addmm_(grad_logits[:, rows], weight[rows].float())
+    return gradient
+
+
+def _slices(weight: Tensor) -> Iterator[slice]:
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        yield slice(start, start + ROWS_AT_ONCE)

@@ -1,0 +1,97 @@
+"""A gated product, and the quantized linear layer with an adapter after it, that keep two tensors for backward.
+
+`down(activation(gate) * up)` written out keeps four of the width of the MLP: the gate, the activated gate, up, and the
+product of the last two, for the gradient of lora_A. Here the activated gate and the product are worked out again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, PackedWeight
+from qlora_lab.ops.lora.op import check_lora_linear
+
+WEIGHT_TENSORS = 4  # the first parts of a packed weight; the others are its layout
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def gated_lora_linear(
+    activation: Activation,
+    gate: Tensor,
+    up: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    *,
+    compute_dtype: torch.dtype,
+    scaling: float,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Return `lora_linear` of activation(gate) * up, bit for bit; also its gradients are those of the two apart.
+
+    Gradients flow to gate, up, lora_A and lora_B, once (not to their own gradients); the bias is frozen.
+
+    Args:
+        activation: elementwise, without parameters and without randomness: it is called again in backward.
+        gate: (..., in_features), floating.
+        up: as gate.
+        compute_dtype: of the linear layer; the product is cast to it and the result back.
+
+    The others, what is returned (in the product's dtype) and raised are those of `ops.lora.op.lora_linear`.
+    """
+    outputs: Tensor = _GatedLoraLinear.apply(
+        gate, up, lora_A, lora_B, activation, compute_dtype, (scaling, dropout, seed), bias, *weight
+    )
+    return outputs
+
+
+class _GatedLoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gate: Tensor,
+        up: Tensor,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        activation: Activation,
+        compute_dtype: torch.dtype,
+        adapter: tuple[float, float, int],
+        bias: Tensor | None,
+        *weight: Any,
+    ) -> Tensor:
+        product = activation(gate) * up
+        x = product.to(compute_dtype)
+        check_lora_linear(x, PackedWeight(*weight), bias, lora_A, lora_B, adapter[1])
+        out, low = torch.ops.qlora_lab.lora_linear(x, *weight, bias, lora_A, lora_B, *adapter)
+        ctx.save_for_backward(gate, up, lora_A, lora_B, low, *weight[:WEIGHT_TENSORS])
+        ctx.layout, ctx.activation, ctx.adapter = weight[WEIGHT_TENSORS:], activation, adapter
+        ctx.compute_dtype, ctx.product_dtype = compute_dtype, product.dtype
+        return out.to(product.dtype)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, lora_A, lora_B, low, *weight = ctx.saved_tensors
+        wants_gate, wants_up = ctx.needs_input_grad[:2]
+        with torch.enable_grad():
+            leaf = gate.detach().requires_grad_(wants_gate)
+            activated = ctx.activation(leaf)
+        grad_x, grad_A, grad_B = torch.ops.qlora_lab.lora_linear_backward(
+            grad_output.to(ctx.compute_dtype),
+            (activated.detach() * up).to(ctx.compute_dtype),
+            low,
+            *(*weight, *ctx.layout, lora_A, lora_B, *ctx.adapter),
+            wants_gate or wants_up,
+        )
+        grad_product = grad_x.to(ctx.product_dtype)
+        grad_up = (grad_product * activated.detach()).to(up.dtype) if wants_up else None
+        grad_gate = None
+        if wants_gate:
+            (grad_gate,) = torch.autograd.grad(activated, leaf, (grad_product * up).to(activated.dtype))
+        return (grad_gate, grad_up, grad_A, grad_B, *[None] * (4 + WEIGHT_PARTS))

@@ -1,0 +1,141 @@
+"""Attention on the CPU: as transformers' own, closer to the exact result in bfloat16, and with less kept."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from qlora_lab.models import attention
+from qlora_lab.models.attention import NAME, cpu_attention, use_cpu_attention
+
+ROWS, HEADS, KEY_HEADS, TOKENS, SIZE = 2, 4, 2, 37, 16
+Forward = Callable[..., tuple[Tensor, None]]
+
+
+class Attention(nn.Module):
+    """What the functions read from the module that calls them."""
+
+    is_causal = True
+    num_key_value_groups = HEADS // KEY_HEADS
+
+
+@pytest.fixture(params=[True, False], ids=["emulated", "native"])
+def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether bfloat16 is emulated on the machine of the test."""
+    slow: bool = request.param
+    widened = {torch.bfloat16: torch.float32} if slow else {}
+    monkeypatch.setattr(attention, "product_dtype", lambda _device, dtype: widened.get(dtype, dtype))
+    return slow
+
+
+def problem(dtype: torch.dtype, tokens: int = TOKENS) -> tuple[list[Tensor], Tensor]:
+    """Return query, key and value as a model lays them out, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(ROWS, tokens, heads, SIZE) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+    inputs = [torch.randn(shape, generator=generator).to(dtype).transpose(1, 2) for shape in shapes]
+    return inputs, torch.randn(shapes[0], generator=generator).to(dtype)
+
+
+def run(forward: Forward, inputs: list[Tensor], gradient: Tensor, **options: Any) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    output, _ = forward(Attention(), *leaves, **{"attention_mask": None, "scaling": 0.3, **options})
+    return [output.detach(), *torch.autograd.grad(output, leaves, gradient.to(output.dtype))]
+
+
+def right_padded() -> Tensor:
+    """Return a causal mask for rows of which the second ends early."""
+    mask = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril().expand(ROWS, 1, TOKENS, TOKENS).clone()
+    mask[1, :, :, 30:] = False
+    return mask
+
+
+MASKS: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "boolean": {"attention_mask": right_padded()},
+    "bias": {"attention_mask": torch.where(right_padded(), 0.0, -1e9)},
+    "everywhere": {"is_causal": False},
+}
+
+
+@pytest.mark.parametrize("options", MASKS.values(), ids=MASKS)
+def test_float32_gives_what_transformers_gives(options: dict[str, Any]) -> None:
+    inputs, gradient = problem(torch.float32)
+    expected = run(sdpa_attention_forward, inputs, gradient, **options)
+    for found, right in zip(run(cpu_attention, inputs, gradient, **options), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", MASKS.values(), ids=MASKS)
+def test_bfloat16_is_closer_to_the_exact_result_than_torchs(emulated: bool, options: dict[str, Any]) -> None:
+    inputs, gradient = problem(torch.bfloat16)
+    mask = options.get("attention_mask")
+    floating = mask is not None and mask.dtype != torch.bool
+    given = {**options, "attention_mask": mask.bfloat16()} if floating else options
+    wide = {**options, "attention_mask": mask.double()} if floating else options
+    exact = run(sdpa_attention_forward, [tensor.double() for tensor in inputs], gradient.double(), **wide)
+    theirs = run(sdpa_attention_forward, inputs, gradient, **given)
+    ours = run(cpu_attention, inputs, gradient, **given)
+    assert all(found.dtype == torch.bfloat16 for found in ours)
+    errors = [
+        [float((found - right).norm()) for found, right in zip(each, exact, strict=True)] for each in (ours, theirs)
+    ]
+    if emulated:
+        assert all(our < their for our, their in zip(*errors, strict=True))
+    else:
+        assert errors[0] == pytest.approx(errors[1], rel=0.3)
+
+
+def test_one_token_after_others_as_in_generation(emulated: bool) -> None:
+    (query, key, value), _ = problem(torch.bfloat16)
+    expected, _ = sdpa_attention_forward(Attention(), query[:, :, -1:], key, value, None, scaling=0.3)
+    actual, _ = cpu_attention(Attention(), query[:, :, -1:], key, value, None, scaling=0.3)
+    torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_keeps_each_input_once_in_its_own_dtype(emulated: bool, dtype: torch.dtype) -> None:
+    inputs, _ = problem(dtype)
+    storages: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: storages.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
+    ):
+        cpu_attention(Attention(), *[tensor.requires_grad_() for tensor in inputs], None, scaling=0.3)
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+    per_head = ROWS * TOKENS * SIZE * dtype.itemsize
+    assert kept == (2 * HEADS + 2 * KEY_HEADS) * per_head + ROWS * HEADS * TOKENS * 4  # and logsumexp in float32
+
+
+def test_a_model_gives_the_loss_and_gradients_it_gave() -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    ids = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    found = []
+    for implementation in ("sdpa", NAME):
+        assert model.config._attn_implementation == implementation
+        model.zero_grad()
+        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        loss.backward()
+        found.append([loss.detach(), *(weight.grad for weight in model.parameters())])
+        use_cpu_attention(model)
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_with_attention_of_its_own_keeps_it() -> None:
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    use_cpu_attention(model)
+    assert model.config._attn_implementation == "eager"
