@@ -48,7 +48,7 @@ def _identity_of(group: str, value: Any) -> Any:
             del values[key]
     for source in _sources(group, values):
         if source["content_sha256"] is not None:
-            del source["path"]  # the content counts, not where it lies
+            source.pop("path", None)  # the content counts, not where it lies
     return values
 
 

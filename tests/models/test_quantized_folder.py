@@ -173,7 +173,7 @@ def test_layers_that_bitsandbytes_left_plain_stay_plain(source: Path, tmp_path: 
 
 
 def test_shards_and_a_tokenizer(make_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_folder(eos_token="<end>")
+    folder = make_folder(eos_token="<end>", pad_token="<pad>")
     config = ModelConfig(name="tiny", source="folder", path=str(folder), max_length_tokens=128)
     model = loaded(folder, QuantConfig())
     plain_save = model.save_pretrained
