@@ -11,7 +11,7 @@ from qlora_lab.models.loss import class_logits
 from qlora_lab.models.tasks import class_names
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def classify(
     model: PreTrainedModel, texts: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int, device: torch.device
 ) -> list[str]:

@@ -24,7 +24,7 @@ class Generation:
     stop_reason: str  # "eos", or "length" where max_new_tokens ended it; "class" of a classifier
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

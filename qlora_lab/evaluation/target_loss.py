@@ -22,7 +22,7 @@ class RowLoss:
     target_bytes: int  # of the target's text
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def score(
     model: PreTrainedModel,
     rows: Sequence[EvalExample],
