@@ -25,8 +25,15 @@ PLAIN = QuantConfig(format="none", double_quant=False)
 def flan(folder: Path, *, own_head: bool = True) -> Path:
     """Save a T5 as the v1.1 and Flan checkpoints are: config.json says untied, and the file has both matrices."""
     config = T5Config(
-        **{"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 1},
-        **{"num_heads": 2, "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0},
+        vocab_size=40,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_decoder_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -108,8 +115,13 @@ def test_full_fine_tuning_keeps_both_matrices(tmp_path: Path) -> None:
 def encoder(tmp_path: Path) -> Path:
     """A RoBERTa as it was pre-trained: with a head for masked words, and none for classes."""
     config = RobertaConfig(
-        **{"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
-        **{"intermediate_size": 64, "max_position_embeddings": 34, "type_vocab_size": 1},
+        vocab_size=40,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=34,
+        type_vocab_size=1,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
