@@ -1,0 +1,54 @@
+"""python -m qlora_lab.memory model=llama_65b trainer.micro_batch_size=1 ...: what a run will need, before it starts."""
+
+from dataclasses import asdict
+
+from omegaconf import DictConfig
+
+from qlora_lab.config import hardware
+from qlora_lab.config.command import command
+from qlora_lab.config.load import from_hydra
+from qlora_lab.config.resolve import PROMPT_TOKENS, resolve
+from qlora_lab.config.schema import RunConfig
+from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.fit import CARDS_GB, RESERVED_GB, largest_rows, longest_tokens
+from qlora_lab.memory.plan import plan_memory
+
+GB = 1e9
+
+
+def report(config: RunConfig) -> str:
+    """Return the components of a resolved run's peak, and what fits cards of the usual sizes."""
+    data, rows = config.data, config.trainer.micro_batch_size or 1
+    tokens = min(data.max_source_tokens + data.max_target_tokens + PROMPT_TOKENS, config.model.max_length_tokens)
+    plan = plan_memory(config, Shape(rows, tokens))
+    checkpointing = "with" if config.trainer.gradient_checkpointing else "without"
+    lines = [
+        f"{config.model.name}, {config.quant.format}, rank {config.adapter.rank}, {rows} rows of {tokens} tokens in "
+        f"{config.trainer.compute_dtype} on {config.trainer.device}, {checkpointing} gradient checkpointing",
+        *(f"{name.replace('_', ' '):16}{size / GB:10.3f} GB" for name, size in asdict(plan).items()),
+        f"{'peak':16}{plan.total / GB:10.3f} GB  (loss and workspace come one after the other)",
+    ]
+    if config.trainer.device == "cuda":
+        lines += ["", f"card     rows of {tokens} tokens    tokens at {rows} rows"]
+        for card in CARDS_GB:
+            budget = (card - RESERVED_GB) * GB
+            most = largest_rows(config, tokens, budget)
+            longest = longest_tokens(config, rows, budget)
+            lines.append(f"{card:3} GB{most or 'none':>12}{longest or 'none':>24}")
+    return "\n".join(lines)
+
+
+def memory(node: DictConfig) -> None:
+    """Print the plan of the run that the configuration describes, on a GPU unless trainer.device says otherwise."""
+    config = from_hydra(node)
+    if config.trainer.device == "auto":
+        config.trainer.device = "cuda"
+    print(report(resolve(config, hardware.detect(), lambda source: None)))
+
+
+def main() -> None:
+    command("train", memory)
+
+
+if __name__ == "__main__":
+    main()

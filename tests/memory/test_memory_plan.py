@@ -1,0 +1,84 @@
+"""The command that plans memory, and what fits a card."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from qlora_lab.config.schema import RunConfig
+from qlora_lab.errors import ConfigError
+from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.fit import largest_rows, longest_tokens
+from qlora_lab.memory.plan import plan_memory
+from tests.helpers import composed
+
+GPU = ["trainer.device=cuda", "trainer.compute_dtype=bfloat16"]
+
+
+def llama(size: str, *overrides: str) -> RunConfig:
+    return composed(f"model=llama_{size}", "adapter.rank=64", *GPU, *overrides)
+
+
+def test_adapters_gradients_and_optimizer_states_are_counted_from_the_placement() -> None:
+    plan = plan_memory(llama("7b"), Shape(1, 512))
+    # the study's count: 160 million at rank 64 on all linear layers, in float32; two states each
+    assert plan.adapters == plan.gradients == 159_907_840 * 4
+    assert plan.optimizer == 2 * plan.adapters
+    small = plan_memory(llama("7b", "optim.name=adamw_8bit"), Shape(1, 512))
+    assert small.optimizer == 2 * (159_907_840 + 159_907_840 // 256 * 4)
+
+
+def test_checkpointing_keeps_the_input_of_every_layer_and_one_layer() -> None:
+    whole = plan_memory(llama("7b"), Shape(2, 512))
+    thin = plan_memory(llama("7b", "trainer.gradient_checkpointing=true"), Shape(2, 512))
+    of_inputs = 32 * 2 * 512 * 4096 * 2
+    assert thin.activations == of_inputs + whole.activations // 32
+    assert whole.total - thin.total == whole.activations - thin.activations
+
+
+def test_nothing_is_kept_below_the_first_adapter() -> None:
+    whole, top = (plan_memory(llama("7b", *last), Shape(2, 512)) for last in ([], ["adapter.last_k_layers=8"]))
+    assert top.activations * 4 == whole.activations
+
+
+@pytest.mark.parametrize("overrides", [[], ["trainer.gradient_checkpointing=true"]])
+def test_what_fits_fits_and_one_more_does_not(overrides: list[str]) -> None:
+    config, budget = llama("7b", *overrides), 23e9
+    rows = largest_rows(config, 512, budget)
+    assert plan_memory(config, Shape(rows, 512)).total <= budget < plan_memory(config, Shape(rows + 1, 512)).total
+    tokens = longest_tokens(config, 8, budget)
+    assert plan_memory(config, Shape(8, tokens)).total <= budget
+    assert tokens == 2048 or plan_memory(config, Shape(8, tokens + 1)).total > budget
+    assert largest_rows(config, 512, 1e9) == longest_tokens(config, 1, 1e9) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model=hub", "model.hub_id=some/model"], "memory can only be planned where model.architecture says"),
+        (["model=flan_t5_base"], "memory can be planned for models of type llama, mistral,"),
+        (["adapter=none", "quant=none"], "memory can be planned for adapter.kind lora"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(overrides: list[str], sentence: str) -> None:
+    config = composed(*GPU, *overrides)
+    with pytest.raises(ConfigError, match=sentence):
+        plan_memory(replace(config), Shape(1, 512))
+
+
+def test_the_command_prints_components_and_cards_without_torch() -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['memory', 'model=llama_65b', 'trainer.micro_batch_size=1', "
+        "'data.max_source_tokens=256', 'data.max_target_tokens=240', 'trainer.gradient_checkpointing=true']; "
+        "runpy.run_module('qlora_lab.memory', run_name='__main__'); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines() if line]
+    assert "1 rows of 512 tokens in bfloat16 on cuda, with gradient checkpointing" in done.stdout
+    sizes = {" ".join(line[:-2]): float(line[-2]) for line in lines[1:10]}
+    assert list(sizes)[:3] == ["packed weights", "absmax", "dense weights"]
+    # 64,760 M weights in 4 bits; 64,760 M / 64 absmax of 1 + 4 / 256 bytes; 525 M numbers of 2 bytes
+    assert (sizes["packed weights"], sizes["absmax"], sizes["dense weights"]) == (32.380, 1.028, 1.051)
+    cards = {line[0]: line[2:] for line in lines[-5:]}
+    assert cards["24"] == ["none", "none"] and int(cards["80"][0]) > int(cards["48"][0]) > 1
