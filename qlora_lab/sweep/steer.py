@@ -82,8 +82,8 @@ def chosen_plan(plan: Plan, states: Mapping[str, RunState], action: str, cause: 
     return replace(plan, only=frozenset(i for i, state in failed.items() if cause in (None, state.cause)))
 
 
-def runs_of(job: Job, folder: Path) -> list[str]:
-    """Return the runs that a job waits for or executes; of a pool, all that it may take.
+def runs_of(job: Job, folder: Path) -> tuple[list[str], bool]:
+    """Return the runs that a job waits for or executes, and whether it has one task for each; a pool takes any of its.
 
     Args:
         folder: of the plan; each submission left a file there, and names it in its jobs' comment.
@@ -91,15 +91,17 @@ def runs_of(job: Job, folder: Path) -> list[str]:
     for file in folder.glob("*/chunks/*.json"):
         if file.stem in job.comment:
             chunk = read_json(file)
-            return chunk["run_ids"] if chunk["mode"] == "pool" else [chunk["run_ids"][n] for n in job.tasks or (0,)]
-    return []
+            if chunk["mode"] == "pool":
+                return chunk["run_ids"], False
+            return [chunk["run_ids"][task] for task in job.tasks or (0,)], True
+    return [], False
 
 
 def _status(study: StudyFolder, asked: Asked) -> None:
     scheduler = _scheduler(study, needed=False)
     jobs = None
     if scheduler is not None:
-        own = [(job, set(runs_of(job, study.path))) for job in scheduler.query() if not job.is_over]
+        own = [(job, set(runs_of(job, study.path)[0])) for job in scheduler.query() if not job.is_over]
         jobs = dict(Counter(job.state for job, runs in own if runs & set(study.places) for _ in job.ids))
     status = study_status(study, states_of(study), datetime.now(UTC), jobs)
     if asked.as_json:
@@ -151,14 +153,12 @@ def _tell(study: StudyFolder, asked: Asked, do: Callable[[Scheduler, list[str]],
     assert scheduler is not None
     ids: list[str] = []
     for job in scheduler.query():
-        runs = set() if job.is_over else set(runs_of(job, study.path))
-        alone = len(runs) == len(job.ids)  # a task a run
-        if runs and runs <= set(study.places):
+        runs, a_task_each = ([], True) if job.is_over else runs_of(job, study.path)
+        if a_task_each:
+            ids += [job_id for job_id, run in zip(job.ids, runs, strict=False) if run in study.places]
+        elif runs and set(runs) <= set(study.places):
             ids += job.ids
-        elif runs & set(study.places) and alone:
-            in_order = runs_of(job, study.path)
-            ids += [job_id for job_id, run in zip(job.ids, in_order, strict=True) if run in study.places]
-        elif runs & set(study.places):
+        elif set(runs) & set(study.places):
             raise LaunchError(
                 f"job {job.job} takes other runs of this study too, so it cannot be {done} for some of them; "
                 f"leave out {', '.join(asked.where)}"

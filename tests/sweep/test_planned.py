@@ -17,7 +17,7 @@ from qlora_lab.sweep.planned import PlanMemory, command_key
 from tests.helpers import TINY, hydra_on_conf, tiny
 
 STUDY = """# @package _global_
-study: {question: why?}
+study: {question: "why?"}
 hydra: {sweeper: {params: {seed: "range(3)", quant: "none,nf4"}}}
 """
 
@@ -65,7 +65,9 @@ def test_the_key_tells_apart_what_may_change_a_plan(user: Path, monkeypatch: pyt
     assert key("+hydra.searchpath=[pkg://others]") is None  # files that are not looked at
 
 
-def test_the_same_command_composes_nothing_again(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_composes_nothing_again(
+    user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     launched: list[Plan] = []
     monkeypatch.setattr(study, "launch", lambda plan, launcher: launched.append(plan))
     monkeypatch.setattr(study, "_answer", lambda plan, record: None)
@@ -81,6 +83,11 @@ def test_the_same_command_composes_nothing_again(user: Path, monkeypatch: pytest
     run()
     run("sweep.action=plan")
     assert launched == [first], "all runs are finished: none is started"
+    capsys.readouterr()
+    run("sweep.action=status", "sweep.json=true")
+    assert json.loads(capsys.readouterr().out)["states"] == {"finished": 6}
+    run("sweep.action=status", "quant=nf4")  # no plan of its own: part of the newest
+    assert "study mine: 3 runs: 3 finished" in capsys.readouterr().out
     with pytest.raises(TypeError):  # another plan, which would have to be composed
         run("adapter.rank=3")
 

@@ -48,10 +48,9 @@ def put(plan: Plan, index: int, status: dict[str, Any], **files: str) -> None:
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     """Eight runs: two finished, three failed for two reasons, one interrupted, two new."""
-    config = tiny(tmp_path, "study.name=bits")
     points = [({"quant": quant, "seed": str(seed)}, seed) for quant in ("none", "nf4") for seed in range(4)]
-    base = {quant: tiny(tmp_path, f"quant={quant}", "study.name=bits") for quant in ("none", "nf4")}
-    assert config.study.name == "bits"
+    fixed = ("study.name=bits", "trainer.device=cpu")
+    base = {quant: tiny(tmp_path, f"quant={quant}", *fixed) for quant in ("none", "nf4")}
     plan = make_plan("bits", [(point, replace(base[point["quant"]], seed=seed)) for point, seed in points])
     plan.write()
     put(plan, 0, record(FINISHED, NOW - timedelta(minutes=30)))
@@ -155,7 +154,7 @@ def test_resume_and_retry_execute_their_part(
 
 
 class FakeScheduler:
-    """A queue with an array of four runs and a pool of two workers for the other four."""
+    """A queue with an array of four runs, and a pool of four workers for the other four."""
 
     def __init__(self, plan: Plan) -> None:
         self.told: list[tuple[str, list[str]]] = []
@@ -170,7 +169,7 @@ class FakeScheduler:
             Job("41", (1, 2), PENDING, "PENDING", "qlora_lab/aaaa"),
             Job("41", (3,), RUNNING, "RUNNING", "qlora_lab/aaaa"),
             Job("41", (0,), "ended", "COMPLETED", "qlora_lab/aaaa"),
-            Job("42", (0, 1), PENDING, "PENDING", "qlora_lab/bbbb"),
+            Job("42", (0, 1, 2, 3), PENDING, "PENDING", "qlora_lab/bbbb"),
             Job("50", None, RUNNING, "RUNNING", "somebody else's"),
         ]
 
@@ -200,10 +199,10 @@ def scheduler(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> FakeScheduler:
 @pytest.mark.parametrize(
     ("action", "where", "told"),
     [
-        ("cancel", {}, [("cancel", ["41_1", "41_2", "41_3", "42_0", "42_1"])]),
+        ("cancel", {}, [("cancel", ["41_1", "41_2", "41_3", "42_0", "42_1", "42_2", "42_3"])]),
         ("hold", {"quant": ["none"], "seed": ["2", "3"]}, [("hold", ["41_2", "41_3"])]),
-        ("release", {"quant": ["nf4"]}, [("release", ["42_0", "42_1"])]),
-        ("cancel", {"quant": ["none"], "seed": ["0"]}, []),
+        ("release", {"quant": ["nf4"]}, [("release", ["42_0", "42_1", "42_2", "42_3"])]),
+        ("cancel", {"quant": ["none"], "seed": ["0"]}, []),  # its job is over
     ],
 )
 def test_jobs_are_told_of_the_runs_that_are_meant(
@@ -223,7 +222,7 @@ def test_a_status_counts_the_jobs_in_the_queue(
     plan: Plan, scheduler: FakeScheduler, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steer.steer(asked(plan, "status"))
-    assert "jobs: 4 pending, 1 running" in capsys.readouterr().out
+    assert "jobs: 6 pending, 1 running" in capsys.readouterr().out
 
 
 def test_logs_are_those_of_the_last_failure_or_of_the_run_asked_for(
