@@ -17,6 +17,7 @@ from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.errors import LaunchError
 from qlora_lab.runs import folder as folder_states
 from qlora_lab.runs.folder import RunFolder
+from qlora_lab.runs.heap import heap_environment
 from qlora_lab.sweep.plan import Plan, parallel_runs
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.worker import RunJob
@@ -38,6 +39,7 @@ def launch(plan: Plan, launcher: LauncherConfig) -> None:
     if not runs:
         return
     folders = [run.folder(plan.runs_dir) for run in runs]
+    os.environ.update(heap_environment(os.environ))  # of the processes that start now, on other machines too
     LAUNCHERS[launcher.kind](plan, folders, launcher)
 
 

@@ -80,7 +80,9 @@ def test_bfloat16_is_closer_to_the_exact_result_than_torchs(emulated: bool, opti
     theirs = run(sdpa_attention_forward, inputs, gradient, **given)
     ours = run(cpu_attention, inputs, gradient, **given)
     assert all(found.dtype == torch.bfloat16 for found in ours)
-    errors = [[float((found - right).norm()) for found, right in zip(each, exact, strict=True)] for each in (ours, theirs)]
+    errors = [
+        [float((found - right).norm()) for found, right in zip(each, exact, strict=True)] for each in (ours, theirs)
+    ]
     if emulated:
         assert all(our < their for our, their in zip(*errors, strict=True))
     else:
