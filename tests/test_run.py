@@ -200,6 +200,7 @@ def test_full_fine_tuning_computes_in_the_dtype_it_records(
     assert {parameter.dtype for parameter in stages[0].model.parameters()} == {torch.float32}
     environment = folder.environment()
     assert environment is not None and environment["compute_dtype"] == compute_dtype
+    assert environment["attention_and_head_dtype"] in ("float32", compute_dtype)
 
 
 def test_the_output_head_is_checked_also_where_nothing_is_trained(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from qlora_lab.models.precision import product_dtype
+from qlora_lab.models.precision import product_dtype, without_slow_autocast
 
 NAME = "qlora_lab_cpu"  # without "sdpa", which transformers looks for in names
 
@@ -48,7 +48,10 @@ def cpu_attention(
     if wide != dtype:
         kwargs = {name: _bias(given, wide) if name == "position_bias" else given for name, given in kwargs.items()}
         attention_mask = _bias(attention_mask, wide)
-    output, _ = sdpa_attention_forward(module, query.to(wide), key.to(wide), value.to(wide), attention_mask, **kwargs)
+    with without_slow_autocast(query.device.type):
+        output, _ = sdpa_attention_forward(
+            module, query.to(wide), key.to(wide), value.to(wide), attention_mask, **kwargs
+        )
     return output.to(dtype), None
 
 
@@ -62,6 +65,7 @@ def _is_training_step(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
         torch.is_grad_enabled()
         and (query.requires_grad or key.requires_grad or value.requires_grad)
         and query.device.type == "cpu"
+        and not (torch.is_autocast_enabled("cpu") and query.dtype == torch.float32)  # which would change its dtype
         and not torch.compiler.is_compiling()
         and query.dtype == key.dtype == value.dtype
         and query.shape[-2:] == key.shape[-2:] == value.shape[-2:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qlora_lab.models.precision import has_slow_products
+from qlora_lab.models.precision import has_slow_products, without_slow_autocast
 
 ROWS_AT_ONCE = 2048  # of 576 columns: 4.7 MB in float32
 
@@ -23,8 +23,9 @@ def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight: (vocabulary, hidden size).
         bias: (vocabulary,) or None.
     """
-    if not (has_slow_products(weight) and hidden.dtype == weight.dtype):
-        logits = functional.linear(hidden, weight, bias)
+    if not has_slow_products(weight):
+        with without_slow_autocast(weight.device.type):
+            logits = functional.linear(hidden.to(weight.dtype), weight, bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = hidden.new_empty((len(hidden), len(weight)), dtype=torch.float32)
     wide = hidden.float()
@@ -36,7 +37,8 @@ def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def head_input_gradient(grad_logits: Tensor, weight: Tensor) -> Tensor:
     """Return grad_logits @ weight: (N, hidden size), for grad_logits (N, vocabulary) in float32 at least."""
     if not has_slow_products(weight):
-        return grad_logits.to(weight.dtype) @ weight
+        with without_slow_autocast(weight.device.type):
+            return grad_logits.to(weight.dtype) @ weight
     gradient = grad_logits.new_zeros((len(grad_logits), weight.shape[1]))
     for rows in _slices(weight):
         gradient.addmm_(grad_logits[:, rows], weight[rows].float())

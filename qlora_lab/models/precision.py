@@ -39,3 +39,11 @@ def computing_in(model: PreTrainedModel, compute_dtype: torch.dtype) -> Abstract
     if compute_dtype == torch.float32 or not float32:
         return nullcontext()
     return torch.autocast(model.device.type, dtype=compute_dtype)
+
+
+def without_slow_autocast(device: str) -> AbstractContextManager[Any]:
+    """Return a context in which products on a device ("cpu", "cuda") are in no dtype that this machine emulates."""
+    dtype = torch.get_autocast_dtype(device)
+    if torch.is_autocast_enabled(device) and product_dtype(device, dtype) != dtype:
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

@@ -16,6 +16,7 @@ from qlora_lab.config.command import FAILED
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.runs.environment import git_commit
 from qlora_lab.runs.folder import RunFolder
+from qlora_lab.runs.heap import heap_environment
 from qlora_lab.sweep.chunk import POOL, Chunk, new_nonce
 from qlora_lab.sweep.local_pool import LocalPool
 from qlora_lab.sweep.plan import Plan
@@ -43,6 +44,7 @@ def launch(plan: Plan, launcher: LauncherConfig) -> bool:
     if not runs:
         return True
     folders = [run.folder(plan.runs_dir) for run in runs]
+    os.environ.update(heap_environment(os.environ))  # of the processes that start now, on other machines too
     return LAUNCHERS[launcher.kind](plan, folders, launcher)
 
 

@@ -12,6 +12,7 @@ from qlora_lab.config.command import FAILED, TERMINATED, command
 from qlora_lab.config.load import from_hydra
 from qlora_lab.errors import ConfigError
 from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RunFolder
+from qlora_lab.runs.heap import restart_with_heap_settings
 from qlora_lab.runs.identity import run_id
 from qlora_lab.sweep.plan import check_runs_dir
 from qlora_lab.sweep.prepare import prepare
@@ -50,4 +51,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_heap_settings()
     main()

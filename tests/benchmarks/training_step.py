@@ -166,10 +166,14 @@ def theirs(started: float, dtype: str, checkpointing: bool) -> dict[str, float]:
 
 def measure(side: str, options: argparse.Namespace) -> dict[str, float]:
     """Run one side in a fresh process."""
+    from qlora_lab.runs.heap import heap_environment
+
     command = [sys.executable, __file__, "--side", side, "--started", str(time.time()), "--dtype", options.dtype]
     command += ["--checkpointing"] if options.checkpointing else []
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+    if side == "ours":
+        environment |= heap_environment(os.environ)  # as a run has it
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=root)
     if done.returncode != 0:
         raise SystemExit(f"{side} failed:\n{done.stderr}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_lab.config.hardware import detect
+from qlora_lab.config.hardware import Hardware, detect, product_dtype
 
 
 @pytest.fixture
@@ -61,3 +61,20 @@ def test_a_container_may_show_only_the_device_files(tmp_path: Path, monkeypatch:
         (tmp_path / name).touch()
     machine = detect(tmp_path / "proc", devices=tmp_path)
     assert (machine.gpus, machine.gpu_ids) == (("unknown GPU",) * 2, ("0", "1"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "dtype", "expected"),
+    [
+        ({"avx2", "avx512f"}, "cpu", "bfloat16", "float32"),
+        ({"avx512_bf16"}, "cpu", "bfloat16", "bfloat16"),
+        ({"amx_bf16"}, "cpu", "bfloat16", "bfloat16"),
+        (set(), "cuda", "bfloat16", "bfloat16"),
+        (set(), "cpu", "float32", "float32"),
+        (set(), "cpu", "float16", "float16"),
+    ],
+)
+def test_bfloat16_is_multiplied_in_float32_where_a_cpu_emulates_it(
+    flags: set[str], device: str, dtype: str, expected: str
+) -> None:
+    assert product_dtype(Hardware("a CPU", frozenset(flags), 2, ()), device, dtype) == expected

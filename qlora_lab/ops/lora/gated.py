@@ -1,7 +1,7 @@
-"""A gated product, and the quantized linear layer with an adapter after it, that keep two tensors for backward.
+"""A gated product and the quantized linear layer with an adapter after it, keeping two tensors for the backward pass.
 
-`down(activation(gate) * up)` written out keeps four of the width of the MLP: the gate, the activated gate, up, and the
-product of the last two, for the gradient of lora_A. Here the activated gate and the product are worked out again.
+`down(activation(gate) * up)` written out keeps four of the width of the MLP: the gate, the activated gate, up, and
+their product for the gradient of lora_A. Here the last two are worked out again from the others.
 """
 
 from collections.abc import Callable
@@ -93,5 +93,5 @@ class _GatedLoraLinear(torch.autograd.Function):
         grad_up = (grad_product * activated.detach()).to(up.dtype) if wants_up else None
         grad_gate = None
         if wants_gate:
-            (grad_gate,) = torch.autograd.grad(activated, leaf, (grad_product * up).to(activated.dtype))
+            (grad_gate,) = torch.autograd.grad(activated, leaf, grad_product.mul_(up).to(activated.dtype))
         return (grad_gate, grad_up, grad_A, grad_B, *[None] * (4 + WEIGHT_PARTS))
