@@ -283,7 +283,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 # under autocast the product is in its dtype, and hidden states may not be
                 grad_hidden[chunk] = head_input_gradient(grad_logits, weight).to(grad_hidden.dtype)
-            del logits, grad_logits, slope  # or they would be there beside the next chunk's
+            del grad_logits  # or they would be there beside the next chunk's
         ctx.grads = (
             grad_hidden,
             grad_weight.to(weight.dtype) if grad_weight is not None else None,
