@@ -106,7 +106,7 @@ class _Attention(torch.autograd.Function):
         output = output.to(query.dtype)
         ctx.save_for_backward(query, key, value, output, logsumexp, mask)
         ctx.options = (causal, scale, wide)
-        return output  # type: ignore[no-any-return]
+        return output
 
     @staticmethod
     @once_differentiable

@@ -22,13 +22,14 @@ from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING, RunFolder
 from qlora_lab.sweep.plan import Plan, planned
 from qlora_lab.sweep.plan_file import check_code, read_plan_file
 from qlora_lab.sweep.scheduler import Job, Scheduler
+from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.states import RunState
 from qlora_lab.sweep.status import StudyFolder, find_study, states_of, study_status
 
 WATCH_S = 10.0
 LOG_LINES = 40
 # By the kind of launcher; the others execute runs on this machine, and have no queue.
-SCHEDULERS: dict[str, Callable[[], Scheduler]] = {}
+SCHEDULERS: dict[str, Callable[[], Scheduler]] = {"slurm": SlurmScheduler}
 
 
 @dataclass(frozen=True)
