@@ -33,6 +33,11 @@ class GatedMlp(nn.Module):
     down_proj can do that and nobody watches it or act_fn through hooks.
     """
 
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+    act_fn: nn.Module
+
     def __init__(self, mlp: nn.Module) -> None:
         super().__init__()
         for name in PARTS:
@@ -65,7 +70,7 @@ def is_gated_mlp(module: nn.Module) -> bool:
         and "forward" not in vars(module)
         and {name for name, _ in module.named_children()} == set(PARTS)
         and not [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        and not [*module.act_fn.parameters(), *module.act_fn.buffers()]
+        and not module.get_submodule("act_fn").state_dict()
         and not _is_watched(module)
     )
 

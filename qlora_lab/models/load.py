@@ -26,7 +26,7 @@ from transformers import (
 from qlora_lab.config.schema import ArchitectureConfig, ModelConfig, QuantConfig
 from qlora_lab.errors import ModelError, QloraLabError
 from qlora_lab.models.architecture import check_architecture, to_transformers
-from qlora_lab.models.attention import use_cpu_attention
+from qlora_lab.models.attention import use_fast_attention
 from qlora_lab.models.byte_level import BYTE_LEVEL, ByteLevelTokenizer
 from qlora_lab.models.gguf import gguf_model, wheel_model
 from qlora_lab.models.progress_bars import bars_in_terminals_only
@@ -79,7 +79,7 @@ def load_model(
             location = locate(model, cache_dir)
             _check_config(_config(location), model, location)
             loaded = _pretrained_model(location, quantization, compute_dtype, device)
-    use_cpu_attention(loaded)
+    use_fast_attention(loaded)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
 

@@ -72,7 +72,7 @@ class _GatedLoraLinear(torch.autograd.Function):
         ctx.save_for_backward(gate, up, lora_A, lora_B, low, *weight[:WEIGHT_TENSORS])
         ctx.layout, ctx.activation, ctx.adapter = weight[WEIGHT_TENSORS:], activation, adapter
         ctx.compute_dtype, ctx.product_dtype = compute_dtype, product.dtype
-        return out.to(product.dtype)  # type: ignore[no-any-return]
+        return out.to(product.dtype)
 
     @staticmethod
     @once_differentiable
