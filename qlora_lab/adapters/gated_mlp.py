@@ -70,7 +70,7 @@ def is_gated_mlp(module: nn.Module) -> bool:
         and "forward" not in vars(module)
         and {name for name, _ in module.named_children()} == set(PARTS)
         and not [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        and not [*module.get_submodule("act_fn").parameters(), *module.get_submodule("act_fn").buffers()]
+        and not module.get_submodule("act_fn").state_dict()
         and not _is_watched(module)
     )
 

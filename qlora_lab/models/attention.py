@@ -1,6 +1,7 @@
-"""Attention on the CPU: in float32 where the machine emulates bfloat16, and with less kept for the backward pass.
+"""Attention for CPUs that emulate bfloat16: in float32, rounded once, and without keeping anything in float32.
 
-Registered with transformers under NAME, beside its own "sdpa", which it calls wherever it has nothing to add.
+Registered with transformers under NAME, beside its own "sdpa", which it calls wherever it has nothing to add. (Float32
+stays with "sdpa": keeping each key head once spares SmolLM2-135M 47 MB of 1 GB, and costs 4 % of a training step.)
 """
 
 from typing import Any
@@ -17,9 +18,9 @@ from qlora_lab.models.precision import product_dtype, without_slow_autocast
 NAME = "qlora_lab_cpu"  # without "sdpa", which transformers looks for in names
 
 
-def use_cpu_attention(model: PreTrainedModel) -> None:
-    """Give a model on the CPU the attention of this module; models that do not use transformers' "sdpa" keep theirs."""
-    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+def use_fast_attention(model: PreTrainedModel) -> None:
+    """Give a model in a dtype that this machine emulates the attention of this module, where it uses "sdpa"."""
+    if product_dtype(model.device.type, model.dtype) != model.dtype and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 

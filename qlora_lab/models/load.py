@@ -27,7 +27,7 @@ from qlora_lab.config.placement import CLASSIFIER_HEADS
 from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, ModelConfig, QuantConfig
 from qlora_lab.errors import ModelError, QloraLabError
 from qlora_lab.models.architecture import check_architecture, to_transformers
-from qlora_lab.models.attention import use_cpu_attention
+from qlora_lab.models.attention import use_fast_attention
 from qlora_lab.models.byte_level import BYTE_LEVEL, ByteLevelTokenizer
 from qlora_lab.models.gguf import gguf_model, wheel_model
 from qlora_lab.models.progress_bars import bars_in_terminals_only
@@ -101,7 +101,7 @@ def load_model(
                 quantization = None  # the checkpoint's own; transformers takes no second one
             loaded = _pretrained_model(location, config, model.task, quantization, compute_dtype, device)
             check_own_head(loaded, location.name)
-    use_cpu_attention(loaded)
+    use_fast_attention(loaded)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
 

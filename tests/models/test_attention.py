@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qlora_lab.models import attention
-from qlora_lab.models.attention import NAME, cpu_attention, use_cpu_attention
+from qlora_lab.models.attention import NAME, cpu_attention, use_fast_attention
 
 ROWS, HEADS, KEY_HEADS, TOKENS, SIZE = 2, 4, 2, 37, 16
 Forward = Callable[..., tuple[Tensor, None]]
@@ -126,16 +126,21 @@ def test_a_model_gives_the_loss_and_gradients_it_gave() -> None:
         loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
         loss.backward()
         found.append([loss.detach(), *(weight.grad for weight in model.parameters())])
-        use_cpu_attention(model)
+        model.set_attn_implementation(NAME)
     for actual, expected in zip(*found, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_model_with_attention_of_its_own_keeps_it() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "before", "after"),
+    [(torch.bfloat16, "sdpa", NAME), (torch.float32, "sdpa", "sdpa"), (torch.bfloat16, "eager", "eager")],
+    ids=["bfloat16", "float32", "its own"],
+)
+def test_only_models_in_an_emulated_dtype_get_it(emulated: bool, dtype: torch.dtype, before: str, after: str) -> None:
     config = LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        attn_implementation="eager",
+        attn_implementation=before,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    use_cpu_attention(model)
-    assert model.config._attn_implementation == "eager"
+    model = LlamaForCausalLM(config).to(dtype)
+    use_fast_attention(model)
+    assert model.config._attn_implementation == (after if emulated else before)
