@@ -21,6 +21,7 @@ class Profile:
 
     hidden: int = 0
     feed_forward: int = 0
+    gated: bool = False  # a gated MLP: where down_proj is adapted and quantized, two of its four vectors are not kept
     query: int = 0
     exact_hidden: int = 0
     exact_query: int = 0
@@ -37,6 +38,11 @@ class Profile:
     logits_bytes: tuple[int, int] = (4, 6)  # of one logit in the chunk at hand
 
 
+# What a gated MLP that works two vectors out again takes beyond `workspace`, in vectors of feed-forward width.
+GATED_WORKSPACE = (1.9, 1.4)
+# Where a CPU emulates 16 bits, attention's backward pass runs in float32: vectors of query width that it makes.
+WIDENED_ATTENTION = 5.2
+
 LLAMA_INPUTS = (
     (("q_proj", "k_proj", "v_proj"), HIDDEN),
     (("gate_proj", "up_proj"), HIDDEN),
@@ -48,15 +54,18 @@ NEOX_INPUTS = (
     (("dense_h_to_4h",), HIDDEN),
     (("dense_4h_to_h",), FEED_FORWARD),
 )
-LLAMA = Profile(feed_forward=3, query=4, exact_hidden=2, inputs=LLAMA_INPUTS)
+LLAMA = Profile(feed_forward=3, gated=True, query=4, exact_hidden=2, inputs=LLAMA_INPUTS)
 PROFILES = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "smollm3": LLAMA,
     "qwen2": LLAMA,
-    "qwen3": Profile(feed_forward=3, query=4, exact_hidden=2, exact_query=1, exact_key_value=1, inputs=LLAMA_INPUTS),
+    "qwen3": Profile(
+        feed_forward=3, gated=True, query=4, exact_hidden=2, exact_query=1, exact_key_value=1, inputs=LLAMA_INPUTS
+    ),
     "gemma2": Profile(
         feed_forward=3,
+        gated=True,
         query=3,
         exact_hidden=4,
         inputs=(*LLAMA_INPUTS, (("o_proj",), QUERY)),
@@ -66,7 +75,7 @@ PROFILES = {
         logits_bytes=(12, 12),
     ),
     "gemma3_text": Profile(
-        feed_forward=3, query=4, exact_hidden=4, exact_query=1, exact_key_value=1, inputs=LLAMA_INPUTS
+        feed_forward=3, gated=True, query=4, exact_hidden=4, exact_query=1, exact_key_value=1, inputs=LLAMA_INPUTS
     ),
     "opt": Profile(
         hidden=4,
@@ -123,6 +132,7 @@ def saved_bytes(
     adapted: Collection[str],
     rank: int,
     *,
+    quantized: bool = True,
     from_attention: bool = True,
 ) -> int:
     """Return the bytes that one layer keeps.
@@ -131,6 +141,7 @@ def saved_bytes(
         compute_bytes: of a number in the compute dtype.
         adapted: last names of the linears with an adapter, as often as they occur in the layer.
         rank: of the adapters.
+        quantized: whether the linears are.
         from_attention: whether a gradient goes through the layer's attention, or only through its feed-forward block,
             as in the lowest layer with adapters where those are in the block alone.
     """
@@ -146,12 +157,19 @@ def saved_bytes(
     inputs = [kind for names, kind in profile.inputs if not set(names).isdisjoint(adapted)]
     vectors = profile.hidden * width[HIDDEN] + profile.feed_forward * width[FEED_FORWARD] + profile.query * width[QUERY]
     vectors += sum(width[kind] for kind in inputs)
+    if works_out_again(profile, adapted, quantized):
+        vectors -= 2 * width[FEED_FORWARD]
     exact = profile.exact_hidden * width[HIDDEN] + profile.exact_query * width[QUERY]
     exact += profile.exact_key_value * key_value + len(adapted) * rank + architecture.num_heads
     # batches of one row have no padding, so transformers leaves the mask out
     mask = shape.tokens if profile.masked and shape.rows > 1 else 0
     scores = profile.scores[compute_bytes < FLOAT32_BYTES] * architecture.num_heads * shape.tokens
     return shape.positions * ((vectors + mask) * compute_bytes + exact * FLOAT32_BYTES + scores)
+
+
+def works_out_again(profile: Profile, adapted: Collection[str], quantized: bool) -> bool:
+    """Say whether the layer's MLP keeps its gate and its other half only (adapters/gated_mlp.py)."""
+    return profile.gated and quantized and "down_proj" in adapted
 
 
 def without_attention(profile: Profile) -> Profile:
@@ -167,9 +185,19 @@ def without_attention(profile: Profile) -> Profile:
     )
 
 
-def workspace_bytes(architecture: ArchitectureConfig, shape: Shape, compute_bytes: int) -> int:
-    """Return what the backward pass of one layer takes at its peak beyond what its forward pass kept."""
+def workspace_bytes(
+    architecture: ArchitectureConfig, shape: Shape, compute_bytes: int, *, again: bool, emulated: bool
+) -> int:
+    """Return what the backward pass of one layer takes at its peak beyond what its forward pass kept.
+
+    Args:
+        again: what `works_out_again` says of the layer.
+        emulated: whether the machine computes in float32 where the compute dtype has 16 bits.
+    """
     profile, short = PROFILES[architecture.model_type], compute_bytes < FLOAT32_BYTES
-    blocks = profile.workspace[short] * architecture.feed_forward_size * compute_bytes
+    vectors = profile.workspace[short] + (GATED_WORKSPACE[short] if again else 0.0)
+    blocks = vectors * architecture.feed_forward_size * compute_bytes
     scores = profile.score_workspace[short] * architecture.num_heads * shape.tokens
-    return round(shape.positions * max(blocks, scores))
+    widened = WIDENED_ATTENTION * architecture.num_heads * head_size(architecture) * FLOAT32_BYTES
+    attention = widened if emulated and not any(profile.score_workspace) else scores
+    return round(shape.positions * max(blocks, attention))

@@ -7,15 +7,18 @@ CUDA context, the allocator's slack) is not in it.
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+from qlora_lab.config import hardware
 from qlora_lab.config.architecture import linear_layers
 from qlora_lab.config.families import FAMILIES, Linear
+from qlora_lab.config.hardware import product_dtype
 from qlora_lab.config.placement import layer_index, match_linears
 from qlora_lab.config.schema import ArchitectureConfig, RunConfig
 from qlora_lab.errors import ConfigError
-from qlora_lab.memory.activations import FLOAT32_BYTES, PROFILES, Shape, saved_bytes, workspace_bytes
+from qlora_lab.memory.activations import FLOAT32_BYTES, PROFILES, Shape, saved_bytes, works_out_again, workspace_bytes
 from qlora_lab.memory.weights import weight_bytes
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+HEAD_ROWS_AT_ONCE = 2048  # of the output head, widened for a product (models/head_products.py)
 STATE_BLOCK = 256  # values of an 8-bit optimizer state that share one absmax
 
 
@@ -70,7 +73,7 @@ def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
         optimizer=_optimizer_bytes(config, adapted.parameters),
         activations=_activation_bytes(config, architecture, adapted, shape, compute_bytes),
         loss=_loss_bytes(config, architecture, shape, compute_bytes),
-        workspace=_workspace_bytes(config, architecture, layers, shape, compute_bytes),
+        workspace=_workspace_bytes(config, architecture, adapted, layers, shape, compute_bytes),
     )
 
 
@@ -123,7 +126,15 @@ def _activation_bytes(
     reached = list(enumerate(adapted.layers))[first:]
     kinds = Counter((names, number > first or number in adapted.attention) for number, names in reached)
     of_a_layer = {
-        kind: saved_bytes(architecture, shape, compute_bytes, kind[0], config.adapter.rank, from_attention=kind[1])
+        kind: saved_bytes(
+            architecture,
+            shape,
+            compute_bytes,
+            kind[0],
+            config.adapter.rank,
+            quantized=config.quant.format != "none",
+            from_attention=kind[1],
+        )
         for kind in kinds
     }
     if config.trainer.gradient_checkpointing:
@@ -134,16 +145,32 @@ def _activation_bytes(
 
 def _loss_bytes(config: RunConfig, architecture: ArchitectureConfig, shape: Shape, compute_bytes: int) -> int:
     chunk = min(config.trainer.loss_chunk_tokens, shape.positions)
-    logits = PROFILES[architecture.model_type].logits_bytes[compute_bytes < FLOAT32_BYTES]
+    emulated = _is_emulated(config)
+    logits = PROFILES[architecture.model_type].logits_bytes[compute_bytes < FLOAT32_BYTES and not emulated]
+    widened = min(HEAD_ROWS_AT_ONCE, architecture.vocab_size) * architecture.hidden_size * FLOAT32_BYTES
     states = 2 * shape.positions * architecture.hidden_size * compute_bytes  # the last states, and their gradient
-    return chunk * architecture.vocab_size * logits + states
+    return chunk * architecture.vocab_size * logits + states + (widened if emulated else 0)
+
+
+def _is_emulated(config: RunConfig) -> bool:
+    """Say whether attention and the head compute in float32 though the compute dtype has 16 bits, as here on a CPU."""
+    trainer = config.trainer
+    return product_dtype(hardware.detect(), trainer.device, trainer.compute_dtype) != trainer.compute_dtype
 
 
 def _workspace_bytes(
-    config: RunConfig, architecture: ArchitectureConfig, layers: list[Linear], shape: Shape, compute_bytes: int
+    config: RunConfig,
+    architecture: ArchitectureConfig,
+    adapted: Adapted,
+    layers: list[Linear],
+    shape: Shape,
+    compute_bytes: int,
 ) -> int:
     # The CPU kernels expand a weight panel by panel in cache; elsewhere it is there whole for its product.
     expanded = max(rows * columns for _, rows, columns in layers) * compute_bytes
     whole = config.trainer.device == "cuda" and config.quant.format != "none"
     hidden_gradient = shape.positions * architecture.hidden_size * compute_bytes
-    return workspace_bytes(architecture, shape, compute_bytes) + hidden_gradient + (expanded if whole else 0)
+    profile, quantized = PROFILES[architecture.model_type], config.quant.format != "none"
+    again = any(works_out_again(profile, names, quantized) for names in adapted.layers)
+    layer = workspace_bytes(architecture, shape, compute_bytes, again=again, emulated=_is_emulated(config))
+    return layer + hidden_gradient + (expanded if whole else 0)
