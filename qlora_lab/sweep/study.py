@@ -83,8 +83,9 @@ def execute(plan: Plan, record: dict[str, Any]) -> None:
     Args:
         record: what its plan.json holds.
     """
-    plan.create_folders(plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed))
-    if launch(plan, plan.runs[0].config.launcher):
+    to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
+    plan.create_folders(to_do)
+    if not to_do or launch(plan, plan.runs[0].config.launcher):
         _answer(plan, record)
 
 
