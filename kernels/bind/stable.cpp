@@ -191,6 +191,8 @@ Tensor dequantize_weight(Tensor packed, Tensor absmax, std::optional<Tensor> nes
                          std::string fmt, int64_t block_size, int64_t nested_block_size, int64_t out_features,
                          int64_t in_features, ScalarType dtype) {
     Tensor result = allocate({out_features, in_features}, dtype);
+    const int64_t value_bytes = dtype == ScalarType::Float ? sizeof(float) : sizeof(uint16_t);
+    qlk_cpu_expect_writes(result.mutable_data_ptr(), result.numel() * value_bytes);
     dequantize_weight_into(packed, absmax, nested_absmax, offset, fmt, block_size, nested_block_size, out_features,
                            in_features, result);
     return result;

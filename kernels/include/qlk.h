@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define QLK_API __attribute__((visibility("default")))
-#define QLK_VERSION 1 /* raised whenever a signature or the meaning of an argument changes */
+#define QLK_VERSION 2 /* raised whenever a signature or the meaning of an argument changes */
 
 enum qlk_status {
     QLK_OK = 0,
@@ -78,6 +78,8 @@ QLK_API int qlk_cpu_use_isa(const char *name);
 QLK_API int qlk_cpu_quantize(const void *weight, int dtype, int64_t numel, int format, int64_t block_size,
                              uint8_t *packed, float *absmax, int threads);
 QLK_API int qlk_cpu_dequantize(const qlk_weight *weight, int dtype, void *out, int threads);
+/* All of `memory`, which nobody has touched yet, is about to be written: a hint to give it in large pages. */
+QLK_API int qlk_cpu_expect_writes(void *memory, int64_t bytes);
 QLK_API int qlk_cpu_quantize_absmax(const float *absmax, int64_t blocks, int64_t nested_block_size, float offset,
                                     uint8_t *codes, float *nested_absmax, int threads);
 QLK_API int qlk_cpu_dequantize_absmax(const uint8_t *codes, const float *nested_absmax, const float *offset,

@@ -36,6 +36,7 @@ class CtypesOps:
     def dequantize_weight(self, *parts: Any) -> Tensor:
         *weight, dtype = parts
         out = torch.empty(*weight[-2:], dtype=dtype)
+        self._library.qlk_cpu_expect_writes(out.data_ptr(), out.nbytes)
         self.dequantize_weight_into(*weight, out)
         return out
 

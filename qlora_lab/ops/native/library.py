@@ -11,7 +11,7 @@ from typing import Any
 from qlora_lab.errors import KernelError, unknown_name
 from qlora_lab.ops.formats import FORMATS
 
-VERSION = 1  # QLK_VERSION of kernels/include/qlk.h
+VERSION = 2  # QLK_VERSION of kernels/include/qlk.h
 FILE = "libqlk_cpu.so"
 FOLDER = "qlora_lab/_native"  # inside an installed package
 PATH_VARIABLE = "QLORA_LAB_KERNELS"  # a folder to load from instead, or "reference"
@@ -68,6 +68,7 @@ WEIGHT, ADAPTER, TENSORS = POINTER(WeightView), POINTER(AdapterView), POINTER(Ad
 SIGNATURES = {
     "qlk_cpu_quantize": (c_void_p, c_int, c_int64, c_int, c_int64, c_void_p, c_void_p, c_int),
     "qlk_cpu_dequantize": (WEIGHT, c_int, c_void_p, c_int),
+    "qlk_cpu_expect_writes": (c_void_p, c_int64),
     "qlk_cpu_quantize_absmax": (c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int),
     "qlk_cpu_dequantize_absmax": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int),
     "qlk_cpu_linear": (c_void_p, c_int, c_int64, WEIGHT, c_void_p, c_void_p, c_int),
