@@ -14,7 +14,7 @@ sweep: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # On a SLURM cluster of its own, which needs root and the packages of tests/slurm/install.sh; skipped without them.
 test-slurm: $(VENV)/.ready-dev
