@@ -26,15 +26,19 @@ def records(file: Path, timeout_s: float = 20.0) -> list[Any]:
 
 
 def _contents(data: bytes) -> Iterator[bytes]:
-    assert data.startswith(b":W&B")
+    assert data.startswith(b":W&B"[: len(data)])
     position, content = HEADER_BYTES, b""
     while position < len(data):
         left = BLOCK_BYTES - position % BLOCK_BYTES
         if left < PART_HEADER.size:
             position += left
             continue
+        if len(data) - position < PART_HEADER.size:
+            return
         _, length, kind = PART_HEADER.unpack_from(data, position)
         position += PART_HEADER.size
+        if position + length > len(data):
+            return  # W&B is still writing this part
         content += data[position : position + length]
         position += length
         if kind in (WHOLE, LAST):
