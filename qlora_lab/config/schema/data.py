@@ -1,0 +1,98 @@
+"""The rows of a run: where they come from, which are taken, what of them is learned."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from qlora_lab.config.data_names import FILE_KINDS, ITS_TASKS, PROCEDURAL_FAMILIES, SMALLEST_FAMILY, TEMPLATES
+from qlora_lab.config.schema.checks import require, require_at_least, require_one_of, require_share
+from qlora_lab.config.schema.model import PROMPT_FORMATS
+
+DATA_SOURCES = ("procedural", "file", "hub", "wheel")
+
+
+@dataclass
+class SourceConfig:
+    """Where rows come from, and the template that makes each into a (source, target) pair."""
+
+    kind: str = MISSING
+    template: str = MISSING
+    path: str | None = None  # a .json, .jsonl, .csv or .parquet file, or a .gz of the first three
+    hub_id: str | None = None
+    hub_config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    wheel: str | None = None  # a name of qlora_lab.fetch
+    member: str | None = None  # the file inside the wheel
+    families: list[str] = field(default_factory=list)  # procedural: task families, empty for all
+    content_sha256: str | None = None  # resolved from the file, so that changed data is a new run
+
+    def check(self, place: str) -> None:
+        """Refuse what cannot be read; `place` is where the source stands, such as data.source."""
+        require_one_of(f"{place}.kind", self.kind, DATA_SOURCES)
+        needs = {"file": ("path",), "hub": ("hub_id",), "wheel": ("wheel", "member"), "procedural": ()}
+        for key in needs[self.kind]:
+            require(
+                getattr(self, key) is not None,
+                f"{place}.{key} is needed when {place}.kind is '{self.kind}'; got nothing",
+            )
+        require_one_of(f"{place}.template", self.template, TEMPLATES)
+        require(
+            self.kind != "procedural" or self.template == "procedural",
+            f"{place}.template must be procedural when {place}.kind is 'procedural'; got '{self.template}'",
+        )
+        for family in self.families:
+            require_one_of(f"{place}.families", family, PROCEDURAL_FAMILIES)
+        file = self.path if self.kind == "file" else self.member if self.kind == "wheel" else None
+        if file is not None:
+            compressed = file.endswith(".gz") and not file.endswith(".parquet.gz")
+            name = file.removesuffix(".gz") if compressed else file
+            require(
+                name.lower().endswith(FILE_KINDS),
+                f"{place}.{'path' if self.kind == 'file' else 'member'} must end in one of {', '.join(FILE_KINDS)}, "
+                f"all but the last also with .gz; got '{file}'",
+            )
+
+    def check_different_rows(self, key: str, rows: int) -> None:
+        """Refuse more different rows than there are of a procedural source."""
+        families = self.families or list(PROCEDURAL_FAMILIES)
+        most = ITS_TASKS * len(families)
+        require(
+            self.kind != "procedural" or SMALLEST_FAMILY not in families or rows <= most,
+            f"{key} must be at most {most}, since task family {SMALLEST_FAMILY} has no more different tasks; got {rows}"
+            "; ask for fewer, or name other data.source.families",
+        )
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    source: SourceConfig = MISSING
+    rows: int | None = None  # rows drawn for training; None: all there are
+    wrong_answer_share: float = 0.0  # rows whose answer is swapped for another row's
+    max_source_tokens: int = 256
+    max_target_tokens: int = 256
+    prompt_format: str | None = None  # None: the model's; chat_template where the rows are chat
+    loss_on: str = "target"
+    labels: list[str] = field(default_factory=list)  # for a classifier: every target there is, in the order of classes
+    # Whether a row's target is the only right answer; of rows held out of this source, others say so themselves.
+    exact_match: bool = False
+
+    def __post_init__(self) -> None:
+        self.source.check("data.source")
+        require_at_least("data.rows", self.rows, 1)
+        require(
+            self.rows is not None or self.source.kind != "procedural",
+            "data.rows must be set when data.source.kind is 'procedural'; got null (its rows have no end)",
+        )
+        require_share("data.wrong_answer_share", self.wrong_answer_share)
+        if self.prompt_format is not None:
+            require_one_of("data.prompt_format", self.prompt_format, PROMPT_FORMATS)
+        require_at_least("data.max_source_tokens", self.max_source_tokens, 1)
+        require_at_least("data.max_target_tokens", self.max_target_tokens, 2)  # one token and eos
+        require_one_of("data.loss_on", self.loss_on, ("target", "everything"))
+        require(
+            len(self.labels) != 1 and len(set(self.labels)) == len(self.labels),
+            f"data.labels must name two different classes or more; got {self.labels}",
+        )
+        self.exact_match = self.exact_match or bool(self.labels)

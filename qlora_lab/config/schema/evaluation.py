@@ -1,0 +1,47 @@
+"""How a run is scored."""
+
+from dataclasses import dataclass, field
+
+from qlora_lab.config.schema.checks import require, require_at_least, require_seed
+from qlora_lab.config.schema.data import SourceConfig
+
+HELD_OUT = "held_out"  # the evaluation set's name where its rows come from the run's own source
+
+
+@dataclass
+class EvaluationSetConfig(SourceConfig):
+    """A set of held-out rows with a source of its own."""
+
+    exact_match: bool = False  # whether a row's target is the only right answer
+
+
+@dataclass
+class EvaluationConfig:
+    rows: int = 128  # held out of training, the same in every run of a study
+    seed: int = 20230523  # draws the held-out rows; not the run's seed
+    # By name; empty: rows of the run's own data source, as the set `held_out`.
+    sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
+    # Limits of held-out rows, apart from those of training: arms that train on rows of other lengths are scored alike.
+    max_source_tokens: int = 256
+    max_target_tokens: int = 256
+    before_training: bool = False
+    batch_tokens: int = 2048
+    max_new_tokens: int = 32
+    sample_generations: int = 8  # saved even where no exact match is defined
+
+    def __post_init__(self) -> None:
+        for name, source in self.sets.items():
+            source.check(f"evaluation.sets.{name}")
+            source.check_different_rows("evaluation.rows", self.rows)
+        require_seed("evaluation.seed", self.seed)
+        require_at_least("evaluation.rows", self.rows, 1)
+        require_at_least("evaluation.batch_tokens", self.batch_tokens, 1)
+        require_at_least("evaluation.max_new_tokens", self.max_new_tokens, 1)
+        require_at_least("evaluation.sample_generations", self.sample_generations, 0)
+        require_at_least("evaluation.max_source_tokens", self.max_source_tokens, 1)
+        require_at_least("evaluation.max_target_tokens", self.max_target_tokens, 2)  # one token and eos
+        require(
+            HELD_OUT not in self.sets,
+            f"evaluation.sets must not name a set '{HELD_OUT}', the name of rows held out of the run's own data; "
+            "call it otherwise",
+        )

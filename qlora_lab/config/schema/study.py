@@ -1,0 +1,97 @@
+"""What is no part of a run itself: the question asked, where runs start, and where they are kept and seen."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlora_lab.config.schema.checks import require, require_at_least, require_one_of
+
+# Of python -m qlora_lab.sweep; all but the first two are about a study that was started.
+SWEEP_ACTIONS = ("run", "plan", "status", "watch", "resume", "retry", "cancel", "hold", "release", "logs", "clean")
+
+
+@dataclass
+class TrackingConfig:
+    mode: str = "offline"
+    project: str = "qlora_lab"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    init_timeout_s: int = 30
+    finish_timeout_s: int = 60
+
+    def __post_init__(self) -> None:
+        require_one_of("tracking.mode", self.mode, ("offline", "online", "none"))
+        require_at_least("tracking.init_timeout_s", self.init_timeout_s, 1)
+        require_at_least("tracking.finish_timeout_s", self.finish_timeout_s, 1)
+
+
+@dataclass
+class SlurmConfig:
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus_per_run: int = 1
+    cpus_per_run: int = 8
+    memory_gb: int = 64
+    time_limit_min: int = 240
+    setup: list[str] = field(default_factory=list)  # shell lines before each run, such as `module load cuda`
+    extra: dict[str, Any] = field(default_factory=dict)  # further sbatch options
+
+    def __post_init__(self) -> None:
+        require_at_least("launcher.slurm.gpus_per_run", self.gpus_per_run, 0)
+        for key in ("cpus_per_run", "memory_gb", "time_limit_min"):
+            require_at_least(f"launcher.slurm.{key}", getattr(self, key), 1)
+
+
+@dataclass
+class LauncherConfig:
+    kind: str = "local"
+    max_parallel: int | None = None  # runs at once; None: resolved from the cores
+    pool: bool = False  # tasks that take runs until none is left, rather than one task a run
+    runs_per_gpu: int = 1  # that share one, in a pool
+    wait: bool = False  # slurm: show progress until all runs ended, and submit again those that may be
+    max_failures: int = 3  # first runs of a kind that may fail alike before the others are held back
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+
+    def __post_init__(self) -> None:
+        require_one_of("launcher.kind", self.kind, ("in_process", "local", "pool", "slurm"))
+        for key in ("max_parallel", "runs_per_gpu", "max_failures"):
+            require_at_least(f"launcher.{key}", getattr(self, key), 1)
+
+
+@dataclass
+class PathsConfig:
+    runs_dir: str = "runs"
+    cache_dir: str | None = None  # None: QLORA_LAB_CACHE, else the user's cache folder
+    data_dir: str = "data"
+
+
+@dataclass
+class StudyConfig:
+    """The question a study asks; no part of a run's identity."""
+
+    name: str | None = None
+    question: str | None = None
+    metric: str = "eval/loss"
+    goal: str = "min"
+    zip: list[list[str]] = field(default_factory=list)  # axes that advance together, rather than being multiplied
+    combinations: list[dict[str, Any]] = field(default_factory=list)  # listed ones, multiplied with the axes
+    exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations of axis values to leave out
+
+    def __post_init__(self) -> None:
+        require_one_of("study.goal", self.goal, ("min", "max"))
+        require(
+            self.name is None or (self.name.strip(". ") != "" and not set(self.name) & set("/\\")),
+            f"study.name must be the name of a folder, without slashes; got '{self.name}'",
+        )
+
+
+@dataclass
+class SweepConfig:
+    action: str = "run"
+    retry_failed: bool = True
+    json: bool = False  # status and the like for programs
+    run: str | None = None  # logs: the first digits of a run's id
+    cause: str | None = None  # retry: only runs that failed for this cause
+
+    def __post_init__(self) -> None:
+        require_one_of("sweep.action", self.action, SWEEP_ACTIONS)
