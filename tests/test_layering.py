@@ -10,7 +10,19 @@ import pytest
 import qlora_lab
 
 PACKAGE = Path(qlora_lab.__file__).parent
-LIGHT = ["errors", "hashing", "config", "wheels", "fetch", "runs", "memory", "tracking", "sweep"]
+LIGHT = [
+    "errors",
+    "hashing",
+    "config",
+    "wheels",
+    "fetch",
+    "runs",
+    "memory",
+    "tracking",
+    "sweep",
+    "ratings",
+    "tournament",
+]
 HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation"]
 SHARED = {"errors", "hashing", "config", "wheels", "runs"}  # what the heavy chain may use of the light one
 COMMAND_LINES = {"__main__.py"}

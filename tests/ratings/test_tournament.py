@@ -1,0 +1,60 @@
+"""The tournament's command, on made-up judgments and on what is at hand of the study's release."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qlora_lab.ratings.judgments import FIRST, Judgment, write_judgments
+from qlora_lab.tournament import main
+from tests.ratings.helpers import played
+
+QUICK = ["--orders", "50", "--draws", "50"]
+
+
+def test_the_table_names_the_best_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgments(tmp_path / "j.jsonl", played(first_advantage=0.5))
+    main([str(tmp_path), *QUICK])
+    said = capsys.readouterr().out
+    assert said.index("good") < said.index("fair") < said.index("poor")
+    assert "240 matches on 40 questions, judged by made up" in said and "warning" not in said
+
+
+def test_other_numbers_of_matches_in_each_order_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_judgments(tmp_path / "j.jsonl", [*played(), Judgment("1", "good", "poor", FIRST, "made up")])
+    main([str(tmp_path), *QUICK])
+    assert "warning: not shown equally often in both orders: good and poor" in capsys.readouterr().out
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_judges_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgments(tmp_path / "j.jsonl", [*played(), Judgment("1", "good", "poor", FIRST, "another")])
+    assert "2 judges (another, made up); choose one" in refusal([str(tmp_path)], capsys)
+    assert "did you mean 'made up'" in refusal([str(tmp_path), "--judge", "made upp"], capsys)
+
+
+def test_nothing_to_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "it has none" in refusal([str(tmp_path)], capsys)
+
+
+def test_the_released_ratings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Five of the study's eight systems. Shares were counted by hand from the files' scores."""
+    if "QLORA_LAB_DATA" not in os.environ:
+        pytest.skip("QLORA_LAB_DATA does not name a folder with qlora_eval")
+    folder = Path(os.environ["QLORA_LAB_DATA"]) / "qlora_eval"
+    main([str(folder / "pairwise_gpt4_vicuna"), "--generations", str(folder / "generations"), "--json", *QUICK])
+    result = json.loads(capsys.readouterr().out)
+    assert (result["matches"], result["questions"]) == (1600, 80)  # the release leaves two verdicts unread
+    assert result["order"]["unread"] == 0
+    assert [row["system"] for row in result["systems"]] == ["gpt4", "65b-guanaco", "vicuna-13b", "gpt35", "7b-guanaco"]
+    assert result["order"]["first"] == pytest.approx(864 / 1600)
+    assert result["first_advantage"][1] > 0, "GPT-4 prefers the answer shown first"
