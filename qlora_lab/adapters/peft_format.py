@@ -140,6 +140,7 @@ def load_adapter(model: nn.Module, folder: Path) -> list[str]:
         names = [name for name in linears if name in weights]
     _check_shapes(model, folder, weights, rank)
     _check_further(model, folder, saved)
+    _check_whole(model, folder, saved, list(trained_modules(model)) if present else heads_of_a_classifier(model))
     if not present:
         adapt_layers(model, names, rank=rank, scaling=scaling, dropout=dropout, generator=torch.Generator())
         train_modules(model, [name for name in saved.trained_modules if name not in heads_of_a_classifier(model)])
@@ -241,6 +242,18 @@ def _check_further(model: nn.Module, folder: Path, saved: SavedAdapter) -> None:
                 f"{folder} holds '{name}' of shape {tuple(values.shape)}, but the model's is "
                 f"{shapes.get(name, 'not there')}; is it an adapter of another model, or without model.new_tokens?"
             )
+
+
+def _check_whole(model: nn.Module, folder: Path, saved: SavedAdapter, modules: list[str]) -> None:
+    """Refuse an adapter that lacks values of the modules that are trained as a whole: they would stay as drawn."""
+    given = {id(model.get_parameter(name)) for name in saved.further}  # one file may name a shared weight once
+    for path in modules:
+        for name, parameter in model.get_submodule(path).named_parameters():
+            if id(parameter) not in given:
+                raise ModelError(
+                    f"{folder} holds no values of '{path}.{name}', which the model trains besides its adapters; "
+                    "is it an adapter of another task, or of a run with other adapter.trained_modules?"
+                )
 
 
 def save_full(model: PreTrainedModel, folder: Path) -> None:

@@ -90,6 +90,11 @@ def _architecture(config: RunConfig) -> ArchitectureConfig:
         )
     if config.adapter.kind != "lora":
         raise ConfigError("memory can be planned for adapter.kind lora; full fine-tuning is not in the plan yet")
+    if config.adapter.trained_modules:
+        raise ConfigError(
+            f"memory can be planned for adapters alone; adapter.trained_modules={config.adapter.trained_modules} would "
+            "add float32 weights, gradients and optimizer states that are not in the plan yet"
+        )
     return architecture
 
 
@@ -112,7 +117,7 @@ def _adapted(config: RunConfig, architecture: ArchitectureConfig, layers: list[L
 
 
 def _optimizer_bytes(config: RunConfig, parameters: int) -> int:
-    if config.optim.name == "adamw_8bit":
+    if config.optim.name.endswith("8bit"):
         return 2 * (parameters + -(-parameters // STATE_BLOCK) * FLOAT32_BYTES)
     return 2 * parameters * FLOAT32_BYTES
 

@@ -24,7 +24,8 @@ def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, model: ModelConfig
         if token in vocabulary:
             raise ModelError(f"model.new_tokens must be new; the tokenizer of {model.name} has '{token}' already")
     if model.new_tokens:
-        tokenizer.add_tokens([AddedToken(token, special=True) for token in model.new_tokens], special_tokens=True)
+        # Not special ones: those are only text where a data set holds their names, and left out of what is decoded.
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in model.new_tokens])
     eos = tokenizer.eos_token
     if model.pad_token is not None:
         tokenizer.pad_token = _checked_pad(model, tokenizer)

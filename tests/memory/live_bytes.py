@@ -1,8 +1,6 @@
 """The bytes of all tensors that live at once, counted as they come and go: exact, where a process's memory is noisy."""
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,11 +37,3 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._storages.discard(key)
         self.live -= size
-
-
-@contextmanager
-def counting(known: list[Tensor]) -> Iterator[Callable[[], int]]:
-    """Count inside; what is given tells the peak so far."""
-    mode = LiveBytes(known)
-    with mode:
-        yield lambda: mode.peak

