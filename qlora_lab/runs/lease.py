@@ -39,6 +39,8 @@ BEAT = "beat"
 COUNTER_DIGITS = 12
 # What a rename or an open says when the folder it goes through has been taken away; ESTALE is a file server's word.
 TAKEN_AWAY = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+# What a file system without locks says (Lustre, unless it was mounted with them): beats alone decide there.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lease:
@@ -194,7 +196,11 @@ class Claim:
         prepared.mkdir(parents=True)
         beat = os.open(prepared / BEAT, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(beat, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(beat, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
             os.write(beat, f"{json.dumps(holder())}\n{0:0{COUNTER_DIGITS}}\n".encode())
             prepared.rename(target)  # refused where the target is a lease already: it is never empty
         except OSError as error:

@@ -213,6 +213,21 @@ def test_a_file_server_that_fails_for_a_while_does_not_end_the_beat(
     lease.release()
 
 
+def test_without_locks_beats_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Lustre, unless it was mounted with them."""
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(leases.fcntl, "flock", refuse)
+    first = Claim(tmp_path).attempt()
+    assert first is not None and first.is_held()
+    second = take_over(tmp_path)
+    assert second.attempt == 2 and not first.is_held()
+    second.release()
+    first.release()
+
+
 @pytest.mark.parametrize(
     "write",
     [
