@@ -7,7 +7,6 @@ base model of its last run.
 import importlib
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from qlora_lab.errors import ConfigError
@@ -17,6 +16,7 @@ from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFol
 from qlora_lab.runs.lease import Lease
 from qlora_lab.sweep.breaker import Breaker, breaker_folder
 from qlora_lab.sweep.chunk import POOL, Chunk
+from qlora_lab.sweep.plan_file import PACKAGE, code_sha256
 from qlora_lab.sweep.settle import may_go_on
 
 ELSEWHERE, HELD_BACK = "elsewhere", "held back"  # besides the states of a run
@@ -45,7 +45,7 @@ class Worker:
         self._began = clock()
         self._longest_s = 0.0
         self._bases: Any = None
-        self._changed = changed_code(chunk.commit)
+        self._changed = changed_code(chunk.code_sha256)
         folder = breaker_folder(chunk.folder, chunk.generation, chunk.resource_class)
         self._breaker = Breaker(folder, chunk.max_failures)
 
@@ -57,7 +57,7 @@ class Worker:
         """
         folder = self._chunk.run(index)
         claim = folder.claim()
-        while self._is_open(index):
+        while self._chunk.is_open(index):
             reason = self._breaker.reason()
             if reason is not None:
                 print(f"run {folder.run_id} is held back: {reason}", flush=True)
@@ -82,7 +82,7 @@ class Worker:
         claims = {index: self._chunk.run(index).claim() for index in self._order(number)}
         while claims:
             for index, claim in list(claims.items()):
-                if not self._is_open(index):
+                if not self._chunk.is_open(index):
                     del claims[index]
                     continue
                 reason = self._breaker.reason()
@@ -111,19 +111,11 @@ class Worker:
         yield from range(first, runs)
         yield from range(first)
 
-    def _is_open(self, index: int) -> bool:
-        """Say whether a run is neither finished nor failed since it was submitted."""
-        status = self._chunk.run(index).status()
-        if status is None:
-            return True
-        failed_since = status["state"] == FAILED and status["attempt"] > self._chunk.attempts[index]
-        return status["state"] != FINISHED and not failed_since
-
     def _time_is_up(self) -> bool:
         if self._chunk.limit_s is None:
             return False
         left_s = self._chunk.limit_s - (self._clock() - self._began)
-        return left_s < LAST_MOMENT_S + self._longest_s
+        return left_s < min(LAST_MOMENT_S, self._chunk.limit_s / 3) + self._longest_s
 
     def _execute(self, folder: RunFolder, index: int, lease: Lease) -> str:
         began = self._clock()
@@ -173,13 +165,11 @@ KILLS = (
 
 
 def changed_code(planned: str | None) -> str | None:
-    """Say that the code is not what the runs were planned with; None where it is, or nobody knows."""
-    if planned is None:
+    """Say that the code is not what the runs were planned with; None where it is, or where nothing was recorded."""
+    if planned is None or planned == code_sha256():
         return None
-    found = git_commit(Path(__file__).parent)
-    if found == planned:
-        return None
+    found = git_commit(PACKAGE) or "unknown"
     return (
-        f"the code has changed since this run was submitted (commit {found}, planned with {planned}); "
-        "check out that commit, or start the study again to plan its runs with the new code"
+        f"the code of qlora_lab has changed since this run was submitted (it is at commit {found} now); "
+        "check out what it was planned with, or start the study again to plan its runs with the new code"
     )

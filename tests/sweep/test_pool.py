@@ -14,6 +14,7 @@ from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RunFolder
 from qlora_lab.runs.lease import Lease
 from qlora_lab.sweep import pool
 from qlora_lab.sweep.chunk import ARRAY, POOL, Chunk
+from qlora_lab.sweep.plan_file import code_sha256
 from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
 from qlora_lab.sweep.settle import may_go_on, memory_factor
 
@@ -36,7 +37,7 @@ def chunk(tmp_path: Path) -> Chunk:
         resources=None,
         generation="cd",
         max_failures=2,
-        commit=None,
+        code_sha256=None,
     )
     chunk.write()
     assert Chunk.read(chunk.file) == chunk
@@ -112,16 +113,29 @@ def test_no_run_is_begun_when_time_is_nearly_up(chunk: Chunk, executed: list[str
     assert worker.all(0) == INTERRUPTED and not executed
 
 
+def test_a_short_time_limit_is_time_for_a_run(chunk: Chunk, executed: list[str]) -> None:
+    """Else a pool would be requeued for ever, and do nothing each time."""
+    assert Worker(replace(chunk, limit_s=60.0)).all(0) == FINISHED and len(executed) == 6
+
+
 def test_a_worker_that_is_told_to_stop_takes_no_further_run(chunk: Chunk, executed: list[str]) -> None:
     (chunk.run(0).path / "end").write_text(INTERRUPTED)
     assert Worker(chunk).all(0) == INTERRUPTED and executed == ["0"]
 
 
 def test_other_code_than_planned_is_refused(chunk: Chunk, executed: list[str]) -> None:
-    assert Worker(replace(chunk, commit="0" * 40)).one(0) == FAILED
+    assert Worker(replace(chunk, code_sha256="0" * 64)).one(0) == FAILED
     status = chunk.run(0).status()
     assert not executed and status is not None and status["cause"] == CHANGED
-    assert "the code has changed since this run was submitted" in status["error"]["message"]
+    assert "the code of qlora_lab has changed since this run was submitted" in status["error"]["message"]
+
+
+def test_what_is_no_code_may_change_while_runs_wait(
+    chunk: Chunk, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note or another study in the same checkout, and a commit of it."""
+    monkeypatch.setattr(pool, "git_commit", lambda folder: "a later one+changes")
+    assert Worker(replace(chunk, code_sha256=code_sha256())).one(0) == FINISHED
 
 
 def test_a_run_that_kills_its_workers_is_given_up(chunk: Chunk, executed: list[str]) -> None:

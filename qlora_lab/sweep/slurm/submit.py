@@ -74,7 +74,7 @@ class Submission:
     Args:
         folder: of chunks, journal and logs; made where it is missing.
         study: names the jobs.
-        commit: of the code that planned the runs.
+        code_sha256: of the code that planned the runs.
         log: prints a line.
     """
 
@@ -84,14 +84,14 @@ class Submission:
         study: str,
         scheduler: SlurmScheduler,
         launcher: LauncherConfig,
-        commit: str | None = None,
+        code_sha256: str | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
         self._folder = folder.resolve()
         self._study = study
         self._scheduler = scheduler
         self._launcher = launcher
-        self._commit = commit
+        self._code_sha256 = code_sha256
         self._log = log
         self._journal = Journal(self._folder)
 
@@ -107,7 +107,7 @@ class Submission:
         """
         with self._lock() as lease:
             queue = self.reconcile()
-            queued = self._queued(queue)
+            queued = self._queued(queue) | _executed(runs, queue)
             waiting = [run for run in runs if run.run_id in queued]
             outcome = Outcome(queued=[run.run_id for run in waiting])
             to_do = self._open([run for run in runs if run.run_id not in queued], outcome)
@@ -249,7 +249,7 @@ class Submission:
                 resources=groups[batch.group].resources,
                 generation=generation,
                 max_failures=self._launcher.max_failures,
-                commit=self._commit,
+                code_sha256=self._code_sha256,
             )
             parallel = self._launcher.max_parallel
             script = batch_script(
@@ -325,3 +325,10 @@ class Submission:
             yield lease
         finally:
             lease.release()
+
+
+def _executed(runs: Sequence[RunFolder], queue: Sequence[Job]) -> set[str]:
+    """Return the runs that a job executes, whichever study submitted it: their locks may not be seen from here."""
+    alive = {job_id for job in queue if not job.is_over for job_id in job.ids}
+    statuses = ((run.run_id, run.status() or {}) for run in runs)
+    return {run_id for run_id, status in statuses if status.get("state") == RUNNING and status.get("job") in alive}
