@@ -34,7 +34,7 @@ class Chunk:
         resources: what each task asks for; None where there is no scheduler to ask.
         generation: of the circuit breaker: one for all that one command submits.
         max_failures: first runs of a class that may fail alike before the others are held back.
-        code_sha256: of the code that planned the runs, which alone may execute them; None where it does so at once.
+        commit: of the code that planned the runs; None outside git.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Chunk:
     resources: SlurmConfig | None
     generation: str
     max_failures: int
-    code_sha256: str | None
+    commit: str | None
 
     @property
     def file(self) -> Path:

@@ -14,12 +14,12 @@ from typing import Any
 from qlora_lab.config import hardware
 from qlora_lab.config.command import FAILED
 from qlora_lab.config.schema import LauncherConfig
+from qlora_lab.runs.environment import git_commit
 from qlora_lab.runs.folder import RunFolder
 from qlora_lab.runs.heap import heap_environment
 from qlora_lab.sweep.chunk import POOL, Chunk, new_nonce
 from qlora_lab.sweep.local_pool import LocalPool
 from qlora_lab.sweep.plan import Plan
-from qlora_lab.sweep.plan_file import code_sha256
 from qlora_lab.sweep.prepare import parallel_runs
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.slurm.wait import wait
@@ -128,7 +128,7 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
 
     everything = [run.folder(plan.runs_dir) for run in plan.runs]
     scheduler = SlurmScheduler()
-    submission = Submission(plan.folder / "slurm", plan.name, scheduler, launcher, code_sha256())
+    submission = Submission(plan.folder / "slurm", plan.name, scheduler, launcher, git_commit(Path(__file__).parent))
     outcome = submission.launch(folders, everything)
     print("\n".join(outcome.lines()), flush=True)
     if not launcher.wait:
@@ -159,7 +159,7 @@ def _pool(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> boo
         resources=None,
         generation=new_nonce(),
         max_failures=launcher.max_failures,
-        code_sha256=None,  # the workers start now
+        commit=None,  # the workers start now
     )
     chunk.write()
     LocalPool(chunk, [_gpu_of(slot, machine.gpu_ids) for slot in range(chunk.tasks)]).run(

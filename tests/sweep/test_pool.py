@@ -14,7 +14,6 @@ from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RunFolder
 from qlora_lab.runs.lease import Lease
 from qlora_lab.sweep import pool
 from qlora_lab.sweep.chunk import ARRAY, POOL, Chunk
-from qlora_lab.sweep.plan_file import code_sha256
 from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
 from qlora_lab.sweep.settle import may_go_on, memory_factor
 
@@ -37,7 +36,7 @@ def chunk(tmp_path: Path) -> Chunk:
         resources=None,
         generation="cd",
         max_failures=2,
-        code_sha256=None,
+        commit=None,
     )
     chunk.write()
     assert Chunk.read(chunk.file) == chunk
@@ -124,18 +123,10 @@ def test_a_worker_that_is_told_to_stop_takes_no_further_run(chunk: Chunk, execut
 
 
 def test_other_code_than_planned_is_refused(chunk: Chunk, executed: list[str]) -> None:
-    assert Worker(replace(chunk, code_sha256="0" * 64)).one(0) == FAILED
+    assert Worker(replace(chunk, commit="0" * 40)).one(0) == FAILED
     status = chunk.run(0).status()
     assert not executed and status is not None and status["cause"] == CHANGED
-    assert "the code of qlora_lab has changed since this run was submitted" in status["error"]["message"]
-
-
-def test_what_is_no_code_may_change_while_runs_wait(
-    chunk: Chunk, executed: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A note or another study in the same checkout, and a commit of it."""
-    monkeypatch.setattr(pool, "git_commit", lambda folder: "a later one+changes")
-    assert Worker(replace(chunk, code_sha256=code_sha256())).one(0) == FINISHED
+    assert "the code has changed since this run was submitted" in status["error"]["message"]
 
 
 def test_a_run_that_kills_its_workers_is_given_up(chunk: Chunk, executed: list[str]) -> None:

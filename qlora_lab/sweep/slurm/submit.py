@@ -74,7 +74,7 @@ class Submission:
     Args:
         folder: of chunks, journal and logs; made where it is missing.
         study: names the jobs.
-        code_sha256: of the code that planned the runs.
+        commit: of the code that planned the runs.
         log: prints a line.
     """
 
@@ -84,14 +84,14 @@ class Submission:
         study: str,
         scheduler: SlurmScheduler,
         launcher: LauncherConfig,
-        code_sha256: str | None = None,
+        commit: str | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
         self._folder = folder.resolve()
         self._study = study
         self._scheduler = scheduler
         self._launcher = launcher
-        self._code_sha256 = code_sha256
+        self._commit = commit
         self._log = log
         self._journal = Journal(self._folder)
 
@@ -249,7 +249,7 @@ class Submission:
                 resources=groups[batch.group].resources,
                 generation=generation,
                 max_failures=self._launcher.max_failures,
-                code_sha256=self._code_sha256,
+                commit=self._commit,
             )
             parallel = self._launcher.max_parallel
             script = batch_script(
