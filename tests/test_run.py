@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose
 
 from qlora_lab import run
 from qlora_lab.config.hardware import Hardware
@@ -16,7 +17,8 @@ from qlora_lab.errors import ModelError
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
 from qlora_lab.runs.identity import run_id
 from qlora_lab.tracking import session as sessions
-from tests.helpers import tiny
+from qlora_lab.train.__main__ import train
+from tests.helpers import TINY, hydra_on_conf, tiny
 
 LAPTOP = Hardware("some CPU", frozenset(), 2, ())
 Plan = Callable[..., RunFolder]
@@ -138,6 +140,46 @@ def test_a_loss_that_is_not_finite_is_no_result(plan: Plan, monkeypatch: pytest.
 
     monkeypatch.setattr(run, "_save_weights", save_and_spoil)
     assert "eval/loss is not finite: 16 of 16 held-out rows" in failure(plan())
+
+
+def test_a_failure_is_recorded_with_its_traceback(plan: Plan) -> None:
+    folder = plan("optim.learning_rate=1e30", "optim.max_grad_norm=1e30", "trainer.max_steps=20")
+    assert "is not finite" in failure(folder)
+    status = folder.status()
+    assert status is not None and (status["cause"], status["error"]["type"]) == ("nan", "TrainingError")
+    assert "Traceback" in status["error"]["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"input": "a", "output": "b"}\n{"input": "c", "outp', "line 2"),
+        ("", "empty"),
+        ('{"input": "a", "output": ""}\n' * 3, "target"),
+    ],
+    ids=["broken row", "empty file", "no target left"],
+)
+def test_bad_data_is_named(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, sentence: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(content)
+    source = ("data=file", f"data.source.path={file}", "data.source.template=input_output", "evaluation.rows=1")
+    message = failure(plan(*source))
+    assert sentence in message and file.name in message
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("state", "status"), [(FAILED, 1), (INTERRUPTED, 143)])
+def test_the_command_exits_with_the_state_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, status: int
+) -> None:
+    monkeypatch.setattr(run, "execute", lambda *_: state)
+    with hydra_on_conf():
+        node = compose("train", [*TINY, f"paths.runs_dir={tmp_path}"])
+    with pytest.raises(SystemExit) as end:
+        train(node)
+    assert end.value.code == status
 
 
 def interrupted_in_its_last_evaluation(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

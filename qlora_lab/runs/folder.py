@@ -93,8 +93,16 @@ class RunFolder:
         return INTERRUPTED if state == RUNNING and not self.is_locked() else state
 
     def status(self) -> dict[str, Any] | None:
+        """Return what is recorded of the run, None where no attempt has begun.
+
+        Raises:
+            RunFolderError: the file is damaged.
+        """
         file = self.path / "status.json"
-        return read_json(file) if file.exists() else None
+        try:
+            return read_json(file) if file.exists() else None
+        except ValueError as error:
+            raise damaged_status(file, error) from error
 
     def attempts(self) -> int:
         """Return how many attempts at the run have begun."""
@@ -213,6 +221,10 @@ class RunFolder:
         finally:
             self.lease = None
             lease.release()
+
+
+def damaged_status(file: Path, error: ValueError) -> RunFolderError:
+    return RunFolderError(f"{file} is damaged ({error}); remove it, and the run goes on from its checkpoint")
 
 
 def job_id() -> str | None:

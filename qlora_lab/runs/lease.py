@@ -8,8 +8,9 @@ nobody has heard of it:
 - Dead or alive: a holder whose beat has not changed for `STALE_S` on the observer's own monotonic clock is given up. On
   the same kernel a lock on the beat, which dies with its holder, says so at once.
 - Fence: the taker removes the older lease's folder before it reads anything. What the older attempt puts in place, it
-  renames from inside its lease, so a process that was stopped for an hour and wakes up between two instructions finds
-  its rename refused: there is no window between asking and writing.
+  renames from inside that folder, of which it keeps a descriptor: a process that was stopped for an hour and wakes up
+  between two instructions finds its rename refused, even where it has since made a folder of that name again. There is
+  no window between asking and writing.
 
 Appending to a file cannot be fenced like that; it asks `check` first, and what slips through is a line too much.
 """
@@ -38,6 +39,8 @@ BEAT = "beat"
 COUNTER_DIGITS = 12
 # What a rename or an open says when the folder it goes through has been taken away; ESTALE is a file server's word.
 TAKEN_AWAY = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+# What a file system without locks says (Lustre, unless it was mounted with them): beats alone decide there.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lease:
@@ -51,6 +54,7 @@ class Lease:
     def __init__(self, path: Path, beat: int, beat_s: float) -> None:
         self.path = path
         self.attempt = _number(path)
+        self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self._beat = beat
         self._offset = os.fstat(beat).st_size - COUNTER_DIGITS - 1
         self._beat_s = beat_s
@@ -64,7 +68,14 @@ class Lease:
 
     def is_held(self) -> bool:
         """Say whether no later attempt has taken the folder."""
-        return not self._done.is_set() and (self.path / BEAT).exists()
+        if self._done.is_set():
+            return False
+        try:  # numbers may come again where nobody keeps a record of them; files do not
+            return os.path.samestat(os.stat(self.path / BEAT), os.fstat(self._beat))
+        except OSError as error:
+            if error.errno in TAKEN_AWAY:
+                return False
+            raise
 
     def check(self) -> None:
         """Refuse to go on without the lease.
@@ -91,9 +102,11 @@ class Lease:
             yield temporary
             if temporary.is_dir() and target.exists():
                 self.remove(target)
-            temporary.rename(target)
+            os.rename(temporary.name, target, src_dir_fd=self._folder)
         except BaseException as error:
             _remove(temporary)
+            with contextlib.suppress(OSError):  # what filled it may have made a lost lease's folder again
+                self.path.rmdir()
             if isinstance(error, OSError) and error.errno in TAKEN_AWAY:
                 self.check()
             raise
@@ -106,7 +119,7 @@ class Lease:
         """
         aside = self.path / f"{target.name}.{uuid.uuid4().hex[:8]}"
         try:
-            target.rename(aside)
+            os.rename(target, aside.name, dst_dir_fd=self._folder)
         except OSError:
             self.check()
             raise
@@ -114,16 +127,22 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back; a lease that is lost already stays with who has it."""
-        self._done.set()
-        self._thread.join()
-        _remove(self.path)
-        os.close(self._beat)
+        try:
+            if self.is_held():
+                _take_away(self.path)
+        finally:
+            self._done.set()
+            self._thread.join()
+            os.close(self._folder)
+            os.close(self._beat)
 
     def _keep_beating(self) -> None:
         count = 0
-        while not self._done.wait(self._beat_s) and (self.path / BEAT).exists():
-            count += 1
+        while not self._done.wait(self._beat_s):
             with contextlib.suppress(OSError):  # a file server that hangs: the next beat may get through
+                if not self.is_held():
+                    return
+                count += 1
                 os.pwrite(self._beat, f"{count:0{COUNTER_DIGITS}}\n".encode(), self._offset)
 
 
@@ -173,11 +192,15 @@ class Claim:
 
     def _take(self, number: int) -> Lease | None:
         target = self._folder / f"lease.{number:06}"
-        prepared = self._folder / f".claim-{uuid.uuid4().hex[:8]}"
+        prepared = _aside(self._folder)
         prepared.mkdir(parents=True)
         beat = os.open(prepared / BEAT, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(beat, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(beat, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
             os.write(beat, f"{json.dumps(holder())}\n{0:0{COUNTER_DIGITS}}\n".encode())
             prepared.rename(target)  # refused where the target is a lease already: it is never empty
         except OSError as error:
@@ -193,7 +216,7 @@ class Claim:
             return None
         for older in _leases(self._folder):
             if _number(older) < number:
-                _remove(older)
+                _take_away(older)
         for leftover in self._folder.glob(".claim-*"):
             if died(leftover):
                 _remove(leftover)
@@ -257,6 +280,21 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError:
         return b""
+
+
+def _aside(folder: Path) -> Path:
+    return folder / f".claim-{uuid.uuid4().hex[:8]}"
+
+
+def _take_away(lease: Path) -> None:
+    """Remove a lease's folder: under its name from one moment to the next, then for good.
+
+    A file server keeps files that a process of the same machine still has open, and with them the folder they are in.
+    """
+    aside = _aside(lease.parent)
+    with contextlib.suppress(FileNotFoundError):  # somebody else has
+        lease.rename(aside)
+        _remove(aside)
 
 
 def _remove(path: Path) -> None:

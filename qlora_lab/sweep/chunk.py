@@ -11,7 +11,7 @@ from typing import Any
 from qlora_lab.config.schema import SlurmConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import read_json, write_json
-from qlora_lab.runs.folder import RunFolder
+from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
 
 ARRAY, POOL = "array", "pool"  # one run a task, or tasks that take runs until none is left
 NONCE_LENGTH = 10  # hex digits
@@ -61,6 +61,14 @@ class Chunk:
 
     def run(self, index: int) -> RunFolder:
         return RunFolder(self.runs_dir / self.run_ids[index])
+
+    def is_open(self, index: int) -> bool:
+        """Say whether a run is neither finished nor failed since it was submitted."""
+        status = self.run(index).status()
+        if status is None:
+            return True
+        failed_since = status["state"] == FAILED and status["attempt"] > self.attempts[index]
+        return status["state"] != FINISHED and not failed_since
 
     def write(self) -> None:
         values = asdict(self) | {"folder": str(self.folder), "runs_dir": str(self.runs_dir)}

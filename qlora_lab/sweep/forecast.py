@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_lab.config.schema import LauncherConfig, RunConfig
+from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING
 from qlora_lab.sweep.plan import Plan, PlannedRun, planned
 from qlora_lab.sweep.plan_file import read_plan_file
@@ -66,7 +67,10 @@ def forecast(plan: Plan, runs: Sequence[PlannedRun]) -> Forecast:
     for file in _newest_plans(plan):
         if all(shape in times for shape in shapes):
             break
-        record = read_plan_file(file)
+        try:
+            record = read_plan_file(file)
+        except RunFolderError:
+            continue  # of older code, or damaged: another study's, which this one can do without
         beside = [run for run in planned(record.study, record.rows).runs if run.state == FINISHED]
         times = _times(beside) | times
         finished = finished or beside

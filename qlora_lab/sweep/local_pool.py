@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from qlora_lab.runs.folder import FAILED, FINISHED
 from qlora_lab.sweep.chunk import Chunk
 from qlora_lab.sweep.progress import SweepProgress
 
@@ -40,7 +39,7 @@ class LocalPool:
                     if process.poll() is None:
                         continue
                     del workers[slot]
-                    if process.returncode < 0 and deaths < MAX_DEATHS and self._is_open():
+                    if process.returncode < 0 and deaths < MAX_DEATHS and self._has_open_runs():
                         deaths += 1
                         workers[slot] = self._start(slot)
                 progress.show()
@@ -66,9 +65,8 @@ class LocalPool:
                 start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
             )
 
-    def _is_open(self) -> bool:
-        states = (self._chunk.run(index).state() for index in range(len(self._chunk.run_ids)))
-        return any(state not in (FINISHED, FAILED) for state in states)
+    def _has_open_runs(self) -> bool:
+        return any(self._chunk.is_open(index) for index in range(len(self._chunk.run_ids)))
 
     @staticmethod
     def _stop(workers: list[subprocess.Popen[bytes]]) -> None:

@@ -57,7 +57,7 @@ class Worker:
         """
         folder = self._chunk.run(index)
         claim = folder.claim()
-        while self._is_open(index):
+        while self._chunk.is_open(index):
             reason = self._breaker.reason()
             if reason is not None:
                 print(f"run {folder.run_id} is held back: {reason}", flush=True)
@@ -82,7 +82,7 @@ class Worker:
         claims = {index: self._chunk.run(index).claim() for index in self._order(number)}
         while claims:
             for index, claim in list(claims.items()):
-                if not self._is_open(index):
+                if not self._chunk.is_open(index):
                     del claims[index]
                     continue
                 reason = self._breaker.reason()
@@ -111,19 +111,11 @@ class Worker:
         yield from range(first, runs)
         yield from range(first)
 
-    def _is_open(self, index: int) -> bool:
-        """Say whether a run is neither finished nor failed since it was submitted."""
-        status = self._chunk.run(index).status()
-        if status is None:
-            return True
-        failed_since = status["state"] == FAILED and status["attempt"] > self._chunk.attempts[index]
-        return status["state"] != FINISHED and not failed_since
-
     def _time_is_up(self) -> bool:
         if self._chunk.limit_s is None:
             return False
         left_s = self._chunk.limit_s - (self._clock() - self._began)
-        return left_s < LAST_MOMENT_S + self._longest_s
+        return left_s < min(LAST_MOMENT_S, self._chunk.limit_s / 3) + self._longest_s
 
     def _execute(self, folder: RunFolder, index: int, lease: Lease) -> str:
         began = self._clock()

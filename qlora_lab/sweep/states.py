@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_lab.runs.folder import FAILED, NEW, RUNNING, RunFolder
+from qlora_lab.runs.folder import FAILED, NEW, RUNNING, RunFolder, damaged_status
 
 STATUS_FILE = "status.json"
 
@@ -50,7 +50,7 @@ def read_states(runs_dir: Path, run_ids: Iterable[str]) -> dict[str, RunState]:
     """Return the state of each run, in the order given.
 
     Raises:
-        RunFolderError: what `RunFolder.status` raises for a damaged file.
+        RunFolderError: a status.json is damaged.
     """
     there = {entry.name for entry in os.scandir(runs_dir)} if runs_dir.is_dir() else set()
     return {run_id: _read(runs_dir, run_id) if run_id in there else UNKNOWN for run_id in run_ids}
@@ -72,6 +72,8 @@ def _read(runs_dir: Path, run_id: str) -> RunState:
             record = json.loads(file.read())
     except FileNotFoundError:
         return UNKNOWN
+    except ValueError as error:
+        raise damaged_status(runs_dir / run_id / STATUS_FILE, error) from error
     state = str(record["state"])
     if state == RUNNING:  # whether it still does is not in the file
         state = RunFolder(runs_dir / run_id).state()

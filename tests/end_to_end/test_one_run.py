@@ -1,4 +1,4 @@
-"""One run from the command line: finished, killed and resumed, failed, refused."""
+"""One run from the command line: finished, killed and resumed, stopped, refused. In this process: tests/test_run.py."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from qlora_lab.config import hardware
 from qlora_lab.ops.registry import KERNELS
-from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
+from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RunFolder
 
 TINY = [
     "model=tiny_random",
@@ -23,12 +23,14 @@ TINY = [
     "trainer.threads=1",
 ]
 
+PATIENCE_S = 240  # a process that trains takes ten seconds to start, and more on a busy machine
+
 
 def train(runs_dir: Path, *overrides: str, launch: bool = False) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "qlora_lab.train", *TINY, f"paths.runs_dir={runs_dir}", *overrides]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if not launch:
-        process.stdout_text, process.stderr_text = process.communicate(timeout=120)  # type: ignore[attr-defined]
+        process.stdout_text, process.stderr_text = process.communicate(timeout=PATIENCE_S)  # type: ignore[attr-defined]
     return process
 
 
@@ -42,11 +44,11 @@ def adapter_bytes(folder: RunFolder) -> dict[str, bytes]:
         return {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118
 
 
-def wait_until(condition: object, timeout_s: float = 60.0) -> None:
+def wait_until(condition: object, timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -104,40 +106,25 @@ def test_a_finished_run_is_not_repeated(uninterrupted: RunFolder) -> None:
     assert (uninterrupted.path / "status.json").read_bytes() == before
 
 
-def test_ctrl_c_is_recorded_and_the_next_start_goes_on(tmp_path: Path) -> None:
-    overrides = ("trainer.max_steps=60", "trainer.checkpoint_every_steps=5")
-    process = train(tmp_path, *overrides, launch=True)
+def test_ctrl_c_is_recorded(tmp_path: Path) -> None:
+    process = train(tmp_path, "trainer.max_steps=2000", "trainer.checkpoint_every_steps=5", launch=True)
     wait_until(lambda: any(tmp_path.glob("*/checkpoints/step_*/")))
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "the same command goes on" in stderr and "Traceback" not in stderr
-    folder = only_run(tmp_path)
-    assert folder.state() == INTERRUPTED
-    assert train(tmp_path, *overrides).returncode == 0
-    assert folder.state() == FINISHED
+    assert only_run(tmp_path).state() == INTERRUPTED
 
 
 def test_sigterm_saves_and_stops(tmp_path: Path) -> None:
     process = train(tmp_path, "trainer.max_steps=2000", "trainer.checkpoint_every_steps=1000", launch=True)
     wait_until(lambda: any(tmp_path.glob("*/metrics.jsonl")))
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143
     folder = only_run(tmp_path)
     assert folder.state() == INTERRUPTED
     assert any(folder.checkpoints.glob("step_*")), "the last step is saved although no checkpoint was due"
-
-
-def test_a_failed_run_is_recorded_with_its_traceback(tmp_path: Path) -> None:
-    done = train(tmp_path, "optim.learning_rate=1e30", "optim.max_grad_norm=1e30", "trainer.max_steps=20")
-    assert done.returncode == 1
-    folder = only_run(tmp_path)
-    assert folder.state() == FAILED
-    status = folder.status()
-    assert status is not None
-    assert status["error"]["type"] == "TrainingError"
-    assert "is not finite" in status["error"]["message"] and "Traceback" in status["error"]["traceback"]
 
 
 def test_a_gpu_run_is_not_silently_run_on_a_cpu(tmp_path: Path) -> None:
@@ -146,27 +133,3 @@ def test_a_gpu_run_is_not_silently_run_on_a_cpu(tmp_path: Path) -> None:
     done = train(tmp_path, "trainer.device=cuda")
     assert done.returncode == 2
     assert "trainer.device must be cpu or auto, since this process sees no GPU" in done.stderr_text
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ('{"input": "a", "output": "b"}\n{"input": "c", "outp', "line 2"),
-        ("", "empty"),
-        ('{"input": "a", "output": ""}\n' * 3, "target"),
-    ],
-    ids=["broken row", "empty file", "no target left"],
-)
-def test_bad_data_is_named(tmp_path: Path, content: str, sentence: str) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(content)
-    done = train(
-        tmp_path / "runs",
-        "data=file",
-        f"data.source.path={file}",
-        "data.source.template=input_output",
-        "evaluation.rows=1",
-    )
-    assert done.returncode != 0
-    assert sentence in done.stderr_text, done.stderr_text
-    assert file.name in done.stderr_text

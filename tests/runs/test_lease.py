@@ -1,12 +1,16 @@
 """One writer at a time: leases between real processes that die, are stopped, and wake up too late."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,10 +118,10 @@ def test_a_holder_that_beats_is_left_alone_however_long(tmp_path: Path, first: s
     claim = Claim(tmp_path, clock=clock)
     beat = tmp_path / "lease.000001" / BEAT
     for _ in range(3):
-        before = beat.read_bytes()
         assert claim.attempt() is None
+        before = beat.read_bytes()  # what was just seen, or later
         while beat.read_bytes() == before:
-            pass
+            time.sleep(0.001)
         clock.now += 10 * leases.STALE_S
     assert claim.attempt() is None and claim.holder_moved
 
@@ -157,6 +161,71 @@ def test_a_holder_on_another_kernel_is_not_believed_dead(tmp_path: Path, first: 
     first.wait()
     beat.write_text(json.dumps({**said, "kernel": "elsewhere"}) + "\n000000000007\n")
     take_over(tmp_path).release()
+
+
+def test_a_folder_filled_after_the_lease_was_lost_is_refused(tmp_path: Path) -> None:
+    """What fills it may make missing parents, and so the lost lease's own folder, again."""
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "of the second").touch()
+    first = Claim(tmp_path).attempt()
+    assert first is not None
+    with pytest.raises(LeaseLostError), first.staged(tmp_path / "adapter") as staged:
+        second = take_over(tmp_path)
+        staged.mkdir(parents=True)
+        (staged / "of the first").touch()
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["of the second"]
+    first.release()
+    assert second.is_held() and {path.name for path in tmp_path.iterdir()} == {"adapter", second.path.name}
+    second.release()
+
+
+def test_a_number_that_comes_again_is_another_lease(tmp_path: Path) -> None:
+    """Where no record keeps them, they begin anew once nobody has the lease."""
+    first = Claim(tmp_path).attempt()
+    assert first is not None
+    take_over(tmp_path).release()
+    third = Claim(tmp_path).attempt()
+    assert third is not None and third.path == first.path
+    assert not first.is_held()
+    first.release()
+    assert third.is_held()
+    third.release()
+
+
+def test_a_file_server_that_fails_for_a_while_does_not_end_the_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError(errno.EIO, "the server is away")] * 3
+    stat = os.stat
+
+    def failing(path: Any, **options: Any) -> os.stat_result:
+        if threading.current_thread().name.startswith("beat") and failures:
+            raise failures.pop()
+        return stat(path, **options)
+
+    monkeypatch.setattr(leases.os, "stat", failing)
+    lease = Claim(tmp_path, beat_s=0.001).attempt()
+    assert lease is not None
+    deadline = time.monotonic() + 60
+    while (lease.path / BEAT).read_bytes().splitlines()[-1] == b"0" * leases.COUNTER_DIGITS:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    lease.release()
+
+
+def test_without_locks_beats_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Lustre, unless it was mounted with them."""
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(leases.fcntl, "flock", refuse)
+    first = Claim(tmp_path).attempt()
+    assert first is not None and first.is_held()
+    second = take_over(tmp_path)
+    assert second.attempt == 2 and not first.is_held()
+    second.release()
+    first.release()
 
 
 @pytest.mark.parametrize(

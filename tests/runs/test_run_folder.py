@@ -116,7 +116,8 @@ def test_a_second_process_waits_and_says_so(folder: RunFolder) -> None:
     with folder.lock():
         waiting = threading.Thread(target=second)
         waiting.start()
-        time.sleep(0.1)
+        while not said:
+            time.sleep(0.01)
         order.append("first")
     waiting.join()
     assert order == ["first", "second"]

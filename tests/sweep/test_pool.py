@@ -112,6 +112,11 @@ def test_no_run_is_begun_when_time_is_nearly_up(chunk: Chunk, executed: list[str
     assert worker.all(0) == INTERRUPTED and not executed
 
 
+def test_a_short_time_limit_is_time_for_a_run(chunk: Chunk, executed: list[str]) -> None:
+    """Else a pool would be requeued for ever, and do nothing each time."""
+    assert Worker(replace(chunk, limit_s=60.0)).all(0) == FINISHED and len(executed) == 6
+
+
 def test_a_worker_that_is_told_to_stop_takes_no_further_run(chunk: Chunk, executed: list[str]) -> None:
     (chunk.run(0).path / "end").write_text(INTERRUPTED)
     assert Worker(chunk).all(0) == INTERRUPTED and executed == ["0"]

@@ -13,7 +13,7 @@ from qlora_lab.runs.causes import CODE, HOST_MEMORY, INFRASTRUCTURE, NODE, STOPP
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
 from qlora_lab.sweep.chunk import Chunk, chunk_file
 from qlora_lab.sweep.journal import INTENT, LOST, REFUSED, SUBMITTED, Journal
-from qlora_lab.sweep.scheduler import ENDED, PENDING, Ending, Job
+from qlora_lab.sweep.scheduler import ENDED, PENDING, RUNNING, Ending, Job
 from qlora_lab.sweep.slurm import submit
 from qlora_lab.sweep.slurm.arrays import batches_of, groups_of
 from qlora_lab.sweep.slurm.commands import LimitError, UnreachableError
@@ -194,6 +194,18 @@ def test_a_run_whose_process_died_is_settled_and_submitted_again(
     settled = runs[0].status()
     assert settled is not None and (settled["state"], settled["cause"]) == (INTERRUPTED, cause)
     assert option(scheduler.scripts[0], "mem") == memory
+
+
+def test_a_run_that_a_job_of_another_study_executes_is_left_alone(tmp_path: Path, runs: list[RunFolder]) -> None:
+    """Its lock may be one that this machine does not see."""
+    runs[0].begin()
+    status = json.loads((runs[0].path / "status.json").read_text()) | {"job": "41_3"}
+    (runs[0].path / "status.json").write_text(json.dumps(status))
+    scheduler = Scheduler()
+    scheduler.queue = [Job("41", (2, 3), RUNNING, "RUNNING", comment_of("of another"))]
+    outcome = submission(tmp_path, scheduler).launch(runs[:2])
+    assert outcome.queued == [runs[0].run_id] and outcome.submitted == [runs[1].run_id]
+    assert runs[0].status() == status
 
 
 def test_a_run_that_used_up_its_attempts_is_failed(tmp_path: Path, runs: list[RunFolder]) -> None:

@@ -278,6 +278,25 @@ def test_a_forecast_looks_at_earlier_studies_and_says_what_it_does_not_know(plan
     assert not (tmp_path / "empty").exists()
 
 
+def test_a_forecast_does_without_plans_that_it_cannot_read(plan: Plan) -> None:
+    old = plan.runs_dir / "studies" / "old" / "0123abcd" / "plan-000000000000.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("of other code")
+    another = make_plan("other", [({"seed": "9"}, replace(plan.runs[0].config, seed=9))])
+    assert forecast(another, another.runs).known == 1
+
+
+def test_a_damaged_status_is_refused_in_one_sentence(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    file = plan.runs_dir / plan.runs[5].run_id / "status.json"
+    file.write_text('{"state": "interr')
+    with pytest.raises(SystemExit) as end:
+        steer.main(["status", "bits", "--runs-dir", str(plan.runs_dir)])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and f"{file} is damaged" in said
+    with pytest.raises(RunFolderError, match="is damaged"):
+        plan.runs[5].folder(plan.runs_dir).state()
+
+
 def test_what_would_be_submitted_is_said(plan: Plan, tmp_path: Path) -> None:
     slurm = tiny(tmp_path, "launcher=slurm", "launcher.slurm.partition=gpu").launcher
     assert to_submit(plan.runs, slurm) == (

@@ -21,6 +21,7 @@ UNREACHABLE = (
 )
 LIMITED = ("qos policy", "accounting/qos", "maxsubmitjob", "submit job limit", "job submit limit", "limit on jobs")
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
+OURS = {"SLURM_BITSTR_LEN": "0"}  # the tasks of an array whole, rather than cut to "1,3,5,..." after 64 characters
 UNKNOWN_JOB = "invalid job id"
 
 
@@ -51,7 +52,7 @@ def run(*command: str, stdin: str | None = None, keep_open: Sequence[int] = ()) 
             text=True,
             check=False,
             timeout=TIMEOUT_S,
-            env=environment,
+            env=environment | OURS,
             pass_fds=keep_open,
         )
     except FileNotFoundError as error:

@@ -107,7 +107,7 @@ class Submission:
         """
         with self._lock() as lease:
             queue = self.reconcile()
-            queued = self._queued(queue)
+            queued = self._queued(queue) | _executed(runs, queue)
             waiting = [run for run in runs if run.run_id in queued]
             outcome = Outcome(queued=[run.run_id for run in waiting])
             to_do = self._open([run for run in runs if run.run_id not in queued], outcome)
@@ -325,3 +325,10 @@ class Submission:
             yield lease
         finally:
             lease.release()
+
+
+def _executed(runs: Sequence[RunFolder], queue: Sequence[Job]) -> set[str]:
+    """Return the runs that a job executes, whichever study submitted it: their locks may not be seen from here."""
+    alive = {job_id for job in queue if not job.is_over for job_id in job.ids}
+    statuses = ((run.run_id, run.status() or {}) for run in runs)
+    return {run_id for run_id, status in statuses if status.get("state") == RUNNING and status.get("job") in alive}

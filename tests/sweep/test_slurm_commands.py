@@ -1,0 +1,41 @@
+"""How SLURM's commands are run, against ones that only look like them."""
+
+from pathlib import Path
+
+import pytest
+
+from qlora_lab.sweep.slurm.commands import run
+from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on the PATH but the shell's."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path
+
+
+def put(commands: Path, name: str, script: str) -> None:
+    (commands / name).write_text(f"#!/bin/bash\n{script}\n")
+    (commands / name).chmod(0o755)
+
+
+def test_all_tasks_of_an_array_are_heard_of(commands: Path) -> None:
+    """Where every other task was cancelled; SLURM shortens the list unless it is told not to."""
+    put(
+        commands,
+        "squeue",
+        """tasks=$(seq --separator=, 1 2 199)
+if [ "${SLURM_BITSTR_LEN:-64}" != 0 ]; then tasks="${tasks:0:60}..."; fi
+echo "41|$tasks|PENDING||normal|Priority|qlora_lab ab"
+""",
+    )
+    (job,) = SlurmScheduler().query()
+    assert job.tasks == tuple(range(1, 200, 2))
+
+
+def test_commands_know_nothing_of_the_job_around_us(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(commands, "sbatch", "env | grep ^SLURM_ | sort")
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "1", "SLURM_CONF": "/etc/x.conf"}.items():
+        monkeypatch.setenv(name, value)
+    assert run("sbatch").split() == ["SLURM_BITSTR_LEN=0", "SLURM_CONF=/etc/x.conf"]
