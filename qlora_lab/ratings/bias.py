@@ -29,10 +29,9 @@ class OrderBias:
 def order_bias(judgments: Sequence[Judgment]) -> OrderBias:
     """Describe one judge; without verdicts, or without swapped pairs, the shares of them are NaN."""
     read = [judgment for judgment in judgments if judgment.verdict is not None]
-    shares = [
-        sum(judgment.verdict == verdict for judgment in read) / len(read) if read else float("nan")
-        for verdict in VERDICTS
-    ]
+    first, second, tie = (
+        sum(judgment.verdict == verdict for judgment in read) / (len(read) or float("nan")) for verdict in VERDICTS
+    )
     winners: dict[tuple[str, str, str], dict[str, str | None]] = {}
     for judgment in read:
         winners.setdefault((judgment.question, *judgment.pair), {})[judgment.first] = judgment.winner
@@ -40,7 +39,15 @@ def order_bias(judgments: Sequence[Judgment]) -> OrderBias:
     consistent = sum(one == other for one, other in both)
     flipped = sum(one != other and None not in (one, other) for one, other in both)
     pairs = len(both) or float("nan")
-    return OrderBias(*shares, len(judgments) - len(read), len(both), consistent / pairs, flipped / pairs)
+    return OrderBias(
+        first,
+        second,
+        tie,
+        unread=len(judgments) - len(read),
+        swapped_pairs=len(both),
+        consistent=consistent / pairs,
+        flipped=flipped / pairs,
+    )
 
 
 def win_rates(matches: Matches) -> Floats:

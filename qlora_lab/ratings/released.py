@@ -45,7 +45,7 @@ def read_released(file: Path, answers: Mapping[str, str], *, reparse: bool = Tru
             raise DataError(f"{place} must have question_id, answer1_id, answer2_id and score; no {error}") from error
         if score not in (*SCORES, UNREAD):
             raise DataError(f"{place}: score must be 1, 2, 3 or -1; got {score!r}")
-        verdict = SCORES.get(score)  # type: ignore[call-overload]
+        verdict = SCORES.get(score)
         if verdict is None and reparse:
             verdict = three_class_verdict(str(row.get("text", "")))
         first, second = _shown(named, ids, answers, place)
