@@ -16,14 +16,12 @@ class ByteLevelTokenizer(ByT5Tokenizer):
     A model with more tokens, as big random ones have, may generate those too: they read as unk.
     """
 
-    def tokenize(
-        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
-    ) -> list[str]:
+    def tokenize(self, text: str, **options: Any) -> list[str]:  # type: ignore[override]  # as PythonBackend's is
         """Split a text; as in fast tokenizers, what `split_special_tokens` splits is special tokens alone."""
         added = [str(token) for token in self.added_tokens_decoder.values() if not token.special]
         plain = sorted(set(added).difference(self.all_special_tokens), key=len, reverse=True)
         if not (plain and options.get("split_special_tokens")):
-            return list(super().tokenize(text, pair, add_special_tokens, **options))
+            return list(super().tokenize(text, **options))
         parts = re.split(f"({'|'.join(map(re.escape, plain))})", text)  # every second one is a plain added token
         return [
             token
