@@ -140,12 +140,21 @@ class Cluster:
 
     # ---- jobs
 
+    def submit(self, command: str, *options: str) -> str:
+        """Submit a job of somebody else, and return its id."""
+        return self.output("sbatch", "--parsable", "--output=/dev/null", *options, "--wrap", command)
+
     def job_states(self, *selection: str) -> dict[str, str]:
         """Return the state of each job or array task, finished ones too while SLURM remembers them."""
         lines = self.output("squeue", "-h", "-r", "-t", "all", "-o", "%i %T", *selection).splitlines()
         return dict(line.split() for line in lines)
 
     def quiet(self) -> bool:
+        """Say whether nothing runs, and nothing waits that SLURM means to start."""
+        lines = self.output("squeue", "-h", "-t", "PD,R,CG,S,CF", "-o", "%r").splitlines()
+        return all(reason == "launch failed requeued held" for reason in lines)
+
+    def empty(self) -> bool:
         return not self.output("squeue", "-h", "-t", "PD,R,CG,S,CF")
 
     # ---- how each daemon is started

@@ -88,7 +88,7 @@ def test_a_controller_killed_during_submission(cluster: Cluster, tmp_path: Path)
 
 
 def test_a_controller_killed_a_second_after_submission(cluster: Cluster, tmp_path: Path) -> None:
-    """It may have forgotten jobs whose ids sbatch has printed."""
+    """It may have forgotten jobs whose ids sbatch has printed, or start one again that runs, and hold it for ever."""
     study = FakeStudy(cluster, tmp_path, 6)
     study.launch()
     time.sleep(1)
@@ -96,6 +96,8 @@ def test_a_controller_killed_a_second_after_submission(cluster: Cluster, tmp_pat
     cluster.start_controller()
     study.go_on()
     study.check_each_was_done_once()
+    study.launch()
+    wait_until(cluster.empty, 30)
 
 
 def test_above_a_submit_limit_workers_take_the_runs(cluster: Cluster, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_preemption_by_a_higher_partition(cluster: Cluster, tmp_path: Path) -> N
     study.tell(steps=100, step_s=0.1)
     study.launch()
     begin(study)  # the canary
-    job = cluster.output("sbatch", "--parsable", "-p", "gpu", "-w", "gpu01", "--gpus-per-node=4", "--wrap", "sleep 3")
+    job = cluster.submit("sleep 3", "--partition=gpu", "--nodelist=gpu01", "--gpus-per-node=4")
     wait_until(lambda: cluster.job_states().get(job) in ("RUNNING", "COMPLETED"), 60)
     study.wait_until_finished(150)
     study.check_each_was_done_once()

@@ -16,6 +16,7 @@ STUDY = [
     "evaluation.rows=16",
     "evaluation.max_new_tokens=24",
     "tracking=none",
+    "trainer.device=cpu",  # for a cluster, runs are planned for GPUs unless told otherwise
     "seed=0,1",
     "adapter.dropout=0.1",
     "trainer.max_steps=60",
