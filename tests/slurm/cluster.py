@@ -115,6 +115,13 @@ class Cluster:
             self._pid_file(f"slurmd-{name}").unlink(missing_ok=True)
             self._daemon("slurmd", "-N", name)
 
+    def ask_nodes(self) -> None:
+        """Let every node say what runs there.
+
+        A controller that was killed believes that what ended meanwhile still runs, until nodes report, every 100 s.
+        """
+        self.run("scontrol", "reconfigure")
+
     def kill_node(self, name: str) -> None:
         """Kill a node's daemon, but not what it has started: job steps go on, as behind a broken network."""
         self._end(f"slurmd-{name}", signal.SIGKILL)

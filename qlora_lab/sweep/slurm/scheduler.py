@@ -16,8 +16,8 @@ STATES = {"PENDING": PENDING, "REQUEUED": PENDING, "REQUEUE_HOLD": PENDING, "REQ
 STATES |= dict.fromkeys(
     ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING"), RUNNING
 )
-# Why SLURM holds a job that nobody asked it to hold: a node refused it (often because a restarted controller started it a
-# second time), or it was requeued too often. Newer versions write underscores for the blanks.
+# Why SLURM holds a job that nobody asked it to hold: a node refused it (often because a restarted controller started it
+# a second time), or it was requeued too often. Newer versions write underscores for the blanks.
 HELD_FOR_GOOD = ("launch failed requeued held", "jobholdmaxrequeue")
 IDS_A_COMMAND = 500
 
