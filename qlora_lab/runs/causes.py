@@ -16,6 +16,9 @@ CHANGED = "changed"  # the code is not what the run was planned with
 STOPPED = "stopped"  # somebody pressed Ctrl-C or cancelled the job
 
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
 @dataclass(frozen=True)
 class Rule:
     """What the next command does with a run that ended for a cause.
@@ -62,7 +65,7 @@ def cause_of(error: BaseException) -> str:
             return GPU_MEMORY
         if isinstance(cause, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(cause):
             return HOST_MEMORY
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE:
             return DISK
         if isinstance(cause, OSError) and cause.errno in (errno.ESTALE, errno.EIO, errno.ETIMEDOUT):
             return INFRASTRUCTURE

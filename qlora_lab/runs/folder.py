@@ -23,7 +23,7 @@ from qlora_lab.config.load import from_plain
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs import lease as leases
-from qlora_lab.runs.causes import INFRASTRUCTURE, cause_of
+from qlora_lab.runs.causes import INFRASTRUCTURE, NO_SPACE, cause_of
 from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
 from qlora_lab.runs.lease import Claim, Lease
 
@@ -110,6 +110,8 @@ class RunFolder:
 
     def begin(self) -> None:
         """Record that an attempt at the run starts now, in this process, and keep what became of the one before."""
+        if self.lease is not None:
+            self.lease.keep_reserve()
         before = self.status()
         history = [] if before is None else [*before.get("history", []), _summary(before)]
         self._write_status(
@@ -151,7 +153,15 @@ class RunFolder:
         self._write_status(**{**status, **ended, "step": (self.last_metrics() or {}).get("step")})
 
     def _write_status(self, **status: Any) -> None:
-        write_json(self.path / "status.json", status, self.lease)
+        """Write status.json, on a full disk with the space that was kept for it."""
+        file = self.path / "status.json"
+        try:
+            write_json(file, status, self.lease)
+        except OSError as error:
+            if self.lease is None or error.errno not in NO_SPACE:
+                raise
+            self.lease.give_up_reserve()
+            write_json(file, status, self.lease)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         write_json(self.path / "environment.json", environment, self.lease)

@@ -36,6 +36,8 @@ BEAT_S = 4.0
 STALE_S = 25.0  # of silence; the beat of a holder on a slow file server must be quicker than that
 LEASE_FOLDER = re.compile(r"lease\.(\d{6})")
 BEAT = "beat"
+RESERVE = "reserve"
+RESERVE_BYTES = 1 << 16  # a status with a traceback and a hundred earlier attempts
 COUNTER_DIGITS = 12
 # What a rename or an open says when the folder it goes through has been taken away; ESTALE is a file server's word.
 TAKEN_AWAY = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
@@ -124,6 +126,17 @@ class Lease:
             self.check()
             raise
         _remove(aside)
+
+    def keep_reserve(self) -> None:
+        """Take up some space on the disk, so that a run that fills it can still say so.
+
+        Raises:
+            OSError: the disk is full already.
+        """
+        (self.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))  # which no file system can store in less
+
+    def give_up_reserve(self) -> None:
+        (self.path / RESERVE).unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the lease back; a lease that is lost already stays with who has it."""

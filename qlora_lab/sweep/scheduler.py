@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 PENDING, RUNNING, ENDED = "pending", "running", "ended"
+STUCK = "stuck"  # it waits, but the scheduler itself has decided never to start it
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Job:
     Attributes:
         job: the id that `sbatch` printed.
         tasks: numbers in the array; None for a job that is none.
-        state: PENDING, RUNNING or ENDED.
+        state: PENDING, RUNNING, STUCK or ENDED.
         word: the scheduler's own word for the state, such as NODE_FAIL.
         comment: what the job was submitted with.
         node: where it runs or ran.
@@ -39,6 +40,11 @@ class Job:
     @property
     def is_over(self) -> bool:
         return self.state == ENDED
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it runs, or will when its time has come."""
+        return self.state in (PENDING, RUNNING)
 
 
 @dataclass(frozen=True)

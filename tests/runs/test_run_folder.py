@@ -15,10 +15,12 @@ import pytest
 
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs import files
+from qlora_lab.runs.causes import DISK
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, MetricsFile, RunFolder
 from qlora_lab.runs.identity import run_id
 from qlora_lab.runs.lease import BEAT
 from tests.helpers import tiny
+from tests.small_disk import fill, small_disk
 
 
 @pytest.fixture
@@ -136,6 +138,21 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         files.write_json(file, {"loss": 2.0})
     assert json.loads(file.read_text()) == {"loss": 1.0}
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_fills_the_disk_can_still_be_recorded(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 512) as disk:
+        folder = RunFolder(disk / ("0" * 12))
+        with folder.lock():
+            folder.begin()
+            metrics = MetricsFile(folder, lambda: 1.0)
+            metrics.append(1, {"train/loss": 2.5})
+            fill(disk)
+            with pytest.raises(OSError, match="No space left") as full:
+                folder.write_result({"text": "x" * 5000})
+            folder.end(FAILED, 1.0, full.value)
+        status = folder.status()
+    assert status is not None and (status["state"], status["cause"], status["step"]) == (FAILED, DISK, 1)
 
 
 def test_json_is_valid_whatever_the_numbers(tmp_path: Path, folder: RunFolder) -> None:

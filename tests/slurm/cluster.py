@@ -115,6 +115,13 @@ class Cluster:
             self._pid_file(f"slurmd-{name}").unlink(missing_ok=True)
             self._daemon("slurmd", "-N", name)
 
+    def ask_nodes(self) -> None:
+        """Let every node say what runs there.
+
+        A controller that was killed believes that what ended meanwhile still runs, until nodes report, every 100 s.
+        """
+        self.run("scontrol", "reconfigure")
+
     def kill_node(self, name: str) -> None:
         """Kill a node's daemon, but not what it has started: job steps go on, as behind a broken network."""
         self._end(f"slurmd-{name}", signal.SIGKILL)
@@ -140,12 +147,21 @@ class Cluster:
 
     # ---- jobs
 
+    def submit(self, command: str, *options: str) -> str:
+        """Submit a job of somebody else, and return its id."""
+        return self.output("sbatch", "--parsable", "--output=/dev/null", *options, "--wrap", command)
+
     def job_states(self, *selection: str) -> dict[str, str]:
         """Return the state of each job or array task, finished ones too while SLURM remembers them."""
         lines = self.output("squeue", "-h", "-r", "-t", "all", "-o", "%i %T", *selection).splitlines()
         return dict(line.split() for line in lines)
 
     def quiet(self) -> bool:
+        """Say whether nothing runs, and nothing waits that SLURM means to start."""
+        lines = self.output("squeue", "-h", "-t", "PD,R,CG,S,CF", "-o", "%r").splitlines()
+        return all(reason == "launch failed requeued held" for reason in lines)
+
+    def empty(self) -> bool:
         return not self.output("squeue", "-h", "-t", "PD,R,CG,S,CF")
 
     # ---- how each daemon is started

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, Size, missing, running
+from tests.slurm.cluster import Cluster, Size, missing, running, wait_until
 
 if not os.environ.get("QLORA_LAB_SLURM_TESTS"):
     collect_ignore_glob = ["test_*.py"]
@@ -42,6 +42,8 @@ def cluster(whole_session: Cluster) -> Iterator[Cluster]:
     yield whole_session
     whole_session.start_controller()
     whole_session.run("scancel", "--user=root")
+    # a job that ends while a later test has no controller would be a ghost there
+    wait_until(whole_session.empty, 30, required=False)
 
 
 @pytest.fixture(scope="module")

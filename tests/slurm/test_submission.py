@@ -73,22 +73,28 @@ def test_two_launchers_at_once_submit_once(cluster: Cluster, tmp_path: Path) -> 
     study.check_each_was_done_once()
 
 
-def test_a_controller_killed_during_submission(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("event", [None, "intent", "submitted"])
+def test_a_controller_killed_during_submission(cluster: Cluster, tmp_path: Path, event: str | None) -> None:
+    """Before the launcher asks it anything, when it is about to submit the canary, or the array after it."""
     study = FakeStudy(cluster, tmp_path, 6)
-    cluster.kill_controller()
+    if event is None:
+        cluster.kill_controller()
     process = study.start()
+    if event is not None:
+        wait_until(lambda: event in study.journal(), 60, every_s=0.001)
+        cluster.kill_controller()
     time.sleep(3)
     cluster.start_controller()
     _, err = process.communicate(timeout=200)
     if process.returncode != 0:  # it could not even ask: the same command goes on
         assert "cannot reach SLURM" in err or "did not answer" in err
         study.launch()
-    study.wait_until_finished(120)
+    study.go_on()
     study.check_each_was_done_once()
 
 
 def test_a_controller_killed_a_second_after_submission(cluster: Cluster, tmp_path: Path) -> None:
-    """It may have forgotten jobs whose ids sbatch has printed."""
+    """It may have forgotten jobs whose ids sbatch has printed, or start one again that runs, and hold it for ever."""
     study = FakeStudy(cluster, tmp_path, 6)
     study.launch()
     time.sleep(1)
@@ -96,6 +102,8 @@ def test_a_controller_killed_a_second_after_submission(cluster: Cluster, tmp_pat
     cluster.start_controller()
     study.go_on()
     study.check_each_was_done_once()
+    study.launch()
+    wait_until(cluster.empty, 30)
 
 
 def test_above_a_submit_limit_workers_take_the_runs(cluster: Cluster, tmp_path: Path) -> None:

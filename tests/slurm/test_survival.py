@@ -5,27 +5,13 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from qlora_lab.runs.folder import RUNNING
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.study import FakeStudy
 
 LONG = {"steps": 40, "step_s": 0.2}
-
-
-def begin(study: FakeStudy, number: int = 0, step: int = 2) -> dict[str, Any]:
-    """Wait until a run has taken some steps, and return its status."""
-    wait_until(lambda: (study.runs[number].last_metrics() or {"step": 0})["step"] >= step, 60)
-    status = study.runs[number].status()
-    assert status is not None and status["state"] == RUNNING
-    return status
-
-
-def causes(study: FakeStudy, number: int = 0) -> list[str]:
-    return [attempt["cause"] for attempt in (study.runs[number].status() or {})["history"]]
 
 
 def test_killed_runs_are_tried_again(cluster: Cluster, tmp_path: Path) -> None:
@@ -36,7 +22,7 @@ def test_killed_runs_are_tried_again(cluster: Cluster, tmp_path: Path) -> None:
     assert sorted(study.launch()["submitted"]) == [study.runs[number].run_id for number in (3, 7, 11)]
     study.wait_until_finished()
     study.check_each_was_done_once()
-    assert causes(study, 7) == ["infrastructure"]
+    assert study.causes(7) == ["infrastructure"]
 
 
 def test_a_run_that_always_dies_is_given_up(cluster: Cluster, tmp_path: Path) -> None:
@@ -53,13 +39,13 @@ def test_usr2_three_times(cluster: Cluster, tmp_path: Path) -> None:
     study = FakeStudy(cluster, tmp_path, 1)
     study.tell(**LONG)
     (job,) = study.launch()["jobs"]
-    pid = begin(study)["pid"]
+    pid = study.wait_until_begun()["pid"]
     for _ in range(3):
         os.kill(pid, signal.SIGUSR2)
         time.sleep(0.05)
     study.wait_until_finished()
     study.check_each_was_done_once()
-    assert study.runs[0].attempts() == 2 and causes(study) == ["preemption"]
+    assert study.runs[0].attempts() == 2 and study.causes() == ["preemption"]
     assert "Restarts=1" in cluster.output("scontrol", "show", "job", f"{job}_0")
 
 
@@ -67,7 +53,7 @@ def test_sigterm_alone(cluster: Cluster, tmp_path: Path) -> None:
     study = FakeStudy(cluster, tmp_path, 1)
     study.tell(**LONG)
     study.launch()
-    os.kill(begin(study)["pid"], signal.SIGTERM)
+    os.kill(study.wait_until_begun()["pid"], signal.SIGTERM)
     study.wait_until_finished()
     study.check_each_was_done_once()
     assert study.runs[0].attempts() == 2
@@ -77,12 +63,12 @@ def test_preemption_by_a_higher_partition(cluster: Cluster, tmp_path: Path) -> N
     study = FakeStudy(cluster, tmp_path, 4, partition="scavenge", extra={"nodelist": "gpu01"})
     study.tell(steps=100, step_s=0.1)
     study.launch()
-    begin(study)  # the canary
-    job = cluster.output("sbatch", "--parsable", "-p", "gpu", "-w", "gpu01", "--gpus-per-node=4", "--wrap", "sleep 3")
+    study.wait_until_begun()  # the canary
+    job = cluster.submit("sleep 3", "--partition=gpu", "--nodelist=gpu01", "--gpus-per-node=4")
     wait_until(lambda: cluster.job_states().get(job) in ("RUNNING", "COMPLETED"), 60)
     study.wait_until_finished(150)
     study.check_each_was_done_once()
-    assert causes(study) == ["preemption"]
+    assert study.causes() == ["preemption"]
 
 
 def test_a_time_limit_in_slices(cluster: Cluster, tmp_path: Path) -> None:
@@ -91,14 +77,14 @@ def test_a_time_limit_in_slices(cluster: Cluster, tmp_path: Path) -> None:
     study.launch()
     study.wait_until_finished(300)
     study.check_each_was_done_once()
-    assert set(causes(study)) == {"time_limit"}
+    assert set(study.causes()) == {"time_limit"}
 
 
 def test_a_cancelled_run_stays_cancelled_until_the_next_command(cluster: Cluster, tmp_path: Path) -> None:
     study = FakeStudy(cluster, tmp_path, 3, extra={"nodelist": "gpu01", "exclusive": True})
     study.tell(**LONG)
     jobs = study.launch()["jobs"]
-    begin(study)  # the others wait for it
+    study.wait_until_begun()  # the others wait for it
     cluster.output("scancel", *jobs)
     study.wait_until_quiet()
     time.sleep(8)  # a requeued job would be back by now
@@ -114,7 +100,7 @@ def test_a_drained_node(cluster: Cluster, tmp_path: Path) -> None:
     study = FakeStudy(cluster, tmp_path, 20)
     study.tell(steps=5, step_s=0.4)
     study.launch()
-    begin(study, step=1)
+    study.wait_until_begun(step=1)
     cluster.drain("gpu01")
     try:
         study.wait_until_finished(120)
@@ -128,7 +114,7 @@ def test_a_node_that_comes_back_with_its_old_step(cluster: Cluster, tmp_path: Pa
     study = FakeStudy(cluster, tmp_path, 1)
     study.tell(steps=600, step_s=1.0)
     study.launch()
-    old = begin(study)
+    old = study.wait_until_begun()
     node = old["node"]
     cluster.kill_node(node)
     wait_until(lambda: "down" in cluster.node_state(node), 90)
@@ -142,7 +128,7 @@ def test_a_node_that_comes_back_with_its_old_step(cluster: Cluster, tmp_path: Pa
     cluster.start_node(node)
     cluster.wait_for_nodes()
     study.check_each_was_done_once()
-    assert causes(study) == ["infrastructure"]
+    assert study.causes() == ["infrastructure"]
 
 
 def alive(pid: int) -> bool:
@@ -174,6 +160,6 @@ def test_a_run_that_outgrows_its_memory_gets_more_once(cluster: Cluster, tmp_pat
     study.wait_until_quiet(60)
     time.sleep(3)  # accounting is late
     (job,) = study.launch()["jobs"]
-    assert causes(study) == ["host_memory"] or (study.runs[0].status() or {})["cause"] == "host_memory"
+    assert study.causes() == ["host_memory"] or (study.runs[0].status() or {})["cause"] == "host_memory"
     memory = json.loads(json.dumps(cluster.output("squeue", "-h", "-j", job, "-o", "%m")))
     assert memory == "2G"

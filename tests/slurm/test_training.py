@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qlora_lab.runs.folder import FINISHED, RunFolder
+import pytest
+
+from qlora_lab.runs.causes import DISK
+from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
 from tests.slurm.cluster import Cluster, wait_until
+from tests.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[2]
 STUDY = [
@@ -16,6 +20,7 @@ STUDY = [
     "evaluation.rows=16",
     "evaluation.max_new_tokens=24",
     "tracking=none",
+    "trainer.device=cpu",  # for a cluster, runs are planned for GPUs unless told otherwise
     "seed=0,1",
     "adapter.dropout=0.1",
     "trainer.max_steps=60",
@@ -48,29 +53,62 @@ def weights(runs_dir: Path) -> dict[str, bytes]:
     return {file.parent.parent.name: file.read_bytes() for file in runs_dir.glob("*/adapter/adapter_model.safetensors")}
 
 
-def test_interrupted_runs_end_with_the_same_bits(cluster: Cluster, tmp_path: Path) -> None:
-    straight = sweep(cluster, tmp_path / "straight", "launcher=in_process")
-    assert straight.returncode == 0, straight.stderr
-    done = sweep(cluster, tmp_path / "slurm", *ON_SLURM)
+@pytest.fixture(scope="module")
+def straight(whole_session: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The weights of runs that nobody interrupted."""
+    runs_dir = tmp_path_factory.mktemp("straight")
+    done = sweep(whole_session, runs_dir, "launcher=in_process")
+    assert done.returncode == 0, done.stderr
+    return weights(runs_dir)
+
+
+def newest_checkpoint(run: RunFolder) -> Path:
+    return max(run.checkpoints.glob("step_*"))
+
+
+def test_interrupted_runs_end_with_the_same_bits(cluster: Cluster, tmp_path: Path, straight: dict[str, bytes]) -> None:
+    """One is told to stop; the other is killed, and then its newest checkpoint is damaged too."""
+    done = sweep(cluster, tmp_path, *ON_SLURM)
     assert done.returncode == 0 and "submitted 2 runs" in done.stdout, done.stderr
-    runs = [RunFolder(file.parent) for file in (tmp_path / "slurm").glob("*/config.yaml")]
-    hit: set[str] = set()
+    runs = [RunFolder(file.parent) for file in tmp_path.glob("*/config.yaml")]
+    hit: list[RunFolder] = []
 
     def interrupt_each_once() -> bool:
         for run in runs:
-            status = run.status()
-            if run.run_id not in hit and status is not None and any(run.checkpoints.glob("step_*")):
-                hit.add(run.run_id)
-                os.kill(status["pid"], [signal.SIGUSR2, signal.SIGKILL][len(hit) - 1])
+            if run not in hit and len(list(run.checkpoints.glob("step_*"))) > 1:
+                hit.append(run)
+                os.kill((run.status() or {})["pid"], [signal.SIGUSR2, signal.SIGKILL][len(hit) - 1])
         return len(hit) == 2
 
     wait_until(interrupt_each_once, 200, every_s=0.02)
     wait_until(cluster.quiet, 120)
-    patient = sweep(cluster, tmp_path / "slurm", *ON_SLURM, "launcher.wait=true")
+    damaged = newest_checkpoint(hit[1])
+    os.truncate(damaged / "parameters.safetensors", 100)
+    patient = sweep(cluster, tmp_path, *ON_SLURM, "launcher.wait=true")
     assert patient.returncode == 0, patient.stderr
     assert [run.state() for run in runs] == [FINISHED] * 2
-    assert weights(tmp_path / "slurm") == weights(tmp_path / "straight")
+    assert weights(tmp_path) == straight
     assert all((run.status() or {})["attempt"] == 2 for run in runs)
+    log = Path((hit[1].status() or {})["log"]).read_text()
+    assert f"checkpoint of step {int(damaged.name.partition('_')[2])} is damaged" in log
+
+
+def test_a_full_disk_while_checkpointing(cluster: Cluster, tmp_path: Path, straight: dict[str, bytes]) -> None:
+    with small_disk(tmp_path / "disk", 64 << 10) as disk:
+        done = sweep(cluster, disk, *ON_SLURM, "seed=0")
+        assert done.returncode == 0, done.stderr
+        (run,) = [RunFolder(file.parent) for file in disk.glob("*/config.yaml")]
+        wait_until(lambda: any(run.checkpoints.glob("step_*")), 200, every_s=0.02)
+        # less than a checkpoint, also after an older one was removed
+        wait_until(lambda: fill(disk, leaving=50 << 10) and cluster.quiet(), 120)
+        status = run.status() or {}
+        assert (status["state"], status["cause"]) == (FAILED, DISK)
+        assert "earlier checkpoints are as they were (step" in status["error"]["message"]
+        fill(disk).unlink()
+        patient = sweep(cluster, disk, *ON_SLURM, "seed=0", "launcher.wait=true")
+        assert patient.returncode == 0, patient.stderr
+        assert weights(disk) == {run.run_id: straight[run.run_id]}
+        assert (run.status() or {})["attempt"] == 2
 
 
 def test_a_pool_on_the_cluster(cluster: Cluster, tmp_path: Path) -> None:

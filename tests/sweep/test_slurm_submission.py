@@ -13,14 +13,14 @@ from qlora_lab.runs.causes import CODE, HOST_MEMORY, INFRASTRUCTURE, NODE, STOPP
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
 from qlora_lab.sweep.chunk import Chunk, chunk_file
 from qlora_lab.sweep.journal import INTENT, LOST, REFUSED, SUBMITTED, Journal
-from qlora_lab.sweep.scheduler import ENDED, PENDING, RUNNING, Ending, Job
+from qlora_lab.sweep.scheduler import ENDED, PENDING, RUNNING, STUCK, Ending, Job
 from qlora_lab.sweep.slurm import submit
 from qlora_lab.sweep.slurm.arrays import batches_of, groups_of
 from qlora_lab.sweep.slurm.commands import LimitError, UnreachableError
 from qlora_lab.sweep.slurm.endings import cause_of_ending
 from qlora_lab.sweep.slurm.limits import SiteLimits
 from qlora_lab.sweep.slurm.nodes import bad_nodes
-from qlora_lab.sweep.slurm.scheduler import memory_bytes, task_numbers
+from qlora_lab.sweep.slurm.scheduler import job_of, memory_bytes, task_numbers
 from qlora_lab.sweep.slurm.script import comment_of, nonce_of
 from qlora_lab.sweep.slurm.submit import Submission
 from qlora_lab.sweep.slurm.task import seconds
@@ -121,6 +121,18 @@ def test_a_job_that_was_submitted_twice_is_cancelled_once(tmp_path: Path, runs: 
     scheduler.queue.append(replace(scheduler.queue[0], job="77"))
     submission(tmp_path, scheduler).launch(runs[:1])
     assert scheduler.cancelled == ["77"]
+
+
+def test_a_job_that_slurm_will_never_start_is_replaced(tmp_path: Path, runs: list[RunFolder]) -> None:
+    scheduler = Scheduler()
+    mine = submission(tmp_path, scheduler)
+    mine.launch(runs[:2])
+    canary, other = scheduler.queue
+    scheduler.queue = [replace(canary, state=STUCK), other]
+    assert [job.job for job in mine.jobs()] == [other.job]
+    outcome = mine.launch(runs[:2])
+    assert scheduler.cancelled == [f"{canary.job}_0"]
+    assert outcome.submitted == [runs[0].run_id] and outcome.queued == [runs[1].run_id]
 
 
 def test_an_answer_that_got_lost_is_found_in_the_queue(
@@ -264,6 +276,23 @@ def test_bad_nodes_are_those_where_only_failures_happen() -> None:
     lost = [attempt("gpu02", INTERRUPTED, NODE)] * 3
     assert bad_nodes([*lost, attempt("gpu01", INTERRUPTED, STOPPED)]) == []
     assert bad_nodes([*lost, attempt("gpu01", FAILED, CODE)]) == ["gpu02"]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason", "state"),
+    [
+        ("PENDING", "Resources", PENDING),
+        ("PENDING", "JobHeldUser", PENDING),
+        ("PENDING", "launch failed requeued held", STUCK),
+        ("PENDING", "launch_failed_requeued_held", STUCK),
+        ("PENDING", "JobHoldMaxRequeue", STUCK),
+        ("RUNNING", "None", RUNNING),
+        ("NODE_FAIL", "None", ENDED),
+    ],
+)
+def test_states_of_jobs(word: str, reason: str, state: str) -> None:
+    job = job_of(f"41|0-2|{word}||normal|{reason}|{comment_of('ab')}")
+    assert (job.state, job.ids[-1], nonce_of(job.comment)) == (state, "41_2", "ab")
 
 
 def test_slurms_ways_of_writing() -> None:

@@ -3,8 +3,6 @@
 import errno
 import os
 import random
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from qlora_lab.errors import RunFolderError
 from qlora_lab.train.checkpoint import Counters, TrainingState, load_newest, save_checkpoint
 from qlora_lab.train.optimizer import build_optimizer
 from qlora_lab.train.rng import capture_rng, restore_rng, seed_everything
+from tests.small_disk import small_disk
 
 
 def new_state(step: int = 0, size: int = 4) -> TrainingState:
@@ -162,29 +161,16 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert checkpoint is not None and checkpoint.counters.step == 1
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mount.returncode != 0:
-        pytest.skip(f"cannot mount a small file system here: {mount.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_disk_that_is_really_full_keeps_the_checkpoint_before(small_disk: Path) -> None:
+def test_a_disk_that_is_really_full_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     state = new_state(size=100)  # 120 kB a checkpoint and 15 kB of random states
-    train(state, 1)
-    save(small_disk, state)
-    train(state, 1)
-    with pytest.raises(RunFolderError, match="No space left on device"):
-        save(small_disk, state)
-    assert names(small_disk) == ["step_000001"]
-    checkpoint = load_newest(small_disk)
+    with small_disk(tmp_path / "disk", 256) as disk:
+        train(state, 1)
+        save(disk, state)
+        train(state, 1)
+        with pytest.raises(RunFolderError, match="No space left on device"):
+            save(disk, state)
+        assert names(disk) == ["step_000001"]
+        checkpoint = load_newest(disk)
     assert checkpoint is not None and checkpoint.counters.step == 1
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from qlora_lab.errors import LaunchError
-from qlora_lab.sweep.scheduler import ENDED, PENDING, RUNNING, Ending, Job
+from qlora_lab.sweep.scheduler import ENDED, PENDING, RUNNING, STUCK, Ending, Job
 from qlora_lab.sweep.slurm.commands import UNKNOWN_JOB, UnreachableError, run
 from qlora_lab.sweep.slurm.limits import SiteLimits, read_limits
 
@@ -16,6 +16,9 @@ STATES = {"PENDING": PENDING, "REQUEUED": PENDING, "REQUEUE_HOLD": PENDING, "REQ
 STATES |= dict.fromkeys(
     ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING"), RUNNING
 )
+# Why SLURM holds a job that nobody asked it to hold: a node refused it (often because a restarted controller started it
+# a second time), or it was requeued too often. Newer versions write underscores for the blanks.
+HELD_FOR_GOOD = ("launch failed requeued held", "jobholdmaxrequeue")
 IDS_A_COMMAND = 500
 
 
@@ -44,7 +47,7 @@ class SlurmScheduler:
             UnreachableError: the controller does not answer.
         """
         lines = run("squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", f"--format={FIELDS}")
-        return [_job(line) for line in lines.splitlines() if line]
+        return [job_of(line) for line in lines.splitlines() if line]
 
     def endings(self, ids: Sequence[str]) -> dict[str, Ending]:
         """Return how jobs and array tasks ended, as accounting or else the file of completed jobs has it."""
@@ -85,12 +88,16 @@ class SlurmScheduler:
                     raise
 
 
-def _job(line: str) -> Job:
+def job_of(line: str) -> Job:
+    """Read a line that squeue writes in the format `FIELDS`."""
     job, tasks, word, node, qos, reason, comment = line.split("|", 6)
+    state = STATES.get(word, ENDED)
+    if state == PENDING and reason.replace("_", " ").lower() in HELD_FOR_GOOD:
+        state = STUCK
     return Job(
         job=job,
         tasks=None if tasks == "N/A" else task_numbers(tasks),
-        state=STATES.get(word, ENDED),
+        state=state,
         word=word,
         comment=comment,
         node=node or None,

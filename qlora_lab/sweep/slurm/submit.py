@@ -20,7 +20,7 @@ from qlora_lab.sweep.breaker import Breaker, breaker_folder
 from qlora_lab.sweep.chunk import POOL, Chunk, chunk_file, new_nonce, resource_class
 from qlora_lab.sweep.journal import INTENT, LOST, REFUSED, SUBMITTED, Journal
 from qlora_lab.sweep.listing import listed
-from qlora_lab.sweep.scheduler import Job
+from qlora_lab.sweep.scheduler import STUCK, Job
 from qlora_lab.sweep.settle import may_go_on, memory_factor, settle
 from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of
 from qlora_lab.sweep.slurm.commands import LimitError, UnreachableError
@@ -120,6 +120,8 @@ class Submission:
     def reconcile(self) -> list[Job]:
         """Compare the journal with SLURM's queue: adopt jobs whose launcher died, and note those that SLURM lost.
 
+        Jobs that SLURM will never start are cancelled: who is allowed to submit may not release what SLURM holds.
+
         Returns:
             The user's jobs.
         """
@@ -129,7 +131,11 @@ class Submission:
             nonce = nonce_of(job.comment)
             if nonce is not None and job.job not in jobs.setdefault(nonce, []):
                 jobs[nonce].append(job.job)
-        for nonce, entry in self._journal.entries().items():
+        entries = self._journal.entries()
+        stuck = [job for job in queue if job.state == STUCK and nonce_of(job.comment) in entries]
+        if stuck:
+            self._scheduler.cancel([name for job in stuck for name in job.ids])
+        for nonce, entry in entries.items():
             known = jobs.get(nonce, [])
             if entry["event"] == INTENT and known:
                 self._journal.append(SUBMITTED, nonce, job=known[0], adopted=True)
@@ -140,9 +146,9 @@ class Submission:
         return queue
 
     def jobs(self) -> list[Job]:
-        """Return the jobs of this plan that wait or run."""
+        """Return the jobs of this plan that run, or wait for their turn."""
         own = self._journal.entries()
-        return [job for job in self._scheduler.query() if not job.is_over and nonce_of(job.comment) in own]
+        return [job for job in self._scheduler.query() if job.goes_on and nonce_of(job.comment) in own]
 
     # ---- what there is to do
 
@@ -153,7 +159,7 @@ class Submission:
         found: set[str] = set()
         for job in queue:
             nonce = nonce_of(job.comment)
-            if job.is_over or nonce is None or nonce not in own:
+            if not job.goes_on or nonce is None or nonce not in own:
                 continue
             if nonce not in chunks:
                 chunks[nonce] = Chunk.read(chunk_file(self._folder, nonce))

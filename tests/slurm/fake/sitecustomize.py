@@ -47,6 +47,9 @@ def execute(path, attempts_before=None, *, lease, stop_cause, bases=None):
             folder.end(FINISHED, 1.0)
         except LeaseLostError:
             return "lost"
+        except OSError as error:
+            folder.end(FAILED, 1.0, error)
+            return FAILED
     return FINISHED
 
 

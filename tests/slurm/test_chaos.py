@@ -1,0 +1,134 @@
+"""Everything at once, drawn from a seed: 60 runs, each of which ends with one result."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from qlora_lab.runs.folder import FINISHED, RUNNING
+from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.study import FakeStudy
+from tests.small_disk import fill, small_disk
+
+RUNS = 60
+FAULTS_S = float(os.environ.get("QLORA_LAB_CHAOS_S", "45"))
+SEED = int(os.environ.get("QLORA_LAB_SEED", "0"))
+
+
+class Faults:
+    """What befalls a study; each is over, or undone, when `calm` has returned."""
+
+    def __init__(self, study: FakeStudy, disk: Path, draw: random.Random) -> None:
+        self.study = study
+        self.cluster = study.cluster
+        self.disk = disk
+        self.draw = draw
+        self.launchers: list[subprocess.Popen[str]] = []
+        self.done: list[str] = []
+        self._kinds: list[tuple[int, Callable[[], None]]] = [
+            (4, self.kill_a_run),
+            (3, self.tell_a_run_to_stop),
+            (4, self.start_launchers),
+            (3, self.kill_a_launcher),
+            (1, self.kill_the_controller),
+            (1, self.kill_a_node),
+            (1, self.drain_a_node),
+            (1, self.fill_the_disk),
+            (1, self.cancel_a_job),
+            (1, self.push_out),
+        ]
+
+    def one(self) -> None:
+        weights, kinds = zip(*self._kinds, strict=True)
+        (kind,) = self.draw.choices(kinds, weights)
+        self.done.append(kind.__name__)
+        kind()
+
+    def calm(self) -> None:
+        for launcher in self.launchers:
+            launcher.communicate(timeout=200)
+        (self.disk / "ballast").unlink(missing_ok=True)
+        self.cluster.start()
+        for node in self.cluster.node_names:
+            self.cluster.resume(node)
+        self.cluster.wait_for_nodes()
+
+    def kill_a_run(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def tell_a_run_to_stop(self) -> None:
+        self._signal(self.draw.choice([signal.SIGUSR2, signal.SIGTERM]))
+
+    def start_launchers(self) -> None:
+        self.launchers += [self.study.start(retry_failed=True) for _ in range(self.draw.choice([1, 1, 2]))]
+
+    def kill_a_launcher(self) -> None:
+        living = [launcher for launcher in self.launchers if launcher.poll() is None]
+        if living:
+            self.draw.choice(living).kill()
+
+    def kill_the_controller(self) -> None:
+        self.cluster.kill_controller()
+        time.sleep(self.draw.uniform(0, 2))
+        self.cluster.start_controller()
+
+    def kill_a_node(self) -> None:
+        """Its steps go on; sometimes it is back before anybody notices."""
+        node = self.draw.choice(self.cluster.node_names)
+        self.cluster.kill_node(node)
+        time.sleep(self.draw.choice([0, 3]))
+        self.cluster.start_node(node)
+
+    def drain_a_node(self) -> None:
+        node = self.draw.choice(self.cluster.node_names)
+        self.cluster.drain(node)
+        time.sleep(1)
+        self.cluster.resume(node)
+
+    def fill_the_disk(self) -> None:
+        ballast = fill(self.disk)
+        time.sleep(self.draw.uniform(0.2, 1))
+        ballast.unlink()
+
+    def cancel_a_job(self) -> None:
+        jobs = sorted(self.cluster.job_states("--states=PENDING,RUNNING"))
+        if jobs:
+            self.cluster.run("scancel", self.draw.choice(jobs))
+
+    def push_out(self) -> None:
+        node = self.draw.choice(self.cluster.node_names)
+        self.cluster.submit("sleep 1", "--partition=gpu", f"--nodelist={node}", "--gpus-per-node=4")
+
+    def _signal(self, signum: signal.Signals) -> None:
+        running = [run for run in self.study.runs if run.state() == RUNNING]
+        if running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill((self.draw.choice(running).status() or {})["pid"], signum)
+
+
+def test_everything_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    draw = random.Random(SEED)
+    with small_disk(tmp_path / "disk", 64 << 10) as disk:
+        study = FakeStudy(cluster, disk, RUNS, partition="scavenge", max_failures=RUNS)
+        for number in range(RUNS):
+            study.tell(number, steps=draw.randint(10, 20), step_s=0.2)
+        study.launch()
+        faults = Faults(study, disk, draw)
+        until = time.monotonic() + FAULTS_S
+        while time.monotonic() < until and study.states().count(FINISHED) < RUNS:
+            faults.one()
+            time.sleep(draw.uniform(0.2, 1))
+        faults.calm()
+        print(f"seed {SEED}: {len(faults.done)} faults: {' '.join(faults.done)}")
+        study.go_on(rounds=8, retry_failed=True)
+        study.check_each_was_done_once()
+        study.launch()
+        study.wait_until_quiet()
+        study.launch()
+        wait_until(cluster.empty, 30)
+        attempts = sum(run.attempts() for run in study.runs)
+        print(f"{RUNS} runs took {attempts} attempts")
