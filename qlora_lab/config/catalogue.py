@@ -1,4 +1,4 @@
-"""The models of conf/model/ and the data sets of conf/data/ by name, read without Hydra's tenth of a second for each."""
+"""The models of conf/model/ and data sets of conf/data/ by name, read without Hydra's tenth of a second for each."""
 
 from pathlib import Path
 

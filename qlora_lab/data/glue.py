@@ -62,7 +62,7 @@ def label_of(name: str, columns: Mapping[str, Any]) -> str | None:
         if number is not None and 0 <= number <= 5:
             return SCORES[round(number * 5)]
         raise BrokenRowError(f"column 'label' of {name} must be a score from 0 to 5; got {kind_of(given)}")
-    if number in range(len(labels)):
+    if number is not None and number in range(len(labels)):
         return labels[int(number)]
     numbered = ", ".join(f"{place} ({label})" for place, label in enumerate(labels))
     word = f"'{given}'{nearest(given, labels)}" if isinstance(given, str) else kind_of(given)
