@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qlora_lab.data.records import BrokenRowError, BrokenRows, Record, kind_of, list_of, optional_text_of, text_of
+from qlora_lab.data.records import BrokenRowError, BrokenRows, Record, family_of, kind_of, list_of, text_of
 from qlora_lab.data.rows import ASSISTANT, SYSTEM, USER, Row, Turn
 from qlora_lab.errors import unknown_name
 
@@ -79,7 +79,7 @@ def conversation_reply(columns: Columns) -> list[Row]:
 
 def messages_every_reply(columns: Columns) -> list[Row]:
     """Chat in messages: a row for each reply of the assistant, which is scored, after all turns before it."""
-    return every_reply(messages_of(columns), family=optional_text_of(columns, "category") or None)
+    return every_reply(messages_of(columns), family=family_of(columns))
 
 
 def messages_last_reply(columns: Columns) -> list[Row]:

@@ -10,6 +10,9 @@ from qlora_lab.errors import DataError, nearest
 MAX_LISTED = 5  # different faults spelt out in one message
 MAX_PLACES = 3  # places named of each
 
+# Columns that name the kind of a task, in the order they are asked for.
+FAMILY_COLUMNS = ("family", "task", "category", "subject", "task_name", "_task_name", "subset")
+
 
 class BrokenRowError(Exception):
     """What is wrong with one row; collected in `BrokenRows`, never shown alone."""
@@ -85,6 +88,14 @@ def list_of(columns: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise BrokenRowError(f"column '{name}' must hold a list of objects; got {kind_of(items)}")
     return items
+
+
+def family_of(columns: Mapping[str, Any]) -> str | None:
+    """Return the kind of task that a row says it is of, if it says one."""
+    for name in FAMILY_COLUMNS:
+        if isinstance(columns.get(name), str):
+            return columns[name] or None
+    return None
 
 
 def require_text(value: Any, what: str) -> str:

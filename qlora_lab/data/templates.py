@@ -28,6 +28,7 @@ from qlora_lab.data.records import (
     BrokenRowError,
     BrokenRows,
     Record,
+    family_of,
     list_of,
     optional_text_of,
     require_text,
@@ -38,8 +39,6 @@ from qlora_lab.errors import ConfigError, unknown_name
 
 Columns = Mapping[str, Any]
 
-# Columns that name the kind of a task, in the order they are asked for.
-FAMILY_COLUMNS = ("family", "task", "category", "subject", "task_name", "_task_name", "subset")
 END_OF_TEXT = "<|endoftext|>"  # written at the end of completions in OpenAI's old fine-tuning files
 
 # Sentences of the prompt that Alpaca-trained models expect, word for word (Taori et al. 2023,
@@ -72,13 +71,6 @@ def find_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise ConfigError(unknown_name("data.source.template", name, TEMPLATES))
     return TEMPLATES[name]
-
-
-def family_of(columns: Columns) -> str | None:
-    for name in FAMILY_COLUMNS:
-        if isinstance(columns.get(name), str):
-            return columns[name] or None
-    return None
 
 
 def two_columns(source: str, target: str) -> Template:
