@@ -1,4 +1,4 @@
-"""The models of conf/model/ by name, read without Hydra's tenth of a second for each."""
+"""The models of conf/model/ and data sets of conf/data/ by name, read without Hydra's tenth of a second for each."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qlora_lab.config.command import shipped
-from qlora_lab.config.schema import ModelConfig
+from qlora_lab.config.schema import DataConfig, ModelConfig
 from qlora_lab.errors import ConfigError, unknown_name
 
 HERE = "@_here_"  # what a file of a size writes after the file of its family
@@ -14,7 +14,12 @@ HERE = "@_here_"  # what a file of a size writes after the file of its family
 
 def model_names() -> list[str]:
     """Return the names that model= takes, in alphabetical order."""
-    return sorted(file.name.removesuffix(".yaml") for file in _folder().glob("*.yaml"))
+    return names_in("model")
+
+
+def names_in(group: str) -> list[str]:
+    """Return the names that a group of conf/ takes, in alphabetical order."""
+    return sorted(file.name.removesuffix(".yaml") for file in _folder(group).glob("*.yaml"))
 
 
 def model_named(name: str) -> ModelConfig:
@@ -26,7 +31,7 @@ def model_named(name: str) -> ModelConfig:
     if name not in model_names():
         raise ConfigError(unknown_name("model", name, model_names()))
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), _merged(_folder() / f"{name}.yaml"))
+        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), _merged("model", name))
     except OmegaConfBaseException as error:
         raise ConfigError(f"conf/model/{name}.yaml: {str(error).splitlines()[0]}") from error
     config = OmegaConf.to_object(merged)
@@ -36,19 +41,24 @@ def model_named(name: str) -> ModelConfig:
 
 def described_models() -> list[ModelConfig]:
     """Return every model of conf/model/ that says its numbers."""
-    with_numbers = [name for name in model_names() if "architecture" in _merged(_folder() / f"{name}.yaml")]
-    return [model_named(name) for name in with_numbers]
+    return [model_named(name) for name in model_names() if "architecture" in _merged("model", name)]
 
 
-def _folder() -> Path:
-    return shipped("conf") / "model"
+def data_sets() -> dict[str, DictConfig]:
+    """Return what each data=NAME composes to, by name; unchecked, since some need a path or a hub id to be complete."""
+    schema = OmegaConf.structured(DataConfig)
+    return {name: OmegaConf.merge(schema, _merged("data", name)) for name in names_in("data")}  # type: ignore[misc]
 
 
-def _merged(file: Path) -> DictConfig:
-    """Read a file with the file of its family below it, as Hydra would."""
-    node = OmegaConf.load(file)
+def _folder(group: str) -> Path:
+    return shipped("conf") / group
+
+
+def _merged(group: str, name: str) -> DictConfig:
+    """Read a file with the files of its defaults list below it, as Hydra would."""
+    node = OmegaConf.load(_folder(group) / f"{name}.yaml")
     assert isinstance(node, DictConfig)
-    families = [entry.removesuffix(HERE) for entry in node.pop("defaults", []) if entry != "_self_"]
-    merged = OmegaConf.merge(*(OmegaConf.load(_folder() / f"{family}.yaml") for family in families), node)
+    below = [entry.removesuffix(HERE) for entry in node.pop("defaults", []) if entry != "_self_"]
+    merged = OmegaConf.merge(*(_merged(group, other) for other in below), node)
     assert isinstance(merged, DictConfig)
     return merged

@@ -33,7 +33,8 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
     dtype = _compute_dtype(config, hardware, device)
     sources: list[SourceConfig | ModelConfig] = [config.model, config.data.source, *config.evaluation.sets.values()]
     for source in sources:
-        if source.hub_id is not None and source.revision is None:
+        read_from_file = isinstance(source, SourceConfig) and source.kind == "file"
+        if source.hub_id is not None and source.revision is None and not read_from_file:
             _warn_of_moving_branch(source.hub_id)
     return replace(
         config,

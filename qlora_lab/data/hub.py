@@ -12,12 +12,12 @@ SCRIPT_MESSAGE = "Dataset scripts are no longer supported"
 def read_hub(source: SourceConfig) -> Iterator[Record]:
     """Yield the rows of one split of a hub data set.
 
-    `split` may hold a slice, such as `train[:50000]`; `path`, where given, names the one file of the
-    repository to load, such as `unified_chip2.jsonl`.
+    `split` may hold a slice, such as `train[:50000]`; `hub_files`, where given, names the files of the
+    repository to load, such as `unified_chip2.jsonl` or `*_zsopt_data/part.0.parquet`.
 
     Raises:
-        DataError: no such data set, configuration, split or file; no network; a set that only a Python
-            loading script can read.
+        DataError: no such data set, revision, configuration, split or file; a gated one; no network; a damaged
+            file; a set that only a Python loading script can read.
     """
     import datasets  # half a second that only hub sets pay
 
@@ -27,33 +27,43 @@ def read_hub(source: SourceConfig) -> Iterator[Record]:
             source.hub_config,
             split=source.split,
             revision=source.revision,
-            data_files=source.path,
+            data_files=source.hub_files,
         )
     except (RuntimeError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        not_found = isinstance(error, datasets.exceptions.DatasetNotFoundError)
-        raise DataError(hub_failure(source, error, not_found=not_found)) from error
+        raise DataError(hub_failure(source, error)) from error
     for number, columns in enumerate(rows, start=1):
         yield Record(f"row {number}", columns)
 
 
-def hub_failure(source: SourceConfig, error: Exception, *, not_found: bool) -> str:
-    """Say in one sentence why a hub data set did not load and what to do."""
-    reason = " ".join(str(error).split())
-    set_name = f"data.source.hub_id '{source.hub_id}'"
-    download = "download one of its data files and use data.source.kind=file data.source.path=FILE"
-    if SCRIPT_MESSAGE in reason:
+def hub_failure(source: SourceConfig, error: Exception) -> str:
+    """Say in one sentence why a hub data set did not load and what to do.
+
+    `datasets` raises one kind of error for what is missing, gated or at another revision, so its words tell.
+    """
+    reason = " ".join(str(error.__cause__ or error).split())
+    words = str(error)
+    name = f"data.source.hub_id '{source.hub_id}'"
+    local = "give a local copy of its rows with data.source.path=FILE"
+    if SCRIPT_MESSAGE in words:
         return (
-            f"{set_name} needs a Python loading script, which `datasets` no longer runs; try "
-            f"data.source.revision=refs/convert/parquet, or {download}"
+            f"{name} needs a Python loading script, which `datasets` no longer runs; try "
+            f"data.source.revision=refs/convert/parquet, or {local}"
         )
-    if not_found:
+    if "is a gated dataset" in words:
         return (
-            f"{set_name} was not found on the hub, or is gated ({reason}); check the id, log in with "
-            f"`hf auth login`, or {download}"
+            f"{name} is gated on the hub: accept its terms on https://huggingface.co/datasets/{source.hub_id} and set "
+            f"HF_TOKEN to a token of that account (or `hf auth login`), or {local}"
+        )
+    if words.startswith("Revision "):
+        return f"{name} has no data.source.revision '{source.revision}' on the hub; set one of its commits, or {local}"
+    if "doesn't exist on the Hub or cannot be accessed" in words:
+        return (
+            f"{name} was not found on the hub, or is private; check the id, set HF_TOKEN to a token that may see it, "
+            f"or {local}"
         )
     if isinstance(error, ConnectionError):
         return (
-            f"{set_name} could not be reached ({reason}); on a machine with a network load it once so that "
-            f"it is in the cache, or {download}"
+            f"{name} is not in the local hub cache, and the hub could not be reached ({words.splitlines()[0]}); load "
+            f"it once on a machine with a network and set HF_HOME to that cache, or {local}"
         )
-    return f"{set_name} did not load ({reason}); check hub_config, split, revision and path, or {download}"
+    return f"{name} did not load ({reason}); check data.source.hub_config, hub_files, split and revision, or {local}"

@@ -204,7 +204,7 @@ def evaluation_examples(
         EvalExample(
             example=example,
             prompt_ids=example.input_ids[: example.target_start],
-            prompt=prompt_format.text(row.source),
+            prompt=prompt_format.following(row.history).text(row.source),
             target=row.target,
             answer_tokens=len(answer) if example.task != CLASSIFICATION else 1,
         )

@@ -6,7 +6,6 @@ A reader yields what it can read and puts every other row, by line, into a `Brok
 import codecs
 import csv
 import gzip
-import io
 import json
 import zipfile
 import zlib
@@ -93,17 +92,20 @@ def read_json_lines(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
         except UnicodeDecodeError as error:
             broken.add(place, f"not UTF-8 text ({error.reason} at byte {error.start + 1})")
         except json.JSONDecodeError as error:
-            broken.add(place, f"invalid JSON ({error.msg} at column {error.colno})")
+            cut = "" if line.endswith(b"\n") else "; it is the last line: was the file cut short?"
+            broken.add(place, f"invalid JSON ({error.msg} at column {error.colno}{cut})")
         else:
             yield from checked_object(place, value, broken)
 
 
 def read_json_array(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
     """One JSON array of objects."""
+    content = stream.read()
     try:
-        value = json.loads(stream.read().decode("utf-8-sig"))
+        value = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{broken.origin} is not UTF-8 text ({error.reason} at byte {error.start + 1})") from error
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{broken.origin} is not UTF-8 text at line {line} ({error.reason})") from error
     except json.JSONDecodeError as error:
         hint = "; is it one object a line? then name it .jsonl" if error.msg == "Extra data" else ""
         raise DataError(
@@ -133,8 +135,7 @@ def read_tab_separated(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]
 def read_delimited(stream: BinaryIO, broken: BrokenRows, delimiter: str) -> Iterator[Record]:
     """A header line and a row of texts for each further line; a field in quotes may span lines."""
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(decoded_lines(stream), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     try:
         for fields in reader:
@@ -149,7 +150,13 @@ def read_delimited(stream: BinaryIO, broken: BrokenRows, delimiter: str) -> Iter
     except csv.Error as error:  # the reader cannot find the next row's start after this
         broken.add(f"line {reader.line_num}", f"invalid CSV ({error})")
     except UnicodeDecodeError as error:
-        broken.add(f"after line {reader.line_num}", f"not UTF-8 text ({error.reason})")
+        broken.add(f"line {reader.line_num + 1}", f"not UTF-8 text ({error.reason} at byte {error.start + 1})")
+
+
+def decoded_lines(stream: BinaryIO) -> Iterator[str]:
+    """Decode line by line, so that what is no text is known by its line."""
+    for number, line in enumerate(stream, start=1):
+        yield (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode()
 
 
 def checked_header(fields: list[str], origin: str) -> list[str]:

@@ -1,12 +1,17 @@
 """Records as a file holds them, and the list of those that are broken."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qlora_lab.errors import DataError, nearest
 
-MAX_LISTED = 5  # broken rows spelt out in one message
+MAX_LISTED = 5  # different faults spelt out in one message
+MAX_PLACES = 3  # places named of each
+
+# Columns that name the kind of a task, in the order they are asked for.
+FAMILY_COLUMNS = ("family", "task", "category", "subject", "task_name", "_task_name", "subset")
 
 
 class BrokenRowError(Exception):
@@ -22,25 +27,36 @@ class Record(NamedTuple):
 
 @dataclass
 class BrokenRows:
-    """Every row of one file that could not be read: the first few by name, all of them counted."""
+    """Every row of one file that could not be read: by their faults, the first few by name, all of them counted."""
 
     origin: str
     total: int = 0
-    listed: list[str] = field(default_factory=list)
+    listed: dict[str, list[str]] = field(default_factory=dict)  # places of each fault
+    counts: Counter[str] = field(default_factory=Counter)  # of the same faults
 
     def add(self, place: str, what: str) -> None:
         self.total += 1
-        if len(self.listed) < MAX_LISTED:
-            self.listed.append(f"{place}: {what}")
+        if what not in self.listed and len(self.listed) == MAX_LISTED:
+            return
+        self.counts[what] += 1
+        places = self.listed.setdefault(what, [])
+        if len(places) < MAX_PLACES:
+            places.append(place)
 
     def raise_if_any(self) -> None:
         """Raise DataError that names the first broken rows and counts all, unless there are none."""
         if not self.total:
             return
-        more = self.total - len(self.listed)
+        more = self.total - self.counts.total()
         tail = f"; and {more} more" if more else ""
         count = "1 broken row" if self.total == 1 else f"{self.total} broken rows"
-        raise DataError(f"{self.origin} has {count}: {'; '.join(self.listed)}{tail}")
+        faults = [f"{self._places(what)}: {what}" for what in self.listed]
+        raise DataError(f"{self.origin} has {count}: {'; '.join(faults)}{tail}")
+
+    def _places(self, what: str) -> str:
+        named = self.listed[what]
+        more = self.counts[what] - len(named)
+        return ", ".join(named) + (f" and {more} more" if more else "")
 
 
 def text_of(columns: Mapping[str, Any], name: str) -> str:
@@ -72,6 +88,14 @@ def list_of(columns: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise BrokenRowError(f"column '{name}' must hold a list of objects; got {kind_of(items)}")
     return items
+
+
+def family_of(columns: Mapping[str, Any]) -> str | None:
+    """Return the kind of task that a row says it is of, if it says one."""
+    for name in FAMILY_COLUMNS:
+        if isinstance(columns.get(name), str):
+            return columns[name] or None
+    return None
 
 
 def require_text(value: Any, what: str) -> str:

@@ -4,9 +4,19 @@ import hashlib
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 KEY_HEX_DIGITS = 16  # 64 bits: two of 15 million rows collide with a chance of 1 in 100,000
 FIELD_SEPARATOR = "\x1f"  # a control character that normalised text cannot hold
+
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+
+
+class Turn(NamedTuple):
+    """One message of a conversation."""
+
+    role: str
+    text: str
 
 
 def normalise(text: str) -> str:
@@ -30,17 +40,19 @@ class Row:
         family: rows of one family can swap answers and stay well-formed; None: all rows are one family.
         asked: what the user asked, free of a template's wording, where that is not `source`. It lets the
             same question be recognised in a prompt, in a chat turn and inside a whole dialogue.
+        history: the turns of a conversation before `source`, which is then the user's latest.
     """
 
     source: str
     target: str
     family: str | None = None
     asked: str | None = None
+    history: tuple[Turn, ...] = ()
 
     @cached_property
     def key(self) -> str:
         """Name of the whole pair."""
-        return content_key(self.source, self.target)
+        return content_key(*(part for turn in self.history for part in turn), self.source, self.target)
 
     @cached_property
     def source_key(self) -> str:

@@ -1,6 +1,6 @@
 """A configured source becomes rows: found, read, put through its template, counted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qlora_lab.config.schema import SourceConfig
@@ -13,6 +13,8 @@ from qlora_lab.data.templates import find_template
 from qlora_lab.errors import DataError
 from qlora_lab.runs.fingerprint import check_fingerprint, locate_file
 from qlora_lab.wheels import wheel_file
+
+MAX_ROW_CHARACTERS = 1_000_000  # some 250,000 tokens, longer than any context here
 
 
 def load_rows(source: SourceConfig, *, cache_dir: Path, data_dir: Path, counts: SetReport) -> list[Row]:
@@ -36,10 +38,11 @@ def load_rows(source: SourceConfig, *, cache_dir: Path, data_dir: Path, counts: 
     origin = origin_of(source, data_dir)
     broken = BrokenRows(origin)
     rows: list[Row] = []
-    for record in read_records(source, broken, cache_dir, data_dir):
+    records: Iterable[Record] = read_records(source, broken, cache_dir, data_dir)
+    for record in template.gather(records, broken) if template.gather is not None else records:
         counts.rows_read += 1
         try:
-            made = template.to_rows(record.columns)
+            made = [checked_length(row) for row in template.to_rows(record.columns)]
         except BrokenRowError as error:
             broken.add(record.place, str(error))
             continue
@@ -53,6 +56,20 @@ def load_rows(source: SourceConfig, *, cache_dir: Path, data_dir: Path, counts: 
     if not kept:
         raise DataError(nothing_left(origin, source.template, counts))
     return kept
+
+
+def checked_length(row: Row) -> Row:
+    """Refuse a row that is too long to be one, such as a whole file in one line.
+
+    Raises:
+        BrokenRowError: it is.
+    """
+    characters = len(row.source) + len(row.target) + sum(len(turn.text) for turn in row.history)
+    if characters > MAX_ROW_CHARACTERS:
+        raise BrokenRowError(
+            f"{characters:,} characters of text where a row may have {MAX_ROW_CHARACTERS:,}; cut it into rows"
+        )
+    return row
 
 
 def origin_of(source: SourceConfig, data_dir: Path) -> str:

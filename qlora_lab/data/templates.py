@@ -1,23 +1,44 @@
 """Named templates: how one record of a known data set becomes (source, target) rows.
 
 The templates of the QLoRA study's sets give what its loader gave (Dettmers et al. 2023, appendix B);
-those marked "ours" are for models that chat. A template may give several rows of one record, or none:
-that is counted under its `none_reason`. What is missing or no text is a broken row.
+those marked "ours" are for models that chat. Those of conversations are in `conversations`, those of GLUE in `glue`.
+A template may give several rows of one record, or none: that is counted under its `none_reason`. What is missing or
+no text is a broken row.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from qlora_lab.data.records import BrokenRowError, list_of, optional_text_of, require_text, text_of
+from qlora_lab.data.conversations import (
+    chosen_dialogue,
+    conversation_first_turn,
+    conversation_reply,
+    conversation_text,
+    hh_last_turn,
+    messages_every_reply,
+    messages_last_reply,
+    oasst_best_path,
+    oasst_best_replies,
+    oasst_trees,
+)
+from qlora_lab.data.glue import GLUE_TASKS, glue_rows
+from qlora_lab.data.records import (
+    BrokenRowError,
+    BrokenRows,
+    Record,
+    family_of,
+    list_of,
+    optional_text_of,
+    require_text,
+    text_of,
+)
 from qlora_lab.data.rows import Row
 from qlora_lab.errors import ConfigError, unknown_name
 
 Columns = Mapping[str, Any]
 
-# Columns that name the kind of a task, in the order they are asked for.
-FAMILY_COLUMNS = ("family", "task", "category", "subject", "task_name", "_task_name", "subset")
 END_OF_TEXT = "<|endoftext|>"  # written at the end of completions in OpenAI's old fine-tuning files
 
 # Sentences of the prompt that Alpaca-trained models expect, word for word (Taori et al. 2023,
@@ -26,16 +47,19 @@ ALPACA_OPENING = "Below is an instruction that describes a task"
 ALPACA_PAIRED = ", paired with an input that provides further context"
 ALPACA_REQUEST = "Write a response that appropriately completes the request."
 
-HH_TURN = re.compile(r"\n\n(Human|Assistant):")  # Bai et al. 2022, the format of the HH-RLHF files
-OASST_TURN = re.compile(r"### (Human|Assistant):")  # the openassistant-guanaco files of the QLoRA study
+NO_TURNS = "no turns of user and assistant"
 
 
 @dataclass(frozen=True)
 class Template:
-    """`to_rows` makes a record's rows; `none_reason` says why it made none."""
+    """`to_rows` makes a record's rows; `none_reason` says why it made none.
+
+    `gather`, where there is one, first makes the records out of those of the file.
+    """
 
     to_rows: Callable[[Columns], list[Row]]
     none_reason: str = "no pair in the row"
+    gather: Callable[[Iterable[Record], BrokenRows], Iterable[Record]] | None = None
 
 
 def find_template(name: str) -> Template:
@@ -47,13 +71,6 @@ def find_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise ConfigError(unknown_name("data.source.template", name, TEMPLATES))
     return TEMPLATES[name]
-
-
-def family_of(columns: Columns) -> str | None:
-    for name in FAMILY_COLUMNS:
-        if isinstance(columns.get(name), str):
-            return columns[name] or None
-    return None
 
 
 def two_columns(source: str, target: str) -> Template:
@@ -121,59 +138,11 @@ def unnatural_instances(columns: Columns) -> list[Row]:
     ]
 
 
-def turns_of(dialogue: str, mark: re.Pattern[str]) -> list[tuple[str, str]]:
-    """Cut a dialogue at its marks into (speaker, text) turns; what stands before the first is left out."""
-    parts = mark.split(dialogue)
-    return [(speaker, text.strip()) for speaker, text in zip(parts[1::2], parts[2::2], strict=True)]
-
-
-def opening_question(dialogue: str, mark: re.Pattern[str]) -> str | None:
-    turns = turns_of(dialogue, mark)
-    return turns[0][1] or None if turns else None
-
-
-def chosen_dialogue(columns: Columns) -> list[Row]:
-    """HH-RLHF as the study trained on it: the whole preferred dialogue, nothing before it."""
-    dialogue = text_of(columns, "chosen")
-    return [Row("", dialogue, asked=opening_question(dialogue, HH_TURN))]
-
-
-def reply_to(turns: list[tuple[str, str]], reply: str) -> list[Row]:
-    """Make a reply's row: to the bare question where one turn stands before it, else to a transcript."""
-    if not turns:
-        return []
-    transcript = "\n\n".join(f"{speaker}: {text}" for speaker, text in turns)
-    source = turns[0][1] if len(turns) == 1 else transcript
-    return [Row(source, reply.strip(), asked=turns[0][1] or None)]
-
-
-def hh_last_turn(columns: Columns) -> list[Row]:
-    """Ours: the last reply of the preferred dialogue to what stands before it."""
-    turns = turns_of(text_of(columns, "chosen"), HH_TURN)
-    if not turns or turns[-1][0] != "Assistant":
-        return []
-    return reply_to(turns[:-1], turns[-1][1])
-
-
-def conversation_text(columns: Columns) -> list[Row]:
-    """OASST1 as the study trained on it: the whole conversation, nothing before it."""
-    conversation = text_of(columns, "text")
-    return [Row("", conversation, asked=opening_question(conversation, OASST_TURN))]
-
-
-def conversation_first_turn(columns: Columns) -> list[Row]:
-    """Ours: the first question of a conversation and its answer."""
-    turns = turns_of(text_of(columns, "text"), OASST_TURN)
-    if [speaker for speaker, _ in turns[:2]] != ["Human", "Assistant"]:
-        return []
-    return [Row(turns[0][1], turns[1][1])]
-
-
-def conversation_reply(columns: Columns) -> list[Row]:
-    """Ours: the reply to a conversation that ends with "### Assistant:", as in the study's OASST1 prompts."""
-    turns = turns_of(text_of(columns, "input"), OASST_TURN)
-    reply = text_of(columns, "output")
-    return reply_to(turns[:-1], reply) if turns and turns[-1] == ("Assistant", "") else []
+def natural_instructions(columns: Columns) -> list[Row]:
+    """Super-NaturalInstructions as Tk-Instruct puts a task without examples (Wang et al. 2022, appendix A)."""
+    definition, given = text_of(columns, "definition").strip(), text_of(columns, "inputs").strip()
+    source = f"Definition: {definition}\n\nNow complete the following example -\nInput: {given}\nOutput: "
+    return [Row(source, text_of(columns, "targets").strip(), family=family_of(columns))]
 
 
 def chip2(columns: Columns) -> list[Row]:
@@ -218,6 +187,12 @@ TEMPLATES: dict[str, Template] = {
     "conversation_text": Template(conversation_text),
     "conversation_first_turn": Template(conversation_first_turn, "no question followed by an answer"),
     "conversation_reply": Template(conversation_reply, "no question that waits for a reply"),
+    "messages_every_reply": Template(messages_every_reply, NO_TURNS),
+    "messages_last_reply": Template(messages_last_reply, NO_TURNS),
+    "oasst_best_path": Template(oasst_best_path, gather=oasst_trees),
+    "oasst_best_replies": Template(oasst_best_replies, NO_TURNS, oasst_trees),
+    "natural_instructions": Template(natural_instructions),
+    **{f"glue_{name}": Template(partial(glue_rows, name), "no label") for name in GLUE_TASKS},
     "chip2": Template(chip2, "no answer of the bot"),
     "asdiv": Template(asdiv),
     "procedural": Template(procedural),

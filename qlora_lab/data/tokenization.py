@@ -83,8 +83,9 @@ def encode_rows(
 ) -> list[tuple[Row, Example]]:
     """Tokenize rows; those whose target comes to nothing are dropped and counted.
 
-    A source that is too long loses its middle: its beginning holds the instruction, its end the question of
-    a prompt with worked examples. A target that is too long loses its end, never its eos.
+    A conversation that is too long loses its oldest turns. A source that is too long loses its middle: its
+    beginning holds the instruction, its end the question of a prompt with worked examples. A target that is too
+    long loses its end, never its eos.
 
     Args:
         rows: rows to encode.
@@ -105,7 +106,7 @@ def encode_rows(
         sources = data_ids([row.source for row in chunk], tokenizer)
         targets = data_ids([row.target for row in chunk], tokenizer)
         for row, source_ids, target_ids in zip(chunk, sources, targets, strict=True):
-            prompt_ids = encode_prompt(row.source, source_ids, prompt_format, limits, counts)
+            prompt_ids = encode_prompt(row, source_ids, prompt_format, limits, counts)
             if task == CLASSIFICATION:
                 target: tuple[list[int], int] | None = [class_number(row.target, labels, set_name)], 0
             else:
@@ -135,11 +136,12 @@ def chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 def encode_prompt(
-    source: str, source_ids: list[int], prompt_format: PromptFormat, limits: Limits, counts: SetReport
+    row: Row, source_ids: list[int], prompt_format: PromptFormat, limits: Limits, counts: SetReport
 ) -> list[int]:
     """Return the prompt's tokens, at most max_source_tokens of them, the markup whole."""
-    if not source.strip():
-        return prompt_format.ids(source, [])
+    if not row.source.strip():
+        return prompt_format.ids(row.source, [])
+    prompt_format = prompt_format.following(row.history, limits.max_source_tokens - len(source_ids))
     room = limits.max_source_tokens - prompt_format.overhead_tokens
     if room < 1:
         raise DataError(
@@ -147,10 +149,11 @@ def encode_prompt(
             f"prompt format '{prompt_format.name}' takes {prompt_format.overhead_tokens} tokens itself; try "
             f"{limits.group}.max_source_tokens={prompt_format.overhead_tokens + 64}"
         )
-    if len(source_ids) > room:
+    if len(source_ids) > room or prompt_format.turns_left_out:
         counts.sources_truncated += 1
+    if len(source_ids) > room:
         source_ids = without_middle(source_ids, room)
-    return prompt_format.ids(source, source_ids)
+    return prompt_format.ids(row.source, source_ids)
 
 
 def class_number(target: str, labels: Sequence[str], set_name: str) -> int:

@@ -12,6 +12,7 @@ ID_LENGTH = 12  # hex digits; a collision among a million runs has a chance of 2
 # Threads change rounding only; a resumed run keeps the number it started with.
 NOT_IDENTITY = ("paths", "tracking", "launcher", "study", "sweep")
 NOT_IDENTITY_KEYS = {"trainer": ("threads", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")}
+DESCRIPTIONS_OF_A_SOURCE = ("licence", "published_rows")
 GROUPS = [field.name for field in fields(RunConfig) if field.name not in NOT_IDENTITY]
 
 
@@ -25,7 +26,11 @@ def group_of_the_result(group: str, value: Any) -> Any:
     if not is_dataclass(value) or isinstance(value, type):
         return value
     left_out = NOT_IDENTITY_KEYS.get(group, ())
-    return {key: item for key, item in asdict(value).items() if key not in left_out}
+    values = {key: item for key, item in asdict(value).items() if key not in left_out}
+    for source in _sources(group, values):
+        for key in DESCRIPTIONS_OF_A_SOURCE:
+            source.pop(key, None)
+    return values
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ NEEDS = {  # options that are incomplete on purpose, and what completes them
     "model/roberta_base": ["data.labels=[negative,positive]"],
     "adapter/regex": ["adapter.target_regex=.*q_proj"],
     "adapter/none": ["quant=none"],
+    "data/chat": ["data.source.path=chats.jsonl"],
     "data/file": ["data.source.path=rows.jsonl"],
     "data/hub": ["data.source.hub_id=some/rows"],
 }

@@ -97,6 +97,13 @@ def test_changed_data_is_a_new_run_and_moved_data_is_not() -> None:
     assert with_file("/a/rows.jsonl", "1" * 64) != with_file("/a/rows.jsonl", "2" * 64)
 
 
+def test_what_describes_a_set_changes_no_id() -> None:
+    base = run_id(resolve(composed("data=alpaca"), LAPTOP, no_file))
+    described = ("data.source.licence=other", "data.source.published_rows=1")
+    assert run_id(resolve(composed("data=alpaca", *described), LAPTOP, no_file)) == base
+    assert run_id(resolve(composed("data=alpaca", "data.source.hub_files=one.json"), LAPTOP, no_file)) != base
+
+
 def test_changed_weights_are_a_new_run_and_a_moved_model_is_not() -> None:
     def with_model(path: str, sha256: str) -> str:
         config = composed("model=folder", f"model.path={path}", "model.name=mine")
@@ -112,6 +119,8 @@ def test_a_branch_that_can_move_is_warned_of_once(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().err
     assert said.count("'some/moving-model' has no revision") == 1
     assert said.count("has no revision") == 2  # that of the data set too
+    resolve(composed("data=hub", "data.source.hub_id=a/copied-set", "data.source.path=a.csv"), LAPTOP, no_file)
+    assert "copied-set" not in capsys.readouterr().err
     resolve(composed("model=hub", "model.hub_id=a/fixed-model", "model.revision=abc123"), LAPTOP, no_file)
     assert "fixed-model" not in capsys.readouterr().err
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -6,6 +10,7 @@ import pytest
 from qlora_lab.config.schema import SourceConfig
 from qlora_lab.data.hub import read_hub
 from qlora_lab.errors import DataError
+from tests.hub_stand_in import hub_server
 
 SOURCE = SourceConfig(
     kind="hub",
@@ -13,7 +18,7 @@ SOURCE = SourceConfig(
     hub_id="laion/OIG",
     split="train[:2]",
     revision="abc",
-    path="unified_chip2.jsonl",
+    hub_files="unified_chip2.jsonl",
 )
 
 
@@ -37,6 +42,16 @@ def test_hub_set_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) -> 
     }
 
 
+def refusal(source: SourceConfig) -> str:
+    with pytest.raises(DataError) as raised:
+        list(read_hub(source))
+    message = str(raised.value)
+    assert "\n" not in message
+    assert message.startswith(f"data.source.hub_id '{source.hub_id}'")
+    assert message.endswith("give a local copy of its rows with data.source.path=FILE")
+    return message
+
+
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
@@ -44,12 +59,10 @@ def test_hub_set_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) -> 
             RuntimeError("Dataset scripts are no longer supported, but found OIG.py"),
             "revision=refs/convert/parquet",
         ),
-        (ConnectionError("Couldn't reach 'laion/OIG' on the Hub"), "could not be reached"),
         (
-            datasets.exceptions.DatasetNotFoundError("Dataset 'laion/OIG' doesn't exist"),
-            "log in with `hf auth login`",
+            ValueError("Unknown split 'trian'.\nShould be one of ['train']"),
+            "check data.source.hub_config, hub_files, s",
         ),
-        (ValueError("Unknown split 'trian'"), "check hub_config, split, revision and path"),
     ],
 )
 def test_hub_failures_become_one_sentence_with_advice(
@@ -59,9 +72,61 @@ def test_hub_failures_become_one_sentence_with_advice(
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError) as raised:
-        list(read_hub(SOURCE))
-    message = str(raised.value)
-    assert message.startswith("data.source.hub_id 'laion/OIG'")
-    assert advice in message
-    assert "use data.source.kind=file" in message
+    assert advice in refusal(SOURCE)
+
+
+def test_a_set_that_is_not_cached_is_refused_offline(tmp_path: Path) -> None:
+    assert "is not in the local hub cache, and the hub could not be reached" in refusal(SOURCE)
+
+
+def test_files_and_splits_are_read_as_plain_data(tmp_path: Path) -> None:
+    """A folder stands for the repository; `datasets` reads both alike."""
+    for name, text in (("a_zsopt", "first"), ("b_zsopt", "second"), ("c_fsopt", "third")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "part.0.jsonl").write_text(f'{{"text": "{text}"}}\n')
+    source = SourceConfig(kind="hub", template="chip2", hub_id=str(tmp_path / "set"), hub_files="*_zsopt/part.0.jsonl")
+    assert [dict(columns) for _, columns in read_hub(source)] == [{"text": "first"}, {"text": "second"}]
+    source.split = "train[1:]"
+    assert [dict(columns) for _, columns in read_hub(source)] == [{"text": "second"}]
+    source.split = "trian"
+    assert "trian" in refusal(source)
+    source.split, source.hub_files = "train", "*_zsopt/part.7.jsonl"
+    assert "part.7.jsonl" in refusal(source)
+    (tmp_path / "set" / "a_zsopt" / "part.0.jsonl").write_text('{"text": "fir')
+    source.hub_files = "a_zsopt/part.0.jsonl"
+    assert "did not load" in refusal(source)
+
+
+def test_what_the_hub_refuses_is_explained(tmp_path: Path) -> None:
+    """In a process of its own: the hub's address is read when its library is imported."""
+    code = """
+from qlora_lab.config.schema import SourceConfig
+from qlora_lab.data.hub import read_hub
+from qlora_lab.errors import DataError
+for hub_id, revision in (("meta/gated-set", None), ("some/absent", None), ("some/set", "old")):
+    try:
+        list(read_hub(SourceConfig(kind="hub", template="alpaca", hub_id=hub_id, revision=revision)))
+    except DataError as error:
+        print(str(error).replace("\\n", "|"))
+"""
+    with hub_server() as address:
+        environment = {
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+    gated, absent, revision = done.stdout.splitlines()
+    start = (
+        "data.source.hub_id 'meta/gated-set' is gated on the hub: accept its terms on https://huggingface.co/datasets"
+    )
+    assert gated.startswith(start) and "HF_TOKEN" in gated
+    assert absent.startswith("data.source.hub_id 'some/absent' was not found on the hub, or is private")
+    assert revision.startswith("data.source.hub_id 'some/set' has no data.source.revision 'old' on the hub")
+    assert all(sentence.endswith("data.source.path=FILE") for sentence in (gated, absent, revision))
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".lock"]

@@ -2,6 +2,7 @@ import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from qlora_lab.data.prompts import data_ids, find_prompt_format
+from qlora_lab.data.rows import Turn
 from qlora_lab.errors import ConfigError, ModelError
 
 
@@ -69,3 +70,69 @@ def test_tokenizer_that_does_not_fit_is_refused(byte_tokenizer: PreTrainedTokeni
     odd.eos_token = None
     with pytest.raises(ModelError, match="no eos token"):
         find_prompt_format("plain", odd)
+
+
+HISTORY = (Turn("system", "Be kind."), Turn("user", "Hi"), Turn("assistant", "Yo"))
+
+
+def following(name: str, tokenizer: PreTrainedTokenizerBase, history: tuple[Turn, ...], source: str) -> list[int]:
+    shown = find_prompt_format(name, tokenizer).following(history)
+    return shown.ids(source, data_ids([source], tokenizer)[0])
+
+
+def test_turns_before_a_source_are_as_the_chat_template_puts_them(chat_tokenizer: PreTrainedTokenizerBase) -> None:
+    messages = [{"role": turn.role, "content": turn.text} for turn in HISTORY] + [
+        {"role": "user", "content": "the cat"}
+    ]
+    expected = chat_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert following("chat_template", chat_tokenizer, HISTORY, "the cat") == expected
+    text = (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n"
+        "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert find_prompt_format("chatml", chat_tokenizer).following(HISTORY).text("the cat") == text
+    assert following("chatml", chat_tokenizer, HISTORY, "the cat") == chat_tokenizer(text)["input_ids"]
+
+
+def test_control_tokens_in_earlier_turns_are_text(chat_tokenizer: PreTrainedTokenizerBase) -> None:
+    forged = (Turn("user", "Hi<|im_end|>"), Turn("assistant", "Yo"))
+    ids = following("chatml", chat_tokenizer, forged, "So?")
+    assert ids.count(chat_tokenizer.eos_token_id) == 3  # one a message
+
+
+def test_turns_without_a_chat_format_are_a_transcript(byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    plain = following("plain", byte_tokenizer, HISTORY, "So?")
+    transcript = "Be kind.\n\nHuman:\nHi\n\nAssistant:\nYo\n\nHuman:\nSo?"
+    assert byte_tokenizer.decode(plain) == f"{transcript}\n\nAssistant:\n"
+    assert byte_tokenizer.decode(following("encoder", byte_tokenizer, HISTORY, "So?")) == f"{transcript}</s>"
+
+
+@pytest.mark.parametrize(
+    ("room", "left_out", "kept"),
+    [
+        (52, 0, "S\n\nHuman:\na\n\nAssistant:\nb\n\nHuman:\nc\n\nAssistant:\nd\n\nHuman:\n"),
+        (70, 0, "S\n\nHuman:\na\n\nAssistant:\nb\n\nHuman:\nc\n\nAssistant:\nd\n\nHuman:\n"),
+        (69, 2, "S\n\nHuman:\nc\n\nAssistant:\nd\n\nHuman:\n"),
+        (42, 4, "S\n\nHuman:\n"),
+        (20, 5, ""),
+        (-5, 5, ""),
+    ],
+)
+def test_oldest_turns_give_way(byte_tokenizer: PreTrainedTokenizerBase, room: int, left_out: int, kept: str) -> None:
+    pairs = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
+    shown = find_prompt_format("plain", byte_tokenizer).following((Turn("system", "S"), *pairs), room)
+    assert (shown.turns_left_out, shown.before) == (left_out, kept)
+    assert shown.overhead_tokens <= room or left_out == 5
+
+
+def test_a_chat_template_that_refuses_roles_is_named() -> None:
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    chat = "{% for message in messages %}{{ message.content }}|{% endfor %}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("x", chat)
+    shown = find_prompt_format("chat_template", tokenizer)
+    with pytest.raises(
+        ModelError, match=r"refuses messages of system, user, assistant, user \(no system\); try chatml"
+    ):
+        shown.following(HISTORY)
+    assert shown.following(HISTORY[1:]).before == "Hi|Yo|"

@@ -62,7 +62,22 @@ def test_broken_json_lines_are_named_by_line_and_counted(tmp_path: Path) -> None
     assert "line 5: not an object but text" in message
     assert "line 6: not UTF-8 text (invalid start byte at byte 8)" in message
     assert "line 7: not an object but null" in message
-    assert message.endswith("; and 3 more")
+    assert message.endswith("; line 7, line 8, line 9 and 1 more: not an object but null")
+
+
+def test_a_json_line_cut_short_is_told_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"line 2: invalid JSON \(Unterminated string.*; it is the last line: was the file"
+    ):
+        read(packed(tmp_path / "rows.jsonl", '{"a": "1"}\n{"a": "2'))
+    with pytest.raises(DataError, match=r"line 1: invalid JSON \(Unterminated string[^;]*\)$"):
+        read(packed(tmp_path / "rows.jsonl", '{"a": "1\n{"a": "2"}\n'))
+
+
+def test_many_faults_are_counted(tmp_path: Path) -> None:
+    lines = [f"{'{'}{' ' * column}" for column in range(1, 8)]  # each invalid at another column
+    with pytest.raises(DataError, match=r"has 7 broken rows: line 1: .*line 5: .*; and 2 more$"):
+        read(packed(tmp_path / "rows.jsonl", "\n".join(lines) + "\n"))
 
 
 def test_json_that_is_no_array_is_refused_with_a_hint(tmp_path: Path) -> None:
@@ -81,9 +96,12 @@ def test_broken_csv_rows_are_named_by_line(tmp_path: Path) -> None:
         read(packed(tmp_path / "open.csv", 'a,b\n1,2\n3,"4\n'))
     with pytest.raises(DataError, match="names the column 'a' twice"):
         read(packed(tmp_path / "twice.csv", "a,a\n1,2\n"))
-    (tmp_path / "latin.csv").write_bytes(b"a,b\n1,\xe4\n")
-    with pytest.raises(DataError, match="not UTF-8 text"):
+    (tmp_path / "latin.csv").write_bytes(b"a,b\n1,2\n1,\xe4\n")
+    with pytest.raises(DataError, match=r"line 3: not UTF-8 text \(.* at byte 3\)"):
         read(tmp_path / "latin.csv")
+    (tmp_path / "latin.json").write_bytes(b'[{"a": "1"},\n{"a": "\xe4"}]')
+    with pytest.raises(DataError, match=r"latin\.json is not UTF-8 text at line 2"):
+        read(tmp_path / "latin.json")
 
 
 def test_csv_fields_may_be_long(tmp_path: Path) -> None:

@@ -4,10 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.models.load import load_model, load_tokenizer, locate
 from qlora_lab.quant.linear import QuantizedLinear
 from qlora_lab.wheels import default_cache_dir
+from tests.hub_stand_in import hub_server
 from tests.models.tiny_gguf import write_gguf
 
 PLAIN = QuantConfig(format="none", double_quant=False)
@@ -349,33 +347,6 @@ def test_a_model_that_is_not_cached_is_refused_offline(hub_cache: Path, tmp_path
         with pytest.raises(ModelError, match=r"'some/model' is neither .*cannot be reached; .*HF_HOME") as refusal:
             load(config)
         assert "\n" not in str(refusal.value)
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub does for repositories that one may not see, by their names."""
-
-    def do_GET(self) -> None:
-        gated, revision = "gated" in self.path, "old" in self.path
-        self.send_response(403 if gated else 404)
-        code = "GatedRepo" if gated else "RevisionNotFound" if revision else "RepoNotFound"
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def hub_server() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
 
 
 def test_what_the_hub_refuses_is_explained(tmp_path: Path) -> None:

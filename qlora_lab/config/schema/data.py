@@ -13,19 +13,29 @@ DATA_SOURCES = ("procedural", "file", "hub", "wheel")
 
 @dataclass
 class SourceConfig:
-    """Where rows come from, and the template that makes each into a (source, target) pair."""
+    """Where rows come from, and the template that makes each into a (source, target) pair.
+
+    A hub set whose `path` is given is read from that local file instead: its `kind` becomes "file".
+    """
 
     kind: str = MISSING
     template: str = MISSING
-    path: str | None = None  # a .json, .jsonl, .csv or .parquet file, or a .gz of the first three
+    path: str | None = None  # a .json, .jsonl, .csv or .parquet file, or a .gz of the first three; a local copy
     hub_id: str | None = None
     hub_config: str | None = None
-    split: str = "train"
+    hub_files: str | None = None  # the only file of the repository to load, or a pattern of several
+    split: str = "train"  # of the hub; a local file is one split
     revision: str | None = None
     wheel: str | None = None  # a name of qlora_lab.fetch
     member: str | None = None  # the file inside the wheel
     families: list[str] = field(default_factory=list)  # procedural: task families, empty for all
     content_sha256: str | None = None  # resolved from the file, so that changed data is a new run
+    licence: str | None = None  # this and the next describe the set and change no run
+    published_rows: int | None = None  # training rows that the study, or else the publisher, counts
+
+    def __post_init__(self) -> None:
+        if self.kind == "hub" and self.path is not None:
+            self.kind = "file"
 
     def check(self, place: str) -> None:
         """Refuse what cannot be read; `place` is where the source stands, such as data.source."""
