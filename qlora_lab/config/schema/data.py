@@ -74,6 +74,7 @@ class DataConfig:
     max_target_tokens: int = 256
     prompt_format: str | None = None  # None: the model's; chat_template where the rows are chat
     loss_on: str = "target"
+    packing: bool = False  # several rows in one row of a batch, none of which sees another
     labels: list[str] = field(default_factory=list)  # for a classifier: every target there is, in the order of classes
     # Whether a row's target is the only right answer; of rows held out of this source, others say so themselves.
     exact_match: bool = False
@@ -96,3 +97,8 @@ class DataConfig:
             f"data.labels must name two different classes or more; got {self.labels}",
         )
         self.exact_match = self.exact_match or bool(self.labels)
+
+    @property
+    def longest_row_tokens(self) -> int:
+        """Tokens that a row of training can have."""
+        return self.max_source_tokens + self.max_target_tokens
