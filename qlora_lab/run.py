@@ -187,7 +187,7 @@ def build(config: RunConfig, bases: WarmBase | None = None) -> Workbench:
     else:
         train_everything(model)
     plan = plan_steps(
-        [len(example.input_ids) for example in data.train],
+        data.train_lengths,
         batch_size=config.trainer.batch_size,
         max_steps=config.trainer.max_steps,
         max_tokens=config.trainer.max_train_tokens,
@@ -217,6 +217,8 @@ def _execute(
     seed_everything(config.seed)
     bench = build(config, bases)
     _say_what_was_built(bench, config, folder.run_id)
+    if bench.data.removed:
+        folder.write_removed_rows(bench.data.removed)
     if config.evaluation.before_training and not folder.has_metric(0, "eval/loss"):
         record(0, _evaluate(bench, config).metrics)
     memory.end_section()

@@ -50,8 +50,8 @@ def check_packing(model: PreTrainedModel) -> None:
         raise ModelError(f"data.packing needs a causal language model; got {name}; set data.packing=false")
     if model.config.model_type in WITHOUT_POSITIONS:
         raise ModelError(
-            f"data.packing=true cannot be right for {name}: it places tokens by a bias of the attention scores and reads "
-            "no positions, so packed rows would see each other; set data.packing=false"
+            f"data.packing=true cannot be right for {name}: it places tokens by a bias of the attention scores and "
+            "reads no positions, so packed rows would see each other; set data.packing=false"
         )
     generator = torch.Generator().manual_seed(0)
     most = model.get_input_embeddings().num_embeddings

@@ -48,7 +48,7 @@ def test_template_reads_every_row_of_its_slice(
 
 
 def test_arms_of_different_sets_share_evaluation_and_never_train_on_it(
-    instruct_dir: Path, byte_tokenizer: PreTrainedTokenizerBase
+    instruct_dir: Path, byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     sets = {
         "chat": EvaluationSetConfig(
@@ -70,7 +70,7 @@ def test_arms_of_different_sets_share_evaluation_and_never_train_on_it(
             prompt_format="chatml",
             tokenizer=byte_tokenizer,
             seed=0,
-            cache_dir=instruct_dir,
+            cache_dir=tmp_path,
             data_dir=instruct_dir,
         )
         held_out[name] = {set_name: [e.example.key for e in items] for set_name, items in prepared.held_out.items()}
