@@ -89,7 +89,7 @@ def check_disjoint(source_keys: Keys, held_out: Mapping[str, Sequence[Row]]) -> 
         )
 
 
-def content_order(rows: Sequence[Row], numbers: Sequence[int], keys: Keys) -> list[int]:
+def content_order(rows: Sequence[Row], numbers: Sequence[int] | np.ndarray, keys: Keys) -> list[int]:
     """Sort rows by their content, whatever order they came in.
 
     Args:

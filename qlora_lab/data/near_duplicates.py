@@ -57,15 +57,16 @@ def duplicates_of(signed: np.ndarray, similarity: float) -> np.ndarray:
         similarity: least share of equal values; it estimates the shared part of two texts' triples.
     """
     size = rows_a_band(similarity)
+    count = HASHES // size
     bands = np.ascontiguousarray(signed).view(np.dtype((np.void, 4 * size)))  # (rows, bands)
-    groups = np.empty(bands.shape, dtype=np.int64)
-    for band in range(bands.shape[1]):
+    groups = np.empty((len(signed), count), dtype=np.int64)
+    for band in range(count):
         groups[:, band] = np.unique(bands[:, band], return_inverse=True)[1].reshape(-1)
-    shared = [np.bincount(groups[:, band])[groups[:, band]] > 1 for band in range(groups.shape[1])]
+    shared = [np.bincount(groups[:, band])[groups[:, band]] > 1 for band in range(count)]
     duplicate_of = np.full(len(signed), -1, dtype=np.int64)
     kept_in: dict[tuple[int, int], list[int]] = {}
     for row in np.flatnonzero(np.any(shared, axis=0)).tolist():
-        places = [(band, int(groups[row, band])) for band in range(groups.shape[1]) if shared[band][row]]
+        places = [(band, int(groups[row, band])) for band in range(count) if shared[band][row]]
         candidates = sorted({other for place in places for other in kept_in.get(place, ())})
         if candidates:
             alike = (signed[candidates] == signed[row]).mean(axis=1) >= similarity

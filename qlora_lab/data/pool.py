@@ -89,7 +89,7 @@ class Pool:
         """Return a row in words."""
         return read_row(self._rows.fileno(), self._ends, int(self._numbers[number]))
 
-    def tokens(self, number: int) -> array[int]:
+    def tokens(self, number: int) -> Sequence[int]:
         """Return the tokens of a row's prompt and target."""
         ids = array("i")
         ids.frombytes(self._tokens[self.starts[number] : self.starts[number + 1]].tobytes())

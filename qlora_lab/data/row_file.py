@@ -67,7 +67,7 @@ class RowFile(Sequence[Row]):
         self._file.close()
 
 
-def read_row(file: int, ends: Sequence[int], index: int) -> Row:
+def read_row(file: int, ends: Sequence[int] | np.ndarray, index: int) -> Row:
     """Read one row of a `RowFile` from its descriptor."""
     start = int(ends[index])
     return Row(*json.loads(os.pread(file, int(ends[index + 1]) - start, start)))

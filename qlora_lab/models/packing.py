@@ -54,7 +54,7 @@ def check_packing(model: PreTrainedModel) -> None:
             "reads no positions, so packed rows would see each other; set data.packing=false"
         )
     generator = torch.Generator().manual_seed(0)
-    most = model.get_input_embeddings().num_embeddings
+    most = model.config.get_text_config().vocab_size
     apart = [torch.randint(most, (length,), generator=generator).to(model.device) for length in CHECKED_LENGTHS]
     positions = torch.cat([torch.arange(length, device=model.device) for length in CHECKED_LENGTHS])
     body = model.get_decoder()
