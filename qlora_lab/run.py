@@ -31,6 +31,7 @@ from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
 from qlora_lab.models.load import load_model, load_tokenizer
 from qlora_lab.models.loss import check_output_head
+from qlora_lab.models.packing import check_packing
 from qlora_lab.models.precision import computing_in
 from qlora_lab.models.special_tokens import fit_vocabulary
 from qlora_lab.models.warm import WarmBase, base_key, leaves_base_unchanged
@@ -178,13 +179,15 @@ def build(config: RunConfig, bases: WarmBase | None = None) -> Workbench:
     model = bases.model(base_key(config), load) if bases is not None and leaves_base_unchanged(config) else load()
     fit_vocabulary(model, tokenizer, config.model.new_tokens)
     check_output_head(model, torch.tensor([data.train[0].input_ids[:HEAD_CHECK_TOKENS]], device=model.device))
+    if config.data.packing:
+        check_packing(model)
     quantized = count_quantized(model)
     if config.adapter.kind == "lora":
         add_adapters(model, config.adapter, torch.Generator().manual_seed(config.seed))
     else:
         train_everything(model)
     plan = plan_steps(
-        [len(example.input_ids) for example in data.train],
+        data.train_lengths,
         batch_size=config.trainer.batch_size,
         max_steps=config.trainer.max_steps,
         max_tokens=config.trainer.max_train_tokens,
@@ -214,6 +217,8 @@ def _execute(
     seed_everything(config.seed)
     bench = build(config, bases)
     _say_what_was_built(bench, config, folder.run_id)
+    if bench.data.removed:
+        folder.write_removed_rows(bench.data.removed)
     if config.evaluation.before_training and not folder.has_metric(0, "eval/loss"):
         record(0, _evaluate(bench, config).metrics)
     memory.end_section()
@@ -319,6 +324,7 @@ def _train(bench: Workbench, config: RunConfig, folder: RunFolder, record: Recor
             checkpoints=folder.checkpoints,
             record=record,
             lease=folder.lease,
+            pack_tokens=config.data.longest_row_tokens if config.data.packing else None,
             forward_context=lambda: computing_in(bench.model, DTYPES[config.trainer.compute_dtype]),
             stop=stop_requested,
             progress=progress_for(sys.stdout),

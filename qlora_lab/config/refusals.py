@@ -9,10 +9,14 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from qlora_lab.config.load import explain_omegaconf, known_keys, unknown_key
-from qlora_lab.config.schema import EvaluationSetConfig
+from qlora_lab.config.schema import EvaluationSetConfig, MixPartConfig
 from qlora_lab.errors import ConfigError, QloraLabError, nearest
 
-NO_SET = f"is not a subclass of {EvaluationSetConfig.__name__}"  # OmegaConf cannot add to a mapping of typed values
+# OmegaConf cannot add to a mapping of typed values
+NO_MEMBER = {
+    f"is not a subclass of {EvaluationSetConfig.__name__}": ("evaluation.sets", "a set"),
+    f"is not a subclass of {MixPartConfig.__name__}": ("data.mix", "a part"),
+}
 LAUNCHERS = "hydra.launcher."
 OVERRIDE_HELP = "write key=value, and quote values with special characters"
 
@@ -34,8 +38,10 @@ def explain(error: BaseException) -> str:
             return str(cause)
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
             return _unknown(str(cause.full_key), error)
-        if isinstance(cause, OmegaConfBaseException) and NO_SET in str(cause.msg):
-            return f"evaluation.sets takes a set as a whole; write '+evaluation.sets={{{cause.key}:{{kind:...}}}}'"
+        if isinstance(cause, OmegaConfBaseException):
+            for words, (mapping, member) in NO_MEMBER.items():
+                if words in str(cause.msg):
+                    return f"{mapping} takes {member} as a whole; write '+{mapping}={{{cause.key}:{{kind:...}}}}'"
         if isinstance(cause, OmegaConfBaseException):
             return explain_omegaconf(cause)
     return _hydra_sentence(str(error))

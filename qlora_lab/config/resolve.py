@@ -11,13 +11,13 @@ from functools import cache
 from typing import TypeVar
 
 from qlora_lab.config.hardware import Hardware, product_dtype
-from qlora_lab.config.schema import AUTO, EvaluationSetConfig, ModelConfig, RunConfig, SourceConfig
+from qlora_lab.config.schema import AUTO, EvaluationSetConfig, MixPartConfig, ModelConfig, RunConfig, SourceConfig
 
 # Tokens of a micro-batch that fit beside a small model on a laptop; a measured memory plan may raise it.
 MICRO_BATCH_TOKENS = 4096
 PROMPT_TOKENS = 16  # what a prompt format adds to a row
 
-Source = TypeVar("Source", SourceConfig, EvaluationSetConfig, ModelConfig)
+Source = TypeVar("Source", SourceConfig, EvaluationSetConfig, MixPartConfig, ModelConfig)
 Fingerprint = Callable[[SourceConfig | ModelConfig], str | None]
 
 
@@ -31,7 +31,8 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
     """
     device = _device(config, hardware)
     dtype = _compute_dtype(config, hardware, device)
-    sources: list[SourceConfig | ModelConfig] = [config.model, config.data.source, *config.evaluation.sets.values()]
+    data, sets = config.data, config.evaluation.sets
+    sources: list[SourceConfig | ModelConfig] = [config.model, data.source, *data.mix.values(), *sets.values()]
     for source in sources:
         read_from_file = isinstance(source, SourceConfig) and source.kind == "file"
         if source.hub_id is not None and source.revision is None and not read_from_file:
@@ -45,10 +46,13 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
             compute_dtype=dtype,
             micro_batch_size=config.trainer.micro_batch_size or _micro_batch_size(config),
         ),
-        data=replace(config.data, source=_with_fingerprint(config.data.source, fingerprint)),
+        data=replace(
+            data,
+            source=_with_fingerprint(data.source, fingerprint),
+            mix={name: _with_fingerprint(part, fingerprint) for name, part in data.mix.items()},
+        ),
         evaluation=replace(
-            config.evaluation,
-            sets={name: _with_fingerprint(s, fingerprint) for name, s in config.evaluation.sets.items()},
+            config.evaluation, sets={name: _with_fingerprint(s, fingerprint) for name, s in sets.items()}
         ),
     )
 

@@ -6,6 +6,7 @@ from importlib import import_module
 # Each command is the function `main` of its module, which takes the words after the command's name.
 COMMANDS = {
     "list": "qlora_lab.data.listing",
+    "preview": "qlora_lab.data.preview",
 }
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,7 +126,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
     attention_mask = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
     for index, example in enumerate(examples):
-        ids = torch.tensor(example.input_ids, dtype=torch.long)
+        ids = id_tensor(example.input_ids)
         input_ids[index, : example.length] = ids
         attention_mask[index, : example.length] = 1
         labels[index, example.loss_start : example.length] = ids[example.loss_start :]
@@ -142,9 +143,14 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     for index, row in enumerate(rows):
-        input_ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        input_ids[index, : len(row)] = id_tensor(row)
         attention_mask[index, : len(row)] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def id_tensor(ids: Sequence[int]) -> Tensor:
+    """Return token ids as an int64 tensor; of an array it is made in one copy, not token by token."""
+    return torch.from_numpy(np.asarray(ids, dtype=np.int64))
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
@@ -157,6 +163,6 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]
     input_ids = torch.full((len(prompts), longest), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(prompts), longest), dtype=torch.long)
     for index, prompt in enumerate(prompts):
-        input_ids[index, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        input_ids[index, longest - len(prompt) :] = id_tensor(prompt)
         attention_mask[index, longest - len(prompt) :] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -102,7 +102,7 @@ def messages_of(columns: Columns) -> list[Turn]:
     return turns
 
 
-def every_reply(turns: Sequence[Turn], family: str | None = None) -> list[Row]:
+def every_reply(turns: Sequence[Turn], *, family: str | None = None, language: str | None = None) -> list[Row]:
     """Return the rows of a conversation; none where user and assistant do not take turns, the user first."""
     first = 1 if turns and turns[0].role == SYSTEM else 0
     if any(turn.role != (USER, ASSISTANT)[place % 2] for place, turn in enumerate(turns[first:])):
@@ -113,6 +113,7 @@ def every_reply(turns: Sequence[Turn], family: str | None = None) -> list[Row]:
             turns[place - 1].text,
             turns[place].text,
             family=family,
+            language=language,
             # of a single question the row knows without being told
             asked=asked if place > first + 1 else None,
             history=tuple(turns[: place - 1]),
@@ -209,13 +210,15 @@ def oasst_best_path(columns: Columns) -> list[Row]:
     turns = path_turns(columns)
     names = {USER: "Human", ASSISTANT: "Assistant"}
     text = "".join(f"### {names[turn.role]}: {turn.text}" for turn in turns)
-    return [Row("", text, family=language_of(columns), asked=turns[0].text.strip() or None)]
+    language = language_of(columns)
+    return [Row("", text, family=language, asked=turns[0].text.strip() or None, language=language)]
 
 
 def oasst_best_replies(columns: Columns) -> list[Row]:
     """Ours: a row for each reply of the assistant on the best-ranked path, after all turns before it."""
     turns = [Turn(turn.role, turn.text.strip()) for turn in path_turns(columns)]
-    return every_reply(turns, family=language_of(columns))
+    language = language_of(columns)
+    return every_reply(turns, family=language, language=language)
 
 
 def language_of(columns: Columns) -> str | None:

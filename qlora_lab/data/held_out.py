@@ -4,6 +4,10 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from qlora_lab.config.schema import OWN_PART
+from qlora_lab.data.row_file import Keys, hex_key, keys_of
 from qlora_lab.data.rows import Row
 from qlora_lab.errors import DataError
 
@@ -24,43 +28,41 @@ def choose_evaluation_rows(pool: Sequence[Row], count: int, seed: int, set_name:
     Raises:
         DataError: the pool has fewer than `count` different questions.
     """
-
-    def place(row: Row) -> tuple[str, str]:  # the second decides between answers to one question
-        return keyed_hash(row.source_key, seed), keyed_hash(row.key, seed)
-
-    chosen: dict[str, Row] = {}
-    for row in sorted(pool, key=place):
+    keys, source_keys = keys_of(pool)
+    # the second decides between answers to one question
+    places = [[keyed_hash(hex_key(key), seed) for key in column.tolist()] for column in (source_keys, keys)]
+    chosen: dict[int, int] = {}
+    for index in np.lexsort((np.array(places[1]), np.array(places[0]))).tolist():
         if len(chosen) == count:
             break
-        chosen.setdefault(row.source_key, row)
+        chosen.setdefault(int(source_keys[index]), index)
     if len(chosen) < count:
         raise DataError(
             f"evaluation.rows asks for {count} rows but the source of set '{set_name}' has {len(chosen)} "
             f"different questions ({len(pool)} rows); try a smaller evaluation.rows"
         )
-    return list(chosen.values())
+    return [pool[index] for index in chosen.values()]
 
 
 def keyed_hash(text: str, seed: int) -> str:
     return hashlib.blake2b(text.encode(), key=str(seed).encode(), digest_size=16).hexdigest()
 
 
-def remove_overlap(rows: Sequence[Row], held_out: Mapping[str, Sequence[Row]]) -> tuple[list[Row], dict[str, int]]:
-    """Leave out training rows that ask what an evaluation row asks.
+def overlap(source_keys: Keys, held_out: Mapping[str, Sequence[Row]]) -> dict[str, np.ndarray]:
+    """Find the rows that ask what an evaluation row asks.
+
+    Args:
+        source_keys: `Row.source_key` of each row, as numbers.
 
     Returns:
-        The rows that stay, and the number removed by the first set each was found in.
+        Their numbers, by the first set that asks the same.
     """
     set_of_question = question_sets(held_out)
-    removed = dict.fromkeys(held_out, 0)
-    kept: list[Row] = []
-    for row in rows:
-        found_in = set_of_question.get(row.source_key)
-        if found_in is None:
-            kept.append(row)
-        else:
-            removed[found_in] += 1
-    return kept, removed
+    questions = np.array([int(key, 16) for key in set_of_question], dtype=np.uint64)
+    found: dict[str, list[int]] = {name: [] for name in held_out}
+    for index in np.flatnonzero(np.isin(source_keys, questions)).tolist():
+        found[set_of_question[hex_key(int(source_keys[index]))]].append(index)
+    return {name: np.array(indices, dtype=np.int64) for name, indices in found.items()}
 
 
 def question_sets(held_out: Mapping[str, Sequence[Row]]) -> dict[str, str]:
@@ -72,35 +74,47 @@ def question_sets(held_out: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     return sets
 
 
-def check_disjoint(rows: Sequence[Row], held_out: Mapping[str, Sequence[Row]]) -> None:
+def check_disjoint(source_keys: Keys, held_out: Mapping[str, Sequence[Row]]) -> None:
     """Refuse training rows that ask what an evaluation row asks, whatever way they came here.
 
     Raises:
         DataError: at least one does.
     """
-    set_of_question = question_sets(held_out)
-    shared = [row for row in rows if row.source_key in set_of_question]
+    shared = {name: len(indices) for name, indices in overlap(source_keys, held_out).items() if len(indices)}
     if shared:
+        name, count = next(iter(shared.items()))
         raise DataError(
-            f"{len(shared)} training rows ask what evaluation rows ask, the first {shared[0].source!r}, also in "
-            f"set '{set_of_question[shared[0].source_key]}'; this is an error of qlora_lab, please report it"
+            f"{count} training rows ask what evaluation rows of set '{name}' ask; this is an error of qlora_lab, "
+            "please report it"
         )
 
 
-def draw_training_rows(pool: Sequence[Row], count: int | None, seed: int) -> list[Row]:
-    """Draw training rows at random; None takes all.
+def content_order(rows: Sequence[Row], numbers: Sequence[int] | np.ndarray, keys: Keys) -> list[int]:
+    """Sort rows by their content, whatever order they came in.
 
-    For one seed and pool a smaller draw is the beginning of a larger one, whatever the order of the pool:
-    arms that differ in size share rows.
-
-    Raises:
-        DataError: the pool has fewer rows than asked for.
+    Args:
+        numbers: of the rows to sort.
+        keys: `Row.key` of every row, as numbers.
     """
-    if count is not None and count > len(pool):
-        raise DataError(
-            f"data.rows asks for {count} rows but {len(pool)} are left to train on after holding out the "
-            f"evaluation rows; try data.rows={len(pool)}, or data.rows=null for all"
-        )
-    rows = sorted(pool, key=lambda row: (row.key, row.source, row.target))
-    random.Random(f"training rows {seed}").shuffle(rows)
-    return rows[:count]
+    chosen = np.asarray(numbers, dtype=np.int64)
+    ordered: list[int] = chosen[np.argsort(keys[chosen], kind="stable")].tolist()
+    start = 0
+    for end in range(1, len(ordered) + 1):
+        if end == len(ordered) or keys[ordered[end]] != keys[ordered[start]]:
+            if end - start > 1:  # equal once normalised: the texts themselves decide
+                ordered[start:end] = sorted(ordered[start:end], key=lambda at: (rows[at].source, rows[at].target))
+            start = end
+    return ordered
+
+
+def draw(available: Sequence[int], count: int, seed: int, part: str) -> list[int]:
+    """Draw rows at random, given in the order of their content.
+
+    For one seed and pool a smaller draw is the beginning of a larger one: arms that differ in size share rows.
+
+    Args:
+        part: of the mix; each draws for itself.
+    """
+    numbers = list(available)
+    random.Random(f"training rows {seed}{'' if part == OWN_PART else f' {part}'}").shuffle(numbers)
+    return numbers[:count]

@@ -66,4 +66,9 @@ def hub_failure(source: SourceConfig, error: Exception) -> str:
             f"{name} is not in the local hub cache, and the hub could not be reached ({words.splitlines()[0]}); load "
             f"it once on a machine with a network and set HF_HOME to that cache, or {local}"
         )
-    return f"{name} did not load ({reason}); check data.source.hub_config, hub_files, split and revision, or {local}"
+    asked = ", ".join(
+        f"{key} '{given}'"
+        for key in ("hub_config", "hub_files", "split", "revision")
+        if (given := getattr(source, key)) is not None
+    )
+    return f"{name} did not load with {asked} ({reason}); check these keys of data.source, or {local}"

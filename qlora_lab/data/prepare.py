@@ -1,42 +1,94 @@
 """A run's data from its configuration: training examples, evaluation sets and a count of everything."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, overload
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, HELD_OUT, DataConfig, EvaluationConfig, SourceConfig
-from qlora_lab.data.held_out import (
-    check_disjoint,
-    choose_evaluation_rows,
-    draw_training_rows,
-    question_sets,
-    remove_overlap,
-)
+from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, HELD_OUT, OWN_PART, DataConfig, EvaluationConfig
+from qlora_lab.data.filters import OVERLAP
+from qlora_lab.data.held_out import check_disjoint, draw, question_sets
+from qlora_lab.data.mixing import rows_of_parts
 from qlora_lab.data.noise import put_in_wrong_answers
+from qlora_lab.data.pool import Folders, Pool, choose_held_out, write_pool
 from qlora_lab.data.procedural import procedural_rows
 from qlora_lab.data.prompts import PromptFormat, data_ids, find_prompt_format
-from qlora_lab.data.report import DataReport, SetReport
+from qlora_lab.data.report import DataReport
+from qlora_lab.data.row_file import hex_key, keys_of
 from qlora_lab.data.rows import Row
-from qlora_lab.data.sources import load_rows
-from qlora_lab.data.tokenization import EvalExample, Example, Limits, encode_rows
+from qlora_lab.data.token_cache import cached_pool, pool_key
+from qlora_lab.data.tokenization import (
+    CUT,
+    WHOLE,
+    Encoded,
+    Encoder,
+    EvalExample,
+    Example,
+    Limits,
+    count_cuts,
+    encode_rows,
+    nothing_encoded,
+    to_example,
+)
 from qlora_lab.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    train: list[Example]
+    train: Sequence[Example]
+    train_lengths: Sequence[int]  # of the training rows, in tokens
     held_out: dict[str, list[EvalExample]]
     exact_match_sets: frozenset[str]  # held-out sets whose targets are the only right answers
     report: DataReport
+    removed: list[dict[str, Any]] = field(default_factory=list)  # rows of the sources that may not be trained on
 
 
-@dataclass(frozen=True)
-class Folders:
-    cache_dir: Path
-    data_dir: Path
+class DrawnRows(Sequence[Example]):
+    """Rows drawn from a pool, made into examples one by one as they are asked for.
+
+    Args:
+        numbers: of the rows in the pool.
+        replaced: examples that stand in the place of a row, by their place among `numbers`.
+        loss_on: "target" or "everything".
+    """
+
+    def __init__(
+        self, pool: Pool, numbers: np.ndarray, replaced: Mapping[int, Example], loss_on: str, task: str
+    ) -> None:
+        self._pool = pool
+        self._numbers = numbers
+        self._replaced = replaced
+        self._loss_on = loss_on
+        self._task = task
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index in self._replaced:
+            return self._replaced[index]
+        number = int(self._numbers[index])
+        target_start = int(self._pool.target_starts[number])
+        return Example(
+            input_ids=self._pool.tokens(number),
+            target_start=target_start,
+            loss_start=target_start if self._loss_on == "target" else 1,
+            key=hex_key(int(self._pool.keys[number])),
+            family=self._pool.family(number),
+            target_bytes=int(self._pool.target_bytes[number]),
+            task=self._task,
+        )
 
 
 def prepare_data(
@@ -50,7 +102,7 @@ def prepare_data(
     data_dir: Path,
     task: str = CAUSAL,
 ) -> PreparedData:
-    """Read, hold out, draw, spoil and tokenize the data of one run.
+    """Read, hold out, filter, draw, spoil and tokenize the data of one run.
 
     Evaluation rows depend on the evaluation's own seed and source; training rows on the run's seed. What
     asks the same as an evaluation row is kept out of training, and this is checked on the result.
@@ -61,7 +113,7 @@ def prepare_data(
         prompt_format: name of a format of `prompts`.
         tokenizer: of the model.
         seed: of the run.
-        cache_dir: where fetched wheels lie.
+        cache_dir: where fetched wheels lie, and pools of rows in tokens.
         data_dir: where relative paths are looked up first.
         task: of the model.
 
@@ -74,34 +126,40 @@ def prepare_data(
     folders = Folders(cache_dir, data_dir)
     report = DataReport()
     formatted = find_prompt_format(prompt_format, tokenizer)
-    pool = load_pool(data.source, folders, report.train)
-    held_out = choose_held_out(data.source, evaluation, pool, folders, report)
-    rows = training_rows(data, pool, held_out, seed, report)
-    check_disjoint(rows, held_out)
-    limits = Limits(data.max_source_tokens, data.max_target_tokens)
-    encode = partial(encode_rows, prompt_format=formatted, tokenizer=tokenizer, task=task, labels=data.labels)
-    train = encode(rows, limits=limits, loss_on=data.loss_on, set_name=data.name, counts=report.train)
+    encoder = Encoder(
+        formatted, tokenizer, Limits(data.max_source_tokens, data.max_target_tokens), task, data.labels, data.name
+    )
+    removed: list[dict[str, Any]] = []
+    if data.source.kind == "procedural":
+        held_out = choose_held_out(data.source, evaluation, None, folders, report.held_out)
+        train: Sequence[Example] = procedural_examples(data, encoder, held_out, seed, report)
+        lengths = [example.length for example in train]
+    else:
+        key = pool_key(data, evaluation, encoder, data_dir)
+        pool = cached_pool(cache_dir, key, lambda folder: write_pool(folder, data, evaluation, encoder, folders))
+        chosen = pool.chosen
+        held_out, removed = chosen.held_out, chosen.removed.listed
+        report.train, report.held_out = chosen.train, chosen.evaluation
+        report.overlap_removed = chosen.overlap_removed
+        report.filtered = {reason: count for reason, count in chosen.removed.counts.items() if reason != OVERLAP}
+        train, lengths = drawn_examples(data, encoder, pool, seed, report)
     evaluation_limits = Limits(evaluation.max_source_tokens, evaluation.max_target_tokens, group="evaluation")
+    encode = partial(encode_rows, prompt_format=formatted, tokenizer=tokenizer, task=task, labels=data.labels)
     encoded = {
         name: evaluation_examples(
             # always scored on the target, whatever training's loss is on
-            encode(chosen, limits=evaluation_limits, loss_on="target", set_name=name, counts=report.held_out[name]),
+            encode(rows, limits=evaluation_limits, loss_on="target", set_name=name, counts=report.held_out[name]),
             formatted,
             tokenizer,
         )
-        for name, chosen in held_out.items()
+        for name, rows in held_out.items()
     }
-    exact = {name for name, chosen in evaluation.sets.items() if chosen.exact_match}
+    exact = {name for name, chosen_set in evaluation.sets.items() if chosen_set.exact_match}
     if not evaluation.sets and data.exact_match:
         exact = {HELD_OUT}
     for name in exact:
         check_answers_fit(name, encoded[name], evaluation.max_new_tokens)
-    return PreparedData(
-        train=[example for _, example in train],
-        held_out=encoded,
-        exact_match_sets=frozenset(exact),
-        report=report,
-    )
+    return PreparedData(train, lengths, encoded, frozenset(exact), report, removed)
 
 
 def check_answers_fit(name: str, rows: Sequence[EvalExample], max_new_tokens: int) -> None:
@@ -118,81 +176,76 @@ def check_answers_fit(name: str, rows: Sequence[EvalExample], max_new_tokens: in
         )
 
 
-def load_pool(source: SourceConfig, folders: Folders, counts: SetReport) -> list[Row] | None:
-    """Return all rows of a source; None for procedural rows, of which there is no end."""
-    if source.kind == "procedural":
-        return None
-    return load_rows(source, cache_dir=folders.cache_dir, data_dir=folders.data_dir, counts=counts)
-
-
-def choose_held_out(
-    own_source: SourceConfig,
-    evaluation: EvaluationConfig,
-    own_pool: Sequence[Row] | None,
-    folders: Folders,
-    report: DataReport,
-) -> dict[str, list[Row]]:
-    """Choose the rows of every evaluation set; of the run's own source where none is configured."""
-    if not evaluation.sets:
-        report.held_out[HELD_OUT] = SetReport()
-        return {HELD_OUT: evaluation_rows(own_source, own_pool, evaluation, HELD_OUT)}
-    held_out: dict[str, list[Row]] = {}
-    for name, source in evaluation.sets.items():
-        report.held_out[name] = SetReport()
-        pool = load_pool(source, folders, report.held_out[name])
-        held_out[name] = evaluation_rows(source, pool, evaluation, name)
-    return held_out
-
-
-def evaluation_rows(
-    source: SourceConfig, pool: Sequence[Row] | None, evaluation: EvaluationConfig, name: str
-) -> list[Row]:
-    if pool is not None:
-        return choose_evaluation_rows(pool, evaluation.rows, evaluation.seed, name)
-    return procedural_rows(
-        evaluation.rows, seed=evaluation.seed, role="evaluation", families=source.families, distinct=True
-    )
-
-
-def training_rows(
-    data: DataConfig,
-    pool: Sequence[Row] | None,
-    held_out: Mapping[str, Sequence[Row]],
-    seed: int,
-    report: DataReport,
-) -> list[Row]:
-    """Return the run's training rows: none that overlaps evaluation, the wrong answers put in."""
-    if pool is None:
-        rows = procedural_training_rows(data, held_out, seed)
-    else:
-        kept, removed = remove_overlap(pool, held_out)
-        report.overlap_removed = beyond_held_out(removed, held_out)
-        if not kept:
-            raise DataError(
-                f"data set '{data.name}' has no row left to train on: all {len(pool)} ask what evaluation rows "
-                "ask; try a smaller evaluation.rows"
-            )
-        rows = draw_training_rows(kept, data.rows, seed)
-    noisy = put_in_wrong_answers(rows, data.wrong_answer_share, seed)
-    report.wrong_answers = noisy.wrong
-    report.wrong_answers_impossible = noisy.impossible
-    return noisy.rows
-
-
-def procedural_training_rows(data: DataConfig, held_out: Mapping[str, Sequence[Row]], seed: int) -> list[Row]:
+def procedural_examples(
+    data: DataConfig, encoder: Encoder, held_out: Mapping[str, Sequence[Row]], seed: int, report: DataReport
+) -> list[Example]:
+    """Make the training rows of a source without end, the wrong answers put in, and encode them."""
     assert data.rows is not None  # DataConfig refuses that
-    return procedural_rows(
-        data.rows,
-        seed=seed,
-        role="training",
-        families=data.source.families,
-        exclude=question_sets(held_out).keys(),
+    questions = question_sets(held_out).keys()
+    rows = procedural_rows(data.rows, seed=seed, role="training", families=data.source.families, exclude=questions)
+    noisy = put_in_wrong_answers(rows, data.wrong_answer_share, seed)
+    report.wrong_answers, report.wrong_answers_impossible = noisy.wrong, noisy.impossible
+    check_disjoint(keys_of(noisy.rows)[1], held_out)
+    encoded = encode_rows(
+        noisy.rows,
+        encoder.prompt_format,
+        encoder.tokenizer,
+        encoder.limits,
+        loss_on=data.loss_on,
+        set_name=encoder.set_name,
+        counts=report.train,
+        task=encoder.task,
+        labels=encoder.labels,
     )
+    return [example for _, example in encoded]
 
 
-def beyond_held_out(removed: Mapping[str, int], held_out: Mapping[str, Sequence[Row]]) -> dict[str, int]:
-    """Of the rows removed, those that are not themselves the run's held-out rows."""
-    return {name: count - (len(held_out[name]) if name == HELD_OUT else 0) for name, count in removed.items()}
+def drawn_examples(
+    data: DataConfig, encoder: Encoder, pool: Pool, seed: int, report: DataReport
+) -> tuple[DrawnRows, list[int]]:
+    """Draw the training rows of a pool, put the wrong answers in, and count; return them and their lengths."""
+    weights = {OWN_PART: 1.0, **{name: part.weight for name, part in data.mix.items()}}
+    available = {name: len(numbers) for name, numbers in pool.parts.items()}
+    counts = rows_of_parts(weights, available, data.rows, data.name)
+    if data.mix:
+        report.parts = counts
+    numbers = np.array(
+        [number for name, count in counts.items() for number in draw(pool.parts[name].tolist(), count, seed, name)]
+    )
+    check_disjoint(pool.source_keys[numbers], pool.chosen.held_out)
+    outcomes, cut = pool.targets[numbers], pool.source_cut[numbers]
+    lengths = (pool.starts[1:] - pool.starts[:-1])[numbers]
+    target_starts = pool.target_starts[numbers]
+    replaced: dict[int, Example] = {}
+    for place, (row, found) in wrong_answers(data, encoder, pool, numbers, seed, report).items():
+        outcomes[place], cut[place] = found.target, found.source_cut
+        replaced[place] = example = to_example(row.key, row.family, found, data.loss_on, encoder.task)
+        lengths[place], target_starts[place] = example.length, example.target_start
+    count_cuts(report.train, cut, outcomes)
+    learnt = np.flatnonzero((outcomes == WHOLE) | (outcomes == CUT))
+    if not len(learnt):
+        raise DataError(nothing_encoded(data.name, len(numbers), encoder.limits, report.train))
+    report.train.rows = len(learnt)
+    report.train.tokens = int(lengths[learnt].sum())
+    report.train.target_tokens = int((lengths - target_starts)[learnt].sum())
+    report.train.longest_row_tokens = int(lengths[learnt].max())
+    at = {int(place): index for index, place in enumerate(learnt) if int(place) in replaced}
+    moved = {index: replaced[place] for place, index in at.items()}
+    return DrawnRows(pool, numbers[learnt], moved, data.loss_on, encoder.task), lengths[learnt].tolist()
+
+
+def wrong_answers(
+    data: DataConfig, encoder: Encoder, pool: Pool, numbers: np.ndarray, seed: int, report: DataReport
+) -> dict[int, tuple[Row, Encoded]]:
+    """Return the rows that get a wrong answer, by their place among the drawn ones; all of these are read for it."""
+    if not data.wrong_answer_share:
+        return {}
+    rows = [pool.row(int(number)) for number in numbers]
+    noisy = put_in_wrong_answers(rows, data.wrong_answer_share, seed)
+    report.wrong_answers, report.wrong_answers_impossible = noisy.wrong, noisy.impossible
+    changed = [place for place, (before, after) in enumerate(zip(rows, noisy.rows, strict=True)) if after is not before]
+    spoilt = [noisy.rows[place] for place in changed]
+    return dict(zip(changed, zip(spoilt, encoder(spoilt), strict=True), strict=True))
 
 
 def evaluation_examples(

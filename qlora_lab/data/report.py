@@ -33,6 +33,8 @@ class DataReport:
     train: SetReport = field(default_factory=SetReport)
     held_out: dict[str, SetReport] = field(default_factory=dict)
     overlap_removed: dict[str, int] = field(default_factory=dict)  # training rows, by the set they overlap
+    filtered: dict[str, int] = field(default_factory=dict)  # rows of the sources that were removed, by reason
+    parts: dict[str, int] = field(default_factory=dict)  # of a mix: training rows by their source
     wrong_answers: int = 0
     wrong_answers_impossible: int = 0  # wanted, but their family has only one answer
 
@@ -45,8 +47,10 @@ class DataReport:
         train = self.train
         parts = [f"{train.rows:,} training rows ({train.tokens:,} tokens, {train.target_tokens:,} of targets)"]
         parts += [f"{counts.rows:,} rows held out as {name}" for name, counts in self.held_out.items()]
+        parts += [f"{count:,} of them from {name}" for name, count in self.parts.items()]
         parts += worded(
             {
+                **{f"rows filtered out ({reason})": count for reason, count in self.filtered.items()},
                 "wrong answers put in": self.wrong_answers,
                 "wrong answers that could not be had": self.wrong_answers_impossible,
                 "training rows removed for overlap": sum(self.overlap_removed.values()),

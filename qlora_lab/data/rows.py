@@ -40,6 +40,7 @@ class Row:
         family: rows of one family can swap answers and stay well-formed; None: all rows are one family.
         asked: what the user asked, free of a template's wording, where that is not `source`. It lets the
             same question be recognised in a prompt, in a chat turn and inside a whole dialogue.
+        language: its code, such as "en", where the data say it.
         history: the turns of a conversation before `source`, which is then the user's latest.
     """
 
@@ -47,6 +48,7 @@ class Row:
     target: str
     family: str | None = None
     asked: str | None = None
+    language: str | None = None
     history: tuple[Turn, ...] = ()
 
     @cached_property

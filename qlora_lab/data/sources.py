@@ -1,6 +1,7 @@
 """A configured source becomes rows: found, read, put through its template, counted."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_lab.config.schema import SourceConfig
@@ -8,6 +9,7 @@ from qlora_lab.data.hub import read_hub
 from qlora_lab.data.readers import read_file, read_wheel_member
 from qlora_lab.data.records import BrokenRowError, BrokenRows, Record
 from qlora_lab.data.report import SetReport
+from qlora_lab.data.row_file import RowFile
 from qlora_lab.data.rows import Row
 from qlora_lab.data.templates import find_template
 from qlora_lab.errors import DataError
@@ -15,19 +17,27 @@ from qlora_lab.runs.fingerprint import check_fingerprint, locate_file
 from qlora_lab.wheels import wheel_file
 
 MAX_ROW_CHARACTERS = 1_000_000  # some 250,000 tokens, longer than any context here
+LANGUAGE_COLUMNS = ("lang", "language")
 
 
 def load_rows(source: SourceConfig, *, cache_dir: Path, data_dir: Path, counts: SetReport) -> list[Row]:
-    """Read every row of a file, wheel member or hub set.
+    """Return every row of a source in memory, as `read_rows` does."""
+    rows: list[Row] = []
+    read_rows(source, rows, cache_dir=cache_dir, data_dir=data_dir, counts=counts)
+    return rows
+
+
+def read_rows(
+    source: SourceConfig, into: list[Row] | RowFile, *, cache_dir: Path, data_dir: Path, counts: SetReport
+) -> None:
+    """Read every row of a file, wheel member or hub set that has a target, in the source's order.
 
     Args:
         source: where the rows are; `kind` is not procedural.
+        into: gets the rows.
         cache_dir: where fetched wheels lie.
         data_dir: where relative paths are looked up first.
         counts: receives what was read and dropped.
-
-    Returns:
-        The rows that have a target, in the source's order.
 
     Raises:
         ModelError: the wheel is not in the cache.
@@ -37,7 +47,7 @@ def load_rows(source: SourceConfig, *, cache_dir: Path, data_dir: Path, counts: 
     template = find_template(source.template)
     origin = origin_of(source, data_dir)
     broken = BrokenRows(origin)
-    rows: list[Row] = []
+    before = len(into)
     records: Iterable[Record] = read_records(source, broken, cache_dir, data_dir)
     for record in template.gather(records, broken) if template.gather is not None else records:
         counts.rows_read += 1
@@ -48,14 +58,16 @@ def load_rows(source: SourceConfig, *, cache_dir: Path, data_dir: Path, counts: 
             continue
         if not made:
             counts.count_without_pair(template.none_reason)
-        rows += made
+        language = next((record.columns[name] for name in LANGUAGE_COLUMNS if name in record.columns), None)
+        for row in made:
+            counts.pairs += 1
+            if row.target.strip():
+                into.append(replace(row, language=language) if isinstance(language, str) else row)
+            else:
+                counts.empty_targets += 1
     broken.raise_if_any()
-    counts.pairs = len(rows)
-    kept = [row for row in rows if row.target.strip()]
-    counts.empty_targets = len(rows) - len(kept)
-    if not kept:
+    if len(into) == before:
         raise DataError(nothing_left(origin, source.template, counts))
-    return kept
 
 
 def checked_length(row: Row) -> Row:

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -69,6 +70,58 @@ class Limits:
     group: str = "data"  # of the configuration, which sets them
 
 
+WHOLE, CUT, CUT_AWAY, EMPTY = range(4)  # what became of a target; of the last two nothing is left to learn
+
+
+class Encoded(NamedTuple):
+    """One row in tokens, and what was cut to get there."""
+
+    prompt_ids: list[int]
+    target_ids: list[int]
+    target_bytes: int
+    source_cut: bool
+    target: int  # WHOLE, CUT, CUT_AWAY or EMPTY
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What turns rows into tokens.
+
+    Attributes:
+        prompt_format: what stands around a source.
+        tokenizer: of the model.
+        limits: in tokens.
+        task: of the model.
+        labels: the classes, for a classifier.
+        set_name: for errors.
+    """
+
+    prompt_format: PromptFormat
+    tokenizer: PreTrainedTokenizerBase
+    limits: Limits
+    task: str
+    labels: Sequence[str]
+    set_name: str
+
+    def __call__(self, rows: Sequence[Row]) -> Iterator[Encoded]:
+        """Encode rows, a thousand at a time.
+
+        Raises:
+            DataError: no room for a source beside the markup, or a target that is no class.
+        """
+        for chunk in chunks(rows):
+            sources = data_ids([row.source for row in chunk], self.tokenizer)
+            targets = data_ids([row.target for row in chunk], self.tokenizer)
+            for row, source_ids, target_ids in zip(chunk, sources, targets, strict=True):
+                prompt_ids, source_cut = encode_prompt(row, source_ids, self.prompt_format, self.limits)
+                if self.task == CLASSIFICATION:
+                    number = class_number(row.target, self.labels, self.set_name)
+                    yield Encoded(prompt_ids, [number], 0, source_cut, WHOLE)
+                    continue
+                kept_ids, target_bytes, outcome = encode_target(row.target, target_ids, self.tokenizer, self.limits)
+                yield Encoded(prompt_ids, kept_ids, target_bytes, source_cut, outcome)
+
+
 def encode_rows(
     rows: Sequence[Row],
     prompt_format: PromptFormat,
@@ -101,33 +154,37 @@ def encode_rows(
     Raises:
         DataError: no room for a source beside the markup, a target that is no class, or no row is left.
     """
+    encoder = Encoder(prompt_format, tokenizer, limits, task, labels, set_name)
     encoded: list[tuple[Row, Example]] = []
-    for chunk in chunks(rows):
-        sources = data_ids([row.source for row in chunk], tokenizer)
-        targets = data_ids([row.target for row in chunk], tokenizer)
-        for row, source_ids, target_ids in zip(chunk, sources, targets, strict=True):
-            prompt_ids = encode_prompt(row, source_ids, prompt_format, limits, counts)
-            if task == CLASSIFICATION:
-                target: tuple[list[int], int] | None = [class_number(row.target, labels, set_name)], 0
-            else:
-                target = encode_target(row.target, target_ids, tokenizer, limits, counts)
-            if target is None:
-                continue
-            kept_ids, target_bytes = target
-            example = Example(
-                input_ids=array("i", [*prompt_ids, *kept_ids]),
-                target_start=len(prompt_ids),
-                loss_start=len(prompt_ids) if loss_on == "target" else 1,
-                key=row.key,
-                family=row.family,
-                target_bytes=target_bytes,
-                task=task,
-            )
-            encoded.append((row, example))
+    for row, found in zip(rows, encoder(rows), strict=True):
+        count_cuts(counts, [found.source_cut], [found.target])
+        if found.target in (WHOLE, CUT):
+            encoded.append((row, to_example(row.key, row.family, found, loss_on, task)))
     if not encoded:
         raise DataError(nothing_encoded(set_name, len(rows), limits, counts))
     count_lengths([example for _, example in encoded], counts)
     return encoded
+
+
+def to_example(key: str, family: str | None, found: Encoded, loss_on: str, task: str) -> Example:
+    """Return an encoded row as an example to train on."""
+    return Example(
+        input_ids=array("i", [*found.prompt_ids, *found.target_ids]),
+        target_start=len(found.prompt_ids),
+        loss_start=len(found.prompt_ids) if loss_on == "target" else 1,
+        key=key,
+        family=family,
+        target_bytes=found.target_bytes,
+        task=task,
+    )
+
+
+def count_cuts(counts: SetReport, sources_cut: Sequence[bool], targets: Sequence[int]) -> None:
+    """Add what became of rows to the counts of their set."""
+    counts.sources_truncated += sum(sources_cut)
+    counts.targets_truncated += sum(target == CUT for target in targets)
+    counts.targets_truncated_away += sum(target == CUT_AWAY for target in targets)
+    counts.empty_targets += sum(target == EMPTY for target in targets)
 
 
 def chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
@@ -136,11 +193,11 @@ def chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 def encode_prompt(
-    row: Row, source_ids: list[int], prompt_format: PromptFormat, limits: Limits, counts: SetReport
-) -> list[int]:
-    """Return the prompt's tokens, at most max_source_tokens of them, the markup whole."""
+    row: Row, source_ids: list[int], prompt_format: PromptFormat, limits: Limits
+) -> tuple[list[int], bool]:
+    """Return the prompt's tokens, at most max_source_tokens of them, the markup whole, and whether some were cut."""
     if not row.source.strip():
-        return prompt_format.ids(row.source, [])
+        return prompt_format.ids(row.source, []), False
     prompt_format = prompt_format.following(row.history, limits.max_source_tokens - len(source_ids))
     room = limits.max_source_tokens - prompt_format.overhead_tokens
     if room < 1:
@@ -149,11 +206,9 @@ def encode_prompt(
             f"prompt format '{prompt_format.name}' takes {prompt_format.overhead_tokens} tokens itself; try "
             f"{limits.group}.max_source_tokens={prompt_format.overhead_tokens + 64}"
         )
-    if len(source_ids) > room or prompt_format.turns_left_out:
-        counts.sources_truncated += 1
-    if len(source_ids) > room:
-        source_ids = without_middle(source_ids, room)
-    return prompt_format.ids(row.source, source_ids)
+    too_long = len(source_ids) > room
+    kept_ids = without_middle(source_ids, room) if too_long else source_ids
+    return prompt_format.ids(row.source, kept_ids), too_long or prompt_format.turns_left_out > 0
 
 
 def class_number(target: str, labels: Sequence[str], set_name: str) -> int:
@@ -171,22 +226,19 @@ def without_middle(ids: list[int], room: int) -> list[int]:
 
 
 def encode_target(
-    text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, limits: Limits, counts: SetReport
-) -> tuple[list[int], int] | None:
-    """Return the target's tokens with eos, and the bytes of its text; None where no text is left."""
+    text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, limits: Limits
+) -> tuple[list[int], int, int]:
+    """Return the target's tokens with eos, the bytes of its text, and what became of it; none of a lost target."""
     room = limits.max_target_tokens - 1
     eos_id: int = tokenizer.eos_token_id
     if not text.strip() or not ids:
-        counts.empty_targets += 1
-        return None
+        return [], 0, EMPTY
     if len(ids) <= room:
-        return [*ids, eos_id], len(text.encode())
+        return [*ids, eos_id], len(text.encode()), WHOLE
     kept_ids, kept = whole_characters(text, ids, room, tokenizer)
     if not kept.strip():
-        counts.targets_truncated_away += 1
-        return None
-    counts.targets_truncated += 1
-    return [*kept_ids, eos_id], len(kept.encode())
+        return [], 0, CUT_AWAY
+    return [*kept_ids, eos_id], len(kept.encode()), CUT
 
 
 def whole_characters(text: str, ids: list[int], room: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
@@ -217,7 +269,8 @@ def nothing_encoded(set_name: str, rows: int, limits: Limits, counts: SetReport)
 
 
 def count_lengths(examples: Sequence[Example], counts: SetReport) -> None:
-    counts.rows = len(examples)
-    counts.tokens = sum(example.length for example in examples)
+    lengths = [example.length for example in examples]
+    counts.rows = len(lengths)
+    counts.tokens = sum(lengths)
     counts.target_tokens = sum(example.target_tokens for example in examples)
-    counts.longest_row_tokens = max(example.length for example in examples)
+    counts.longest_row_tokens = max(lengths)

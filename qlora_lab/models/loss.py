@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, SEQ2SEQ
 from qlora_lab.errors import ModelError, ShapeError
 from qlora_lab.models.head_products import head_input_gradient, head_logits
+from qlora_lab.models.packing import packed_inputs
 from qlora_lab.models.tasks import task_of
 
 IGNORE_INDEX = -100  # label of a position without loss
@@ -34,6 +35,18 @@ class OutputHead:
     weight: Tensor
     bias: Tensor | None
     softcap: float | None
+
+
+@dataclass(frozen=True)
+class GroupedLoss:
+    """The loss of each group of tokens, added up beside the loss of all.
+
+    `groups` says which group each label belongs to, in the shape of the labels, int64; `sums` (groups,) is added to,
+    in nats.
+    """
+
+    groups: Tensor
+    sums: Tensor
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
@@ -111,6 +124,7 @@ def chunked_cross_entropy(
     labels: Tensor,
     chunk_tokens: int,
     softcap: float | None = None,
+    grouped: GroupedLoss | None = None,
 ) -> Tensor:
     """Sum the cross-entropy over the positions whose label is not -100.
 
@@ -121,6 +135,7 @@ def chunked_cross_entropy(
         labels: (N,) int64; the token that position i must predict, or -100.
         chunk_tokens: rows of logits in memory at once.
         softcap: bound of the logits, see OutputHead.
+        grouped: gets the losses of each group as well, where gradients are worked out.
 
     Returns:
         0-d, nats; float32, or float64 where hidden is.
@@ -137,26 +152,38 @@ def chunked_cross_entropy(
     if not torch.is_grad_enabled():
         losses = _token_losses(hidden, OutputHead(lm_head_weight, bias, softcap), labels, positions, chunk_tokens)
         return losses.sum()
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, lm_head_weight, bias, labels, positions, chunk_tokens, softcap)
+    loss: Tensor = _ChunkedCrossEntropy.apply(
+        hidden, lm_head_weight, bias, labels, positions, chunk_tokens, softcap, grouped
+    )
     return loss
 
 
-def target_loss(model: PreTrainedModel, batch: dict[str, Tensor], chunk_tokens: int) -> tuple[Tensor, int]:
+def target_loss(
+    model: PreTrainedModel, batch: dict[str, Tensor], chunk_tokens: int, grouped: GroupedLoss | None = None
+) -> tuple[Tensor, int]:
     """Return the summed loss of a batch's targets (0-d, nats, differentiable), and the number of their tokens.
 
     Args:
-        batch: input_ids and attention_mask, each (rows, tokens), right padded, and labels, (rows, label tokens). In a
+        batch: input_ids and attention_mask, each (rows, tokens), right padded, and labels, (rows, label tokens); with
+            position_ids in the place of the mask where rows hold several sequences (see models/packing.py). In a
             causal model a label is the token at its own position. For an encoder-decoder the labels are what the
             decoder writes, for a classifier the class, each after one place without a label. In all of them a label
             is predicted from the place before it, so one in the first place is no target.
         chunk_tokens: rows of logits in memory at once.
+        grouped: gets the losses of each group as well.
     """
     if task_of(model) == CLASSIFICATION:
-        return _class_losses(model, batch).sum(), count_target_tokens(batch["labels"])
+        losses = _class_losses(model, batch)
+        if grouped is not None:
+            grouped.sums.index_add_(0, grouped.groups[:, 1], losses.detach())
+        return losses.sum(), count_target_tokens(batch["labels"])
     head = output_head(model)
     hidden, labels = _hidden_and_labels(model, batch)
+    if grouped is not None:
+        shifted = functional.pad(grouped.groups[:, 1:], (0, labels.shape[1] + 1 - grouped.groups.shape[1]))
+        grouped = GroupedLoss(shifted.flatten(), grouped.sums)
     loss = chunked_cross_entropy(
-        hidden.flatten(0, 1), head.weight, head.bias, labels.flatten(), chunk_tokens, head.softcap
+        hidden.flatten(0, 1), head.weight, head.bias, labels.flatten(), chunk_tokens, head.softcap, grouped
     )
     return loss, count_target_tokens(batch["labels"])
 
@@ -201,9 +228,12 @@ def count_target_tokens(labels: Tensor) -> int:
 
 def _hidden_and_labels(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Run the body: (rows, tokens, hidden size), and the label that each of these states predicts, (rows, tokens)."""
-    ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    ids, mask, labels = batch["input_ids"], batch.get("attention_mask"), batch["labels"]
     if task_of(model) == CAUSAL:
-        output = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if "position_ids" in batch:
+            inputs = packed_inputs(model, ids, batch["position_ids"])
+        output = model.get_decoder()(**inputs, use_cache=False)
         return output.last_hidden_state, functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
     encoded = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
     output = model.get_decoder()(
@@ -239,17 +269,17 @@ def _token_losses(hidden: Tensor, head: OutputHead, labels: Tensor, positions: T
     return torch.cat(losses) if losses else hidden.new_zeros(0)
 
 
-def _loss_and_gradient(logits: Tensor, labels: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Return the summed loss and its gradient to the logits before the softcap, in their place."""
+def _losses_and_gradient(logits: Tensor, labels: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Return each loss, (tokens, 1), and the gradient of their sum to the logits before the softcap, in their place."""
     targets = labels.unsqueeze(1)
     slope = None if softcap is None else 1 - (logits / softcap).square()
     # softmax in place: one buffer of logits is all that exists
     logits.sub_(logits.amax(1, keepdim=True))
     target_logits = logits.gather(1, targets)
     total = logits.exp_().sum(1, keepdim=True)
-    loss = (total.log() - target_logits).sum()
+    losses = total.log() - target_logits
     gradient = logits.div_(total).scatter_add_(1, targets, -torch.ones_like(total))
-    return loss, gradient if slope is None else gradient.mul_(slope)
+    return losses, gradient if slope is None else gradient.mul_(slope)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -265,6 +295,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         positions: Tensor,
         chunk_tokens: int,
         softcap: float | None,
+        grouped: GroupedLoss | None,
     ) -> Tensor:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         exact = torch.promote_types(hidden.dtype, torch.float32)
@@ -274,8 +305,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wants_bias else None
         for chunk in positions.split(chunk_tokens):
             states = hidden[chunk]
-            chunk_loss, grad_logits = _loss_and_gradient(_logits(states, weight, bias, softcap), labels[chunk], softcap)
-            loss += chunk_loss
+            logits = _logits(states, weight, bias, softcap)
+            losses, grad_logits = _losses_and_gradient(logits, labels[chunk], softcap)
+            loss += losses.sum()
+            if grouped is not None:
+                grouped.sums.index_add_(0, grouped.groups[chunk], losses.squeeze(1).to(grouped.sums.dtype))
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             if grad_weight is not None:
@@ -283,7 +317,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 # under autocast the product is in its dtype, and hidden states may not be
                 grad_hidden[chunk] = head_input_gradient(grad_logits, weight).to(grad_hidden.dtype)
-            del grad_logits  # or they would be there beside the next chunk's
+            del logits, grad_logits  # or they would be there beside the next chunk's
         ctx.grads = (
             grad_hidden,
             grad_weight.to(weight.dtype) if grad_weight is not None else None,
@@ -295,4 +329,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         scaled = tuple(None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.grads)
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)

@@ -1,7 +1,7 @@
 """The run folder: the truth about one run, on disk.
 
 runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.json
-              evaluation/rows.jsonl  generations/held_out.jsonl  checkpoints/  adapter/
+              data/removed.jsonl  evaluation/rows.jsonl  generations/held_out.jsonl  checkpoints/  adapter/
 """
 
 import contextlib
@@ -173,6 +173,9 @@ class RunFolder:
     def write_evaluation(self, rows: list[dict[str, Any]], generations: list[dict[str, Any]]) -> None:
         write_json_lines(self.path / "evaluation" / "rows.jsonl", rows, self.lease)
         write_json_lines(self.path / "generations" / "held_out.jsonl", generations, self.lease)
+
+    def write_removed_rows(self, rows: list[dict[str, Any]]) -> None:
+        write_json_lines(self.path / "data" / "removed.jsonl", rows, self.lease)
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / "result.json", result, self.lease)

@@ -60,7 +60,7 @@ def _identity_of(group: str, value: Any) -> Any:
 def _sources(group: str, values: Any) -> list[dict[str, Any]]:
     if group == "evaluation":
         return list(values["sets"].values())
-    return {"model": lambda: [values], "data": lambda: [values["source"]]}.get(group, list)()
+    return {"model": lambda: [values], "data": lambda: [values["source"], *values["mix"].values()]}.get(group, list)()
 
 
 class RunIds:

@@ -130,7 +130,12 @@ def _inputs_are_the_same(rows: list[Row]) -> bool:
         distinct.setdefault((id(config.model), id(config.data), id(config.evaluation), id(config.paths)), config)
     for config in distinct.values():
         check_inputs(config)
-        sources: list[SourceConfig | ModelConfig] = [config.model, config.data.source, *config.evaluation.sets.values()]
+        sources: list[SourceConfig | ModelConfig] = [
+            config.model,
+            config.data.source,
+            *config.data.mix.values(),
+            *config.evaluation.sets.values(),
+        ]
         data_dir = Path(config.paths.data_dir)
         if any(source_fingerprint(source, data_dir) != source.content_sha256 for source in sources):
             return False

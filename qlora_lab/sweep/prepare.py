@@ -138,7 +138,8 @@ def check_inputs(config: RunConfig) -> None:
     elif model.source in ("folder", "gguf") and not Path(model.path or "").exists():
         raise ModelError(f"model.path does not exist: {model.path}; give the path of a {model.source}")
     sets = {f"evaluation.sets.{name}": source for name, source in config.evaluation.sets.items()}
-    for place, source in {"data.source": config.data.source, **sets}.items():
+    mix = {f"data.mix.{name}": part for name, part in config.data.mix.items()}
+    for place, source in {"data.source": config.data.source, **mix, **sets}.items():
         if source.kind == "wheel":
             _check_wheel(f"{place}.wheel", source.wheel or "", cache_dir, of_a_model=False)
 

@@ -56,6 +56,7 @@ def fit(
     checkpoints: Path,
     record: Record,
     lease: Lease | None = None,
+    pack_tokens: int | None = None,
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
@@ -79,6 +80,7 @@ def fit(
         record: called with the number of steps done and the metrics of the last, each named `train/...`;
             every `trainer.log_every_steps` steps, and for the first and the last.
         lease: of the run: training ends when a later attempt has taken it.
+        pack_tokens: most tokens of several examples that share a row; None: each has a row of its own.
         forward_context: entered around each forward pass and its loss; a place to set the dtype of the products.
         stop: asked after each step; once true, training saves a checkpoint and ends.
         progress: shows how far training is.
@@ -114,7 +116,7 @@ def fit(
             clock=clock,
         )
         module = _module(model, state, optim, len(plan), trainer.loss_chunk_tokens, forward_context, clock)
-        steps = StepDataset(examples, plan, counters.step, trainer.micro_batch_size, pad_id)
+        steps = StepDataset(examples, plan, counters.step, trainer.micro_batch_size, pad_id, pack_tokens)
         with (
             ctrl_c.waiting_for_step(),
             _training_mode(model, trainer.gradient_checkpointing),

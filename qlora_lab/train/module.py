@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qlora_lab.errors import TrainingError
-from qlora_lab.models.loss import target_loss
+from qlora_lab.models.loss import GroupedLoss, target_loss
 from qlora_lab.train.checkpoint import TrainingState
-from qlora_lab.train.steps import StepBatch
+from qlora_lab.train.steps import BUCKETS, StepBatch, bucket_name
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class TrainingModule(LightningModule):
         rate = self._learning_rate(step - 1)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss_sum = self._accumulate(batch, step)
+        loss_sum, bucket_sums = self._accumulate(batch, step)
         loss, grad_norm = self._measure(loss_sum, batch.target_tokens, step)
         # from summed to mean gradients of a bounded norm; the 1e-6 is that of torch.nn.utils.clip_grad_norm_
         clipping = min(1.0, self._max_grad_norm / (grad_norm + 1e-6))
@@ -87,17 +87,20 @@ class TrainingModule(LightningModule):
             "train/target_tokens": counters.target_tokens,
             "train/step_time_s": step_time_s,
             "train/tokens_per_s": batch.tokens / step_time_s,
+            **loss_by_length(bucket_sums.tolist(), batch.bucket_target_tokens),
         }
 
-    def _accumulate(self, batch: StepBatch, step: int) -> Tensor:
-        """Add up the gradients of the summed loss; return the sum (0-d, nats)."""
+    def _accumulate(self, batch: StepBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of the summed loss; return the sum (0-d, nats), and those of the length buckets."""
         if batch.target_tokens == 0:
             raise TrainingError(f"step {step} has no target token to train on; raise data.max_target_tokens")
         (model,) = self._model
         losses = []
-        for micro_batch in batch.micro_batches:
+        bucket_sums = torch.zeros(BUCKETS, device=model.device)
+        for micro_batch, buckets in zip(batch.micro_batches, batch.buckets, strict=True):
+            grouped = GroupedLoss(buckets, bucket_sums)
             with self._forward_context():
-                loss, _ = target_loss(model, micro_batch, self._loss_chunk_tokens)
+                loss, _ = target_loss(model, micro_batch, self._loss_chunk_tokens, grouped)
             if not loss.requires_grad:
                 raise TrainingError(
                     "no gradient can reach the trainable parameters: the loss does not depend on any of "
@@ -107,7 +110,7 @@ class TrainingModule(LightningModule):
             losses.append(loss.detach())
         if not self._checked_gradients:
             self._check_gradients()
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum(), bucket_sums
 
     def _check_gradients(self) -> None:
         """Say once if the first step leaves parameters alone: experts may rest, adapters in the way may not."""
@@ -143,3 +146,13 @@ class TrainingModule(LightningModule):
             f"training stopped at step {step}: {what} is not finite ({value}); the weights are still those of "
             f"step {step - 1}; try a lower optim.learning_rate or trainer.compute_dtype=float32"
         )
+
+
+def loss_by_length(sums: list[float], target_tokens: list[int]) -> dict[str, float]:
+    """Return the loss a target token of the rows of each length bucket, where the step has any.
+
+    Steps of grouped rows are of one length each, and short rows lose more a token: beside a curve that saws for that
+    reason these show what is learnt.
+    """
+    counted = enumerate(zip(sums, target_tokens, strict=True))
+    return {f"train/loss_{bucket_name(bucket)}": total / tokens for bucket, (total, tokens) in counted if tokens}

@@ -1,13 +1,11 @@
 import random
 
+import numpy as np
 import pytest
 
-from qlora_lab.data.held_out import (
-    check_disjoint,
-    choose_evaluation_rows,
-    draw_training_rows,
-    remove_overlap,
-)
+from qlora_lab.config.schema import OWN_PART
+from qlora_lab.data.held_out import check_disjoint, choose_evaluation_rows, content_order, draw, overlap
+from qlora_lab.data.row_file import keys_of
 from qlora_lab.data.rows import Row
 from qlora_lab.errors import DataError
 
@@ -44,18 +42,29 @@ def test_overlap_is_found_by_question() -> None:
         "chat": [Row("Question  3", "x")],
         "tasks": [POOL[3], Row("", "a dialogue", asked="question 5")],
     }
-    kept, removed = remove_overlap([*POOL, Row("QUESTION 3", "again")], held_out)
-    assert removed == {"chat": 2, "tasks": 1}
-    assert kept == [row for row in POOL if row.source not in ("question 3", "question 5")]
-    check_disjoint(kept, held_out)
-    with pytest.raises(DataError, match="1 training rows ask what evaluation rows ask"):
-        check_disjoint([*kept, POOL[5]], held_out)
+    source_keys = keys_of([*POOL, Row("QUESTION 3", "again")])[1]
+    found = overlap(source_keys, held_out)
+    assert {name: numbers.tolist() for name, numbers in found.items()} == {"chat": [3, 100], "tasks": [5]}
+    left = np.delete(source_keys, [3, 5, 100])
+    check_disjoint(left, held_out)
+    with pytest.raises(DataError, match="1 training rows ask what evaluation rows of set 'tasks' ask"):
+        check_disjoint(np.append(left, source_keys[5]), held_out)
+
+
+def ordered(rows: list[Row]) -> list[Row]:
+    return [rows[number] for number in content_order(rows, range(len(rows)), keys_of(rows)[0])]
+
+
+def test_rows_are_ordered_by_content_alone() -> None:
+    alike = [Row("A b", "c"), Row("a  B", "c"), Row("a b", "C")]  # one key, three texts
+    rows = [*POOL, *alike]
+    assert ordered(rows) == ordered(shuffled(rows, 1)) == ordered(shuffled(rows, 2))
+    assert ordered(rows) == sorted(rows, key=lambda row: (row.key, row.source, row.target))
 
 
 def test_small_draw_is_the_beginning_of_a_large_one() -> None:
-    large = draw_training_rows(POOL, 50, seed=3)
-    assert draw_training_rows(shuffled(POOL, 1), 10, seed=3) == large[:10]
-    assert draw_training_rows(POOL, 50, seed=4) != large
-    assert sorted(row.key for row in draw_training_rows(POOL, None, seed=3)) == sorted(row.key for row in POOL)
-    with pytest.raises(DataError, match=r"data\.rows asks for 101 rows but 100 are left"):
-        draw_training_rows(POOL, 101, seed=3)
+    large = draw(range(100), 50, seed=3, part=OWN_PART)
+    assert len(set(large)) == 50
+    assert draw(range(100), 10, seed=3, part=OWN_PART) == large[:10]
+    assert draw(range(100), 50, seed=4, part=OWN_PART) != large
+    assert draw(range(100), 50, seed=3, part="another") != large

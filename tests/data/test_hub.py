@@ -61,7 +61,7 @@ def refusal(source: SourceConfig) -> str:
         ),
         (
             ValueError("Unknown split 'trian'.\nShould be one of ['train']"),
-            "check data.source.hub_config, hub_files, s",
+            "check these keys of data.source",
         ),
     ],
 )

@@ -83,7 +83,7 @@ def test_a_slice_stands_in_for_a_named_set(instruct_dir: Path, name: str, file: 
 
 
 def test_arms_of_different_sets_share_evaluation_and_never_train_on_it(
-    instruct_dir: Path, byte_tokenizer: PreTrainedTokenizerBase
+    instruct_dir: Path, byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     sets = {
         "chat": EvaluationSetConfig(
@@ -105,7 +105,7 @@ def test_arms_of_different_sets_share_evaluation_and_never_train_on_it(
             prompt_format="chatml",
             tokenizer=byte_tokenizer,
             seed=0,
-            cache_dir=instruct_dir,
+            cache_dir=tmp_path,
             data_dir=instruct_dir,
         )
         held_out[name] = {set_name: [e.example.key for e in items] for set_name, items in prepared.held_out.items()}

@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from qlora_lab.config.schema import DataConfig, EvaluationConfig, EvaluationSetConfig, SourceConfig
-from qlora_lab.data import prepare as preparing
+from qlora_lab.data import pool as pools
 from qlora_lab.data.prepare import PreparedData, prepare_data
 from qlora_lab.errors import ConfigError, DataError
 
@@ -132,7 +133,7 @@ def test_limits_of_evaluation_are_named_as_its_own(prepare: Any, tmp_path: Path)
 
 def test_a_leaked_row_is_found_on_the_result(prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last check sees rows, not how they were chosen: here whoever should remove overlap does not."""
-    monkeypatch.setattr(preparing, "remove_overlap", lambda pool, held_out: (list(pool), dict.fromkeys(held_out, 0)))
+    monkeypatch.setattr(pools, "overlap", lambda keys, held_out: dict.fromkeys(held_out, np.zeros(0, dtype=np.int64)))
     with pytest.raises(DataError, match="held_out"):
         prepare(questions(tmp_path / "rows.jsonl", 30), EvaluationConfig(rows=10))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qlora_lab.data.batching import collate
 from qlora_lab.errors import TrainingError
+from qlora_lab.models.loss import row_losses
 from qlora_lab.train.checkpoint import Counters, TrainingState
 from qlora_lab.train.loop import run_loop
 from qlora_lab.train.module import TrainingModule
@@ -24,7 +25,13 @@ class ScaledSGD(ScaledStep, torch.optim.SGD):
 
 
 def take_steps(
-    model: Any, examples: Any, plan: Sequence[Sequence[int]], *, micro_batch_size: int, max_grad_norm: float = 1e9
+    model: Any,
+    examples: Any,
+    plan: Sequence[Sequence[int]],
+    *,
+    micro_batch_size: int,
+    max_grad_norm: float = 1e9,
+    pack_tokens: int | None = None,
 ) -> TrainingModule:
     """Train with plain gradient descent of rate 1, so that weights move by minus the gradient."""
     parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -38,7 +45,7 @@ def take_steps(
         loss_chunk_tokens=4,
         clock=lambda: float(next(ticks)),
     )
-    loader = step_loader(StepDataset(examples, plan, 0, micro_batch_size, pad_id=0))
+    loader = step_loader(StepDataset(examples, plan, 0, micro_batch_size, pad_id=0, pack_tokens=pack_tokens))
     run_loop(module, loader, callbacks=[], device=torch.device("cpu"))
     return module
 
@@ -136,3 +143,20 @@ def test_parameters_that_no_gradient_reaches_are_named_once(
     model.register_parameter("unused", torch.nn.Parameter(torch.ones(2, 2)))
     take_steps(model, examples, [[0, 1], [2, 3]], micro_batch_size=2)
     assert caplog.messages == ["no gradient reached 1 of 5 trainable parameters in the first step, such as unused"]
+
+
+@pytest.mark.parametrize("pack_tokens", [None, 100])
+def test_the_loss_of_each_length_is_recorded_apart(make_model: Any, examples: Any, pack_tokens: int | None) -> None:
+    lengths = [4, 40, 12, 33, 70, 64]
+    rows = [
+        dataclasses.replace(examples[0], input_ids=[1 + (length * place) % 60 for place in range(length)])
+        for length in lengths
+    ]
+    model = make_model(max_position_embeddings=128)
+    sums, counts = row_losses(model, collate(rows, 0), 4)
+    expected = {}
+    for name, chosen in {"len_le_32": [0, 2], "len_le_64": [1, 3, 5], "len_le_128": [4]}.items():
+        expected[f"train/loss_{name}"] = float(sums[chosen].sum() / counts[chosen].sum())
+    module = take_steps(model, rows, [list(range(6))], micro_batch_size=4, pack_tokens=pack_tokens)
+    found = {name: value for name, value in module.metrics.items() if name.startswith("train/loss_")}
+    assert found == pytest.approx(expected, rel=1e-4)

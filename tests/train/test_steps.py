@@ -30,3 +30,12 @@ def test_serving_steps_draws_nothing_from_the_runs_generator(examples: Any) -> N
     before = torch.get_rng_state()
     list(step_loader(StepDataset(examples, PLAN, 0, 2, 0)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_packed_steps_hold_the_same_rows_and_targets_in_fewer_positions(examples: Any) -> None:
+    apart, packed = (StepDataset(examples, PLAN, 0, 4, 0, pack_tokens=tokens)[2] for tokens in (None, 40))
+    assert (packed.tokens, packed.target_tokens) == (apart.tokens, apart.target_tokens)
+    assert packed.bucket_target_tokens == apart.bucket_target_tokens
+    shapes = [sum(micro["input_ids"].numel() for micro in step.micro_batches) for step in (apart, packed)]
+    assert packed.tokens <= shapes[1] < shapes[0]
+    assert all("attention_mask" not in micro for micro in packed.micro_batches)

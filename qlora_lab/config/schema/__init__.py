@@ -14,7 +14,14 @@ from qlora_lab.config.schema.checks import (
     require_seed,
     require_share,
 )
-from qlora_lab.config.schema.data import DATA_SOURCES, DataConfig, SourceConfig
+from qlora_lab.config.schema.data import (
+    DATA_SOURCES,
+    OWN_PART,
+    DataConfig,
+    FilterConfig,
+    MixPartConfig,
+    SourceConfig,
+)
 from qlora_lab.config.schema.evaluation import HELD_OUT, EvaluationConfig, EvaluationSetConfig
 from qlora_lab.config.schema.model import (
     BYTE_LEVEL,
@@ -63,6 +70,7 @@ __all__ = [
     "MAX_SEED",
     "MODEL_SOURCES",
     "OPTIMIZERS",
+    "OWN_PART",
     "PLACEMENTS",
     "PROMPT_FORMATS",
     "QUANT_FORMATS",
@@ -75,7 +83,9 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
+    "FilterConfig",
     "LauncherConfig",
+    "MixPartConfig",
     "ModelConfig",
     "OptimConfig",
     "PathsConfig",

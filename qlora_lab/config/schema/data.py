@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from qlora_lab.config.data_names import FILE_KINDS, ITS_TASKS, PROCEDURAL_FAMILIES, SMALLEST_FAMILY, TEMPLATES
-from qlora_lab.config.schema.checks import require, require_at_least, require_one_of, require_share
+from qlora_lab.config.schema.checks import require, require_above_zero, require_at_least, require_one_of, require_share
 from qlora_lab.config.schema.model import PROMPT_FORMATS
 
+DUPLICATES = ("keep", "exact", "near")
 DATA_SOURCES = ("procedural", "file", "hub", "wheel")
 
 
@@ -74,16 +75,58 @@ class SourceConfig:
         )
 
 
+OWN_PART = "source"  # the name of data.source among the parts of a mix
+
+
+@dataclass
+class MixPartConfig(SourceConfig):
+    """A further source of a mix."""
+
+    weight: float = 1.0  # rows of it for every row of data.source, whose weight is 1
+
+
+@dataclass
+class FilterConfig:
+    """Which rows may be trained on; evaluation rows are chosen before, and are the same whatever is filtered."""
+
+    languages: list[str] = field(default_factory=list)  # codes as the rows say them in `lang` or `language`; empty: all
+    detect_language: bool = False  # guess it where a row does not say it (needs py3langid)
+    min_source_characters: int = 0
+    max_source_characters: int | None = None
+    min_target_characters: int = 0
+    max_target_characters: int | None = None
+    duplicates: str = "keep"  # what of equal rows is removed: keep (nothing), exact, near (also what is much alike)
+    near_duplicate_similarity: float = 0.8  # of the sets of word triples of two rows
+    contamination_words: int | None = None  # removes rows that share so many words in a run with an evaluation row
+
+    def __post_init__(self) -> None:
+        require_one_of("data.filter.duplicates", self.duplicates, DUPLICATES)
+        share = self.near_duplicate_similarity
+        require(0 < share <= 1, f"data.filter.near_duplicate_similarity must be above 0 and at most 1; got {share}")
+        require_at_least("data.filter.contamination_words", self.contamination_words, 4)
+        for part in ("source", "target"):
+            least, most = (getattr(self, f"{bound}_{part}_characters") for bound in ("min", "max"))
+            require_at_least(f"data.filter.min_{part}_characters", least, 0)
+            require_at_least(f"data.filter.max_{part}_characters", most, max(1, least))
+        require(
+            bool(self.languages) or not self.detect_language,
+            "data.filter.detect_language is of no use without data.filter.languages, such as [en]",
+        )
+
+
 @dataclass
 class DataConfig:
     name: str = MISSING
     source: SourceConfig = MISSING
-    rows: int | None = None  # rows drawn for training; None: all there are
+    mix: dict[str, MixPartConfig] = field(default_factory=dict)  # further sources by name; see MixPartConfig.weight
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    rows: int | None = None  # rows drawn for training; None: all there are, in a mix as many as its weights allow
     wrong_answer_share: float = 0.0  # rows whose answer is swapped for another row's
     max_source_tokens: int = 256
     max_target_tokens: int = 256
     prompt_format: str | None = None  # None: the model's; chat_template where the rows are chat
     loss_on: str = "target"
+    packing: bool = False  # several rows in one row of a batch, none of which sees another
     labels: list[str] = field(default_factory=list)  # for a classifier: every target there is, in the order of classes
     # Whether a row's target is the only right answer; of rows held out of this source, others say so themselves.
     exact_match: bool = False
@@ -95,6 +138,20 @@ class DataConfig:
             self.rows is not None or self.source.kind != "procedural",
             "data.rows must be set when data.source.kind is 'procedural'; got null (its rows have no end)",
         )
+        for name, part in self.mix.items():
+            part.check(f"data.mix.{name}")
+            require_above_zero(f"data.mix.{name}.weight", part.weight)
+            require(
+                name != OWN_PART, f"data.mix must not name a part '{OWN_PART}', which data.source is; call it otherwise"
+            )
+        if self.mix or self.filter != FilterConfig():
+            kinds = {"data.source": self.source, **{f"data.mix.{name}": part for name, part in self.mix.items()}}
+            for place, source in kinds.items():
+                require(
+                    source.kind != "procedural",
+                    f"data.mix and data.filter are for sources with an end; {place}.kind is 'procedural', whose rows "
+                    "are made to be different; leave data.mix and data.filter out",
+                )
         require_share("data.wrong_answer_share", self.wrong_answer_share)
         if self.prompt_format is not None:
             require_one_of("data.prompt_format", self.prompt_format, PROMPT_FORMATS)
@@ -106,3 +163,8 @@ class DataConfig:
             f"data.labels must name two different classes or more; got {self.labels}",
         )
         self.exact_match = self.exact_match or bool(self.labels)
+
+    @property
+    def longest_row_tokens(self) -> int:
+        """Tokens that a row of training can have."""
+        return self.max_source_tokens + self.max_target_tokens

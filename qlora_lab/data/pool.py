@@ -1,0 +1,242 @@
+"""A run's pool: the rows its training rows are drawn from, chosen and in tokens, in files that are mapped into memory.
+
+What is in a pool does not depend on the run's seed, its number of rows, the weights of its mix or its share of wrong
+answers, so the runs of a study that differ in those share one (see `token_cache`).
+"""
+
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qlora_lab.config.schema import HELD_OUT, OWN_PART, DataConfig, EvaluationConfig, SourceConfig
+from qlora_lab.data.filters import OVERLAP, Removed, filter_rows
+from qlora_lab.data.held_out import choose_evaluation_rows, content_order, overlap
+from qlora_lab.data.procedural import procedural_rows
+from qlora_lab.data.report import SetReport
+from qlora_lab.data.row_file import RowFile, fields_of, read_row, row_of
+from qlora_lab.data.rows import Row
+from qlora_lab.data.sources import load_rows, read_rows
+from qlora_lab.data.tokenization import ROWS_AT_ONCE, Encoder
+from qlora_lab.errors import DataError
+
+ROWS_FILE, CONTENTS_FILE = "rows.jsonl", "contents.json"
+
+
+@dataclass(frozen=True)
+class Folders:
+    cache_dir: Path
+    data_dir: Path
+
+
+@dataclass
+class Chosen:
+    """What is known of a pool besides its rows.
+
+    Attributes:
+        held_out: the evaluation rows by the name of their set.
+        train, evaluation: counts of the training sources and of each evaluation set, before anything is in tokens.
+        overlap_removed: rows that ask what an evaluation row asks, by set, its own rows left out.
+        removed: rows that ask so, or were filtered out.
+    """
+
+    held_out: dict[str, list[Row]]
+    train: SetReport
+    evaluation: dict[str, SetReport]
+    overlap_removed: dict[str, int]
+    removed: Removed
+
+
+class Pool:
+    """A pool in a folder, as `write_pool` left it.
+
+    Attributes:
+        parts: numbers of the rows of each source, in the order of their content.
+        source_keys: of each row, (rows,) uint64.
+        starts: where each row's tokens start in the file of tokens, and the last ends, (rows + 1,) int64.
+        target_starts, target_bytes, source_cut, targets: of each row, see `tokenization`.
+    """
+
+    def __init__(self, folder: Path, keep: Any = None) -> None:
+        contents = json.loads((folder / CONTENTS_FILE).read_text(encoding="utf-8"))
+
+        def load(name: str) -> np.ndarray:
+            return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+        self.chosen = Chosen(
+            held_out={name: [row_of(fields) for fields in rows] for name, rows in contents["held_out"].items()},
+            train=SetReport(**contents["train"]),
+            evaluation={name: SetReport(**counts) for name, counts in contents["evaluation"].items()},
+            overlap_removed=contents["overlap_removed"],
+            removed=Removed(**contents["removed"]),
+        )
+        self.parts = {name: np.arange(first, last) for name, (first, last) in contents["parts"].items()}
+        self.starts, self.target_starts, self.target_bytes = load("starts"), load("target_starts"), load("target_bytes")
+        self.source_cut, self.targets = load("source_cut"), load("targets")
+        self.keys, self.source_keys = load("keys"), load("source_keys")
+        self._families, self._family_names = load("families"), contents["families"]
+        self._tokens = np.memmap(folder / "tokens.i32", dtype=np.int32, mode="r")
+        self._numbers, self._ends = load("numbers"), load("ends")
+        self._rows = (folder / ROWS_FILE).open("rb")
+        self._keep = keep  # a temporary folder lives as long as this
+
+    def row(self, number: int) -> Row:
+        """Return a row in words."""
+        return read_row(self._rows.fileno(), self._ends, int(self._numbers[number]))
+
+    def tokens(self, number: int) -> Sequence[int]:
+        """Return the tokens of a row's prompt and target."""
+        ids = array("i")
+        ids.frombytes(self._tokens[self.starts[number] : self.starts[number + 1]].tobytes())
+        return ids
+
+    def family(self, number: int) -> str | None:
+        """Return a row's family."""
+        return self._family_names[self._families[number]]
+
+
+def write_pool(
+    folder: Path, data: DataConfig, evaluation: EvaluationConfig, encoder: Encoder, folders: Folders
+) -> None:
+    """Read, hold out, filter and tokenize; `folder` is there and empty.
+
+    Raises:
+        DataError: a source is missing, broken, empty or too small, or nothing is left.
+    """
+    rows = RowFile(folder / ROWS_FILE)
+    sources: dict[str, SourceConfig] = {OWN_PART: data.source, **data.mix}
+    train, ends = SetReport(), [0]
+    evaluation_counts: dict[str, SetReport] = {}
+    held_out: dict[str, list[Row]] = {}
+    for name, source in sources.items():
+        read_rows(source, rows, cache_dir=folders.cache_dir, data_dir=folders.data_dir, counts=train)
+        ends.append(len(rows))
+        if name == OWN_PART:  # before any other: a mix holds out what its own source alone holds out
+            held_out = choose_held_out(source, evaluation, rows, folders, evaluation_counts)
+    removed = Removed()
+    overlapping = overlap(rows.source_keys, held_out)
+    overlap_removed = {
+        name: len(numbers) - (len(held_out[name]) if name == HELD_OUT else 0) for name, numbers in overlapping.items()
+    }
+    list_overlap(rows, overlapping, held_out, removed)
+    left = np.ones(len(rows), dtype=bool)
+    for numbers in overlapping.values():
+        left[numbers] = False
+    if not left.any():
+        raise DataError(
+            f"data set '{data.name}' has no row left to train on: all {len(rows)} ask what evaluation rows "
+            "ask; try a smaller evaluation.rows"
+        )
+    keys = rows.keys
+    candidates: list[int] = []
+    for first, last in pairwise(ends):
+        candidates += content_order(rows, np.flatnonzero(left[first:last]) + first, keys)
+    kept = filter_rows(rows, candidates, data.filter, held_out, removed)
+    part_of_row = np.searchsorted(ends[1:], kept, side="right")  # parts follow each other
+    bounds = np.searchsorted(part_of_row, np.arange(len(sources) + 1)).tolist()
+    parts = {name: (bounds[index], bounds[index + 1]) for index, name in enumerate(sources)}
+    for name, (first, last) in parts.items():
+        if first == last:
+            reasons = ", ".join(f"{count} removed: {reason}" for reason, count in removed.counts.items())
+            raise DataError(f"data.filter leaves no row of part '{name}' of {data.name} ({reasons}); loosen it")
+    families = write_tokens(folder, rows, kept, encoder)
+    np.save(folder / "numbers.npy", np.array(kept, dtype=np.int64))
+    np.save(folder / "ends.npy", np.array(rows.ends, dtype=np.int64))
+    np.save(folder / "keys.npy", keys[kept])
+    np.save(folder / "source_keys.npy", rows.source_keys[kept])
+    rows.close()
+    contents = {
+        "held_out": {name: [fields_of(row) for row in chosen] for name, chosen in held_out.items()},
+        "train": asdict(train),
+        "evaluation": {name: asdict(counts) for name, counts in evaluation_counts.items()},
+        "overlap_removed": overlap_removed,
+        "removed": asdict(removed),
+        "parts": parts,
+        "families": families,
+    }
+    (folder / CONTENTS_FILE).write_text(json.dumps(contents), encoding="utf-8")
+
+
+def write_tokens(folder: Path, rows: RowFile, kept: Sequence[int], encoder: Encoder) -> list[str | None]:
+    """Write the rows in tokens, and what became of each; return the names of their families."""
+    starts, lengths, target_bytes = array("q", [0]), array("i"), array("i")
+    source_cut, targets, families = array("b"), array("b"), array("i")
+    names: dict[str | None, int] = {}
+    with (folder / "tokens.i32").open("wb") as file:
+        for first in range(0, len(kept), ROWS_AT_ONCE):
+            chunk = [rows[number] for number in kept[first : first + ROWS_AT_ONCE]]
+            for row, found in zip(chunk, encoder(chunk), strict=True):
+                ids = array("i", [*found.prompt_ids, *found.target_ids])
+                file.write(ids.tobytes())
+                starts.append(starts[-1] + len(ids))
+                lengths.append(len(found.prompt_ids))
+                target_bytes.append(found.target_bytes)
+                source_cut.append(found.source_cut)
+                targets.append(found.target)
+                families.append(names.setdefault(row.family, len(names)))
+    columns = {
+        "starts": (starts, np.int64),
+        "target_starts": (lengths, np.int32),
+        "target_bytes": (target_bytes, np.int32),
+        "source_cut": (source_cut, np.bool_),
+        "targets": (targets, np.uint8),
+        "families": (families, np.int32),
+    }
+    for name, (values, kind) in columns.items():
+        np.save(folder / f"{name}.npy", np.array(values, dtype=kind))
+    return list(names)
+
+
+def list_overlap(
+    rows: RowFile, overlapping: Mapping[str, np.ndarray], held_out: Mapping[str, Sequence[Row]], removed: Removed
+) -> None:
+    """List the rows that ask what an evaluation row asks, less the evaluation rows themselves."""
+    for name, numbers in overlapping.items():
+        themselves = {row.key for row in held_out[name]} if name == HELD_OUT else set()
+        for number in numbers.tolist():
+            row = rows[number]
+            if row.key in themselves:
+                themselves.remove(row.key)
+            else:
+                removed.add(row, OVERLAP, f"set '{name}'")
+
+
+def choose_held_out(
+    own_source: SourceConfig,
+    evaluation: EvaluationConfig,
+    own_rows: Sequence[Row] | None,
+    folders: Folders,
+    counts: dict[str, SetReport],
+) -> dict[str, list[Row]]:
+    """Choose the rows of every evaluation set; of the run's own source where none is configured.
+
+    Args:
+        own_rows: of the run's own source; None where it has no end.
+        counts: gets what was read for each set.
+    """
+    if not evaluation.sets:
+        counts[HELD_OUT] = SetReport()
+        return {HELD_OUT: evaluation_rows(own_source, own_rows, evaluation, HELD_OUT)}
+    held_out: dict[str, list[Row]] = {}
+    for name, source in evaluation.sets.items():
+        counts[name] = SetReport()
+        pool = None
+        if source.kind != "procedural":
+            pool = load_rows(source, cache_dir=folders.cache_dir, data_dir=folders.data_dir, counts=counts[name])
+        held_out[name] = evaluation_rows(source, pool, evaluation, name)
+    return held_out
+
+
+def evaluation_rows(
+    source: SourceConfig, pool: Sequence[Row] | None, evaluation: EvaluationConfig, name: str
+) -> list[Row]:
+    if pool is not None:
+        return choose_evaluation_rows(pool, evaluation.rows, evaluation.seed, name)
+    return procedural_rows(
+        evaluation.rows, seed=evaluation.seed, role="evaluation", families=source.families, distinct=True
+    )
