@@ -61,7 +61,6 @@ def test_broken_json_lines_are_named_by_line_and_counted(tmp_path: Path) -> None
     assert "line 4: not an object but a list" in message
     assert "line 5: not an object but text" in message
     assert "line 6: not UTF-8 text (invalid start byte at byte 8)" in message
-    assert "line 7: not an object but null" in message
     assert message.endswith("; line 7, line 8, line 9 and 1 more: not an object but null")
 
 
@@ -75,7 +74,7 @@ def test_a_json_line_cut_short_is_told_by_its_place(tmp_path: Path) -> None:
 
 
 def test_many_faults_are_counted(tmp_path: Path) -> None:
-    lines = [f"{'{'}{' ' * column}" for column in range(1, 8)]  # each invalid at another column
+    lines = [" " * column + "{" for column in range(7)]  # each invalid at another column
     with pytest.raises(DataError, match=r"has 7 broken rows: line 1: .*line 5: .*; and 2 more$"):
         read(packed(tmp_path / "rows.jsonl", "\n".join(lines) + "\n"))
 
