@@ -229,8 +229,7 @@ def drawn_examples(
     report.train.tokens = int(lengths[learnt].sum())
     report.train.target_tokens = int((lengths - target_starts)[learnt].sum())
     report.train.longest_row_tokens = int(lengths[learnt].max())
-    at = {int(place): index for index, place in enumerate(learnt) if int(place) in replaced}
-    moved = {index: replaced[place] for place, index in at.items()}
+    moved = {index: replaced[place] for index, place in enumerate(learnt.tolist()) if place in replaced}
     return DrawnRows(pool, numbers[learnt], moved, data.loss_on, encoder.task), lengths[learnt].tolist()
 
 
