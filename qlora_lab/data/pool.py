@@ -1,4 +1,4 @@
-"""A run's pool: the rows its training rows are drawn from, chosen and in tokens, in files that are mapped into memory.
+"""A run's pool: the rows its training rows are drawn from, chosen and in tokens, in files that are read as needed.
 
 What is in a pool does not depend on the run's seed, its number of rows, the weights of its mix or its share of wrong
 answers, so the runs of a study that differ in those share one (see `token_cache`).
@@ -25,7 +25,7 @@ from qlora_lab.data.sources import load_rows, read_rows
 from qlora_lab.data.tokenization import ROWS_AT_ONCE, Encoder
 from qlora_lab.errors import DataError
 
-ROWS_FILE, CONTENTS_FILE = "rows.jsonl", "contents.json"
+ROWS_FILE, TOKENS_FILE, CONTENTS_FILE = "rows.jsonl", "tokens.i32", "contents.json"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Pool:
     Attributes:
         parts: numbers of the rows of each source, in the order of their content.
         source_keys: of each row, (rows,) uint64.
-        starts: where each row's tokens start in the file of tokens, and the last ends, (rows + 1,) int64.
+        starts: where each row's tokens start in the file of tokens, and the last ends, (rows + 1,) int64. This and
+            what follows is only there where the pool was written with an encoder.
         target_starts, target_bytes, source_cut, targets: of each row, see `tokenization`.
     """
 
@@ -76,14 +77,15 @@ class Pool:
             removed=Removed(**contents["removed"]),
         )
         self.parts = {name: np.arange(first, last) for name, (first, last) in contents["parts"].items()}
-        self.starts, self.target_starts, self.target_bytes = load("starts"), load("target_starts"), load("target_bytes")
-        self.source_cut, self.targets = load("source_cut"), load("targets")
-        self.keys, self.source_keys = load("keys"), load("source_keys")
-        self._families, self._family_names = load("families"), contents["families"]
-        self._tokens = np.memmap(folder / "tokens.i32", dtype=np.int32, mode="r")
+        self.source_keys = load("source_keys")
         self._numbers, self._ends = load("numbers"), load("ends")
         self._rows = (folder / ROWS_FILE).open("rb")
         self._keep = keep  # a temporary folder lives as long as this
+        if (folder / TOKENS_FILE).exists():
+            self.starts, self.target_starts = load("starts"), load("target_starts")
+            self.target_bytes, self.source_cut, self.targets = load("target_bytes"), load("source_cut"), load("targets")
+            self.keys, self._families, self._family_names = load("keys"), load("families"), contents["families"]
+            self._tokens = np.memmap(folder / TOKENS_FILE, dtype=np.int32, mode="r")
 
     def row(self, number: int) -> Row:
         """Return a row in words."""
@@ -101,9 +103,13 @@ class Pool:
 
 
 def write_pool(
-    folder: Path, data: DataConfig, evaluation: EvaluationConfig, encoder: Encoder, folders: Folders
+    folder: Path, data: DataConfig, evaluation: EvaluationConfig, encoder: Encoder | None, folders: Folders
 ) -> None:
-    """Read, hold out, filter and tokenize; `folder` is there and empty.
+    """Read, hold out, filter and tokenize.
+
+    Args:
+        folder: is there and empty.
+        encoder: makes rows into tokens; None leaves them in words.
 
     Raises:
         DataError: a source is missing, broken, empty or too small, or nothing is left.
@@ -144,7 +150,7 @@ def write_pool(
         if first == last:
             reasons = ", ".join(f"{count} removed: {reason}" for reason, count in removed.counts.items())
             raise DataError(f"data.filter leaves no row of part '{name}' of {data.name} ({reasons}); loosen it")
-    families = write_tokens(folder, rows, kept, encoder)
+    families = write_tokens(folder, rows, kept, encoder) if encoder is not None else []
     np.save(folder / "numbers.npy", np.array(kept, dtype=np.int64))
     np.save(folder / "ends.npy", np.array(rows.ends, dtype=np.int64))
     np.save(folder / "keys.npy", keys[kept])
@@ -167,7 +173,7 @@ def write_tokens(folder: Path, rows: RowFile, kept: Sequence[int], encoder: Enco
     starts, lengths, target_bytes = array("q", [0]), array("i"), array("i")
     source_cut, targets, families = array("b"), array("b"), array("i")
     names: dict[str | None, int] = {}
-    with (folder / "tokens.i32").open("wb") as file:
+    with (folder / TOKENS_FILE).open("wb") as file:
         for first in range(0, len(kept), ROWS_AT_ONCE):
             chunk = [rows[number] for number in kept[first : first + ROWS_AT_ONCE]]
             for row, found in zip(chunk, encoder(chunk), strict=True):

@@ -36,6 +36,8 @@ from qlora_lab.data.tokenization import (
 )
 from qlora_lab.errors import ConfigError, DataError
 
+SMALL_DRAW = 2000  # rows that every run tokenizes for itself in a second, rather than a whole pool for all
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -132,17 +134,25 @@ def prepare_data(
     removed: list[dict[str, Any]] = []
     if data.source.kind == "procedural":
         held_out = choose_held_out(data.source, evaluation, None, folders, report.held_out)
-        train: Sequence[Example] = procedural_examples(data, encoder, held_out, seed, report)
+        rows = procedural_training_rows(data, held_out, seed)
+        train: Sequence[Example] = encoded_examples(rows, data, encoder, held_out, seed, report)
         lengths = [example.length for example in train]
     else:
-        key = pool_key(data, evaluation, encoder, data_dir)
-        pool = cached_pool(cache_dir, key, lambda folder: write_pool(folder, data, evaluation, encoder, folders))
+        in_tokens = None if data.rows is not None and data.rows <= SMALL_DRAW else encoder
+        key = pool_key(data, evaluation, in_tokens, data_dir)
+        pool = cached_pool(cache_dir, key, lambda folder: write_pool(folder, data, evaluation, in_tokens, folders))
         chosen = pool.chosen
         held_out, removed = chosen.held_out, chosen.removed.listed
         report.train, report.held_out = chosen.train, chosen.evaluation
         report.overlap_removed = chosen.overlap_removed
         report.filtered = {reason: count for reason, count in chosen.removed.counts.items() if reason != OVERLAP}
-        train, lengths = drawn_examples(data, encoder, pool, seed, report)
+        numbers = drawn_numbers(data, pool, seed, report)
+        if in_tokens is not None:
+            train, lengths = drawn_examples(data, encoder, pool, numbers, seed, report)
+        else:
+            rows = [pool.row(number) for number in numbers.tolist()]
+            train = encoded_examples(rows, data, encoder, held_out, seed, report)
+            lengths = [example.length for example in train]
     evaluation_limits = Limits(evaluation.max_source_tokens, evaluation.max_target_tokens, group="evaluation")
     encode = partial(encode_rows, prompt_format=formatted, tokenizer=tokenizer, task=task, labels=data.labels)
     encoded = {
@@ -176,13 +186,21 @@ def check_answers_fit(name: str, rows: Sequence[EvalExample], max_new_tokens: in
         )
 
 
-def procedural_examples(
-    data: DataConfig, encoder: Encoder, held_out: Mapping[str, Sequence[Row]], seed: int, report: DataReport
-) -> list[Example]:
-    """Make the training rows of a source without end, the wrong answers put in, and encode them."""
+def procedural_training_rows(data: DataConfig, held_out: Mapping[str, Sequence[Row]], seed: int) -> list[Row]:
     assert data.rows is not None  # DataConfig refuses that
     questions = question_sets(held_out).keys()
-    rows = procedural_rows(data.rows, seed=seed, role="training", families=data.source.families, exclude=questions)
+    return procedural_rows(data.rows, seed=seed, role="training", families=data.source.families, exclude=questions)
+
+
+def encoded_examples(
+    rows: Sequence[Row],
+    data: DataConfig,
+    encoder: Encoder,
+    held_out: Mapping[str, Sequence[Row]],
+    seed: int,
+    report: DataReport,
+) -> list[Example]:
+    """Put wrong answers into rows and encode them."""
     noisy = put_in_wrong_answers(rows, data.wrong_answer_share, seed)
     report.wrong_answers, report.wrong_answers_impossible = noisy.wrong, noisy.impossible
     check_disjoint(keys_of(noisy.rows)[1], held_out)
@@ -200,18 +218,22 @@ def procedural_examples(
     return [example for _, example in encoded]
 
 
-def drawn_examples(
-    data: DataConfig, encoder: Encoder, pool: Pool, seed: int, report: DataReport
-) -> tuple[DrawnRows, list[int]]:
-    """Draw the training rows of a pool, put the wrong answers in, and count; return them and their lengths."""
+def drawn_numbers(data: DataConfig, pool: Pool, seed: int, report: DataReport) -> np.ndarray:
+    """Draw the training rows of a pool, of each source its share."""
     weights = {OWN_PART: 1.0, **{name: part.weight for name, part in data.mix.items()}}
     available = {name: len(numbers) for name, numbers in pool.parts.items()}
     counts = rows_of_parts(weights, available, data.rows, data.name)
     if data.mix:
         report.parts = counts
-    numbers = np.array(
+    return np.array(
         [number for name, count in counts.items() for number in draw(pool.parts[name].tolist(), count, seed, name)]
     )
+
+
+def drawn_examples(
+    data: DataConfig, encoder: Encoder, pool: Pool, numbers: np.ndarray, seed: int, report: DataReport
+) -> tuple[DrawnRows, list[int]]:
+    """Put wrong answers into drawn rows of a pool in tokens, and count; return the rows and their lengths."""
     check_disjoint(pool.source_keys[numbers], pool.chosen.held_out)
     outcomes, cut = pool.targets[numbers], pool.source_cut[numbers]
     lengths = (pool.starts[1:] - pool.starts[:-1])[numbers]
@@ -229,8 +251,7 @@ def drawn_examples(
     report.train.tokens = int(lengths[learnt].sum())
     report.train.target_tokens = int((lengths - target_starts)[learnt].sum())
     report.train.longest_row_tokens = int(lengths[learnt].max())
-    at = {int(place): index for index, place in enumerate(learnt) if int(place) in replaced}
-    moved = {index: replaced[place] for place, index in at.items()}
+    moved = {index: replaced[place] for index, place in enumerate(learnt.tolist()) if place in replaced}
     return DrawnRows(pool, numbers[learnt], moved, data.loss_on, encoder.task), lengths[learnt].tolist()
 
 

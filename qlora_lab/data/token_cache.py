@@ -94,10 +94,11 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def pool_key(data: DataConfig, evaluation: EvaluationConfig, encoder: Encoder, data_dir: Path) -> str | None:
+def pool_key(data: DataConfig, evaluation: EvaluationConfig, encoder: Encoder | None, data_dir: Path) -> str | None:
     """Return the name of a pool: a hash of what its rows and tokens are made from, the code that makes them included.
 
-    None where the content of a source is not known before it is read: a hub set without a commit as its revision.
+    Without an encoder its rows are in words. None where the content of a source is not known before it is read: a hub
+    set without a commit as its revision.
     """
     sources = [data.source, *data.mix.values()]
     own = [_content(source, data_dir) for source in sources]
@@ -108,14 +109,20 @@ def pool_key(data: DataConfig, evaluation: EvaluationConfig, encoder: Encoder, d
         "sources": dict(zip(["", *data.mix], own, strict=True)),
         "evaluation": {"sets": sets, "rows": evaluation.rows, "seed": evaluation.seed},
         "filter": asdict(data.filter),
+        "tokens": _tokens_content(encoder) if encoder is not None else None,
+        "code": [file_sha256(file) for file in sorted(CODE.glob("*.py"))],
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
+
+
+def _tokens_content(encoder: Encoder) -> dict[str, Any]:
+    return {
         "prompt_format": encoder.prompt_format.name,
         "tokenizer": tokenizer_fingerprint(encoder.tokenizer),
         "limits": asdict(encoder.limits),
         "task": encoder.task,
         "labels": list(encoder.labels),
-        "code": [file_sha256(file) for file in sorted(CODE.glob("*.py"))],
     }
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
 
 
 def _content(source: SourceConfig, data_dir: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from qlora_lab.config.schema import CAUSAL, CLASSIFICATION
@@ -12,6 +13,8 @@ from qlora_lab.data.prompts import PromptFormat, data_ids
 from qlora_lab.data.report import SetReport
 from qlora_lab.data.rows import Row
 from qlora_lab.errors import DataError, unknown_name
+
+Flags = Sequence[int] | np.ndarray
 
 ROWS_AT_ONCE = 1000  # tokenized in one call
 SPLIT_CHARACTER = "\ufffd"  # what tokenizers decode a part of a character to
@@ -155,11 +158,13 @@ def encode_rows(
         DataError: no room for a source beside the markup, a target that is no class, or no row is left.
     """
     encoder = Encoder(prompt_format, tokenizer, limits, task, labels, set_name)
-    encoded: list[tuple[Row, Example]] = []
-    for row, found in zip(rows, encoder(rows), strict=True):
-        count_cuts(counts, [found.source_cut], [found.target])
-        if found.target in (WHOLE, CUT):
-            encoded.append((row, to_example(row.key, row.family, found, loss_on, task)))
+    found = list(encoder(rows))
+    count_cuts(counts, [each.source_cut for each in found], [each.target for each in found])
+    encoded = [
+        (row, to_example(row.key, row.family, each, loss_on, task))
+        for row, each in zip(rows, found, strict=True)
+        if each.target in (WHOLE, CUT)
+    ]
     if not encoded:
         raise DataError(nothing_encoded(set_name, len(rows), limits, counts))
     count_lengths([example for _, example in encoded], counts)
@@ -179,12 +184,13 @@ def to_example(key: str, family: str | None, found: Encoded, loss_on: str, task:
     )
 
 
-def count_cuts(counts: SetReport, sources_cut: Sequence[bool], targets: Sequence[int]) -> None:
+def count_cuts(counts: SetReport, sources_cut: Flags, targets: Flags) -> None:
     """Add what became of rows to the counts of their set."""
-    counts.sources_truncated += sum(sources_cut)
-    counts.targets_truncated += sum(target == CUT for target in targets)
-    counts.targets_truncated_away += sum(target == CUT_AWAY for target in targets)
-    counts.empty_targets += sum(target == EMPTY for target in targets)
+    outcomes = np.asarray(targets)
+    counts.sources_truncated += int(np.count_nonzero(sources_cut))
+    counts.targets_truncated += int(np.count_nonzero(outcomes == CUT))
+    counts.targets_truncated_away += int(np.count_nonzero(outcomes == CUT_AWAY))
+    counts.empty_targets += int(np.count_nonzero(outcomes == EMPTY))
 
 
 def chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:

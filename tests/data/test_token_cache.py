@@ -76,6 +76,25 @@ def test_runs_that_differ_in_what_is_drawn_share_a_pool(prepare: Any, tmp_path: 
     assert len(writes) == 1
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_rows_out_of_a_pool_in_tokens_are_those_tokenized_in_the_run(
+    prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl")
+    settings = {"rows": 20, "wrong_answer_share": share, "max_target_tokens": 9, "loss_on": "everything"}
+    here = prepare(source, **settings)
+    assert isinstance(here.train, list)
+    monkeypatch.setattr("qlora_lab.data.prepare.SMALL_DRAW", 0)
+    mapped = prepare(source, **settings)
+    assert not isinstance(mapped.train, list)
+    assert contents(mapped) == contents(here)
+    assert (
+        list(mapped.train_lengths) == list(here.train_lengths) == [len(example.input_ids) for example in mapped.train]
+    )
+    assert mapped.report == here.report
+    assert mapped.report.train.targets_truncated > 0
+
+
 def test_what_changes_rows_or_tokens_is_another_pool(prepare: Any, tmp_path: Path, writes: list[Path]) -> None:
     source = write_rows(tmp_path / "rows.jsonl")
     prepare(source)
@@ -195,7 +214,7 @@ def test_a_mix_draws_by_weight_and_holds_out_what_its_own_source_does(
 def test_a_question_held_out_is_removed_from_every_part(prepare: Any, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl")
     part = MixPartConfig(kind="file", template="question_answer", path=str(source.path))
-    mixed = prepare(source, mix={"again": part}, filter=FilterConfig(duplicates="exact", max_source_characters=11))
+    mixed = prepare(source, mix={"again": part}, filter=FilterConfig(max_source_characters=11))
     assert mixed.report.overlap_removed == {"held_out": 5}
     assert mixed.report.filtered["length"] > 40
     reasons = {entry["reason"] for entry in mixed.removed}
