@@ -55,20 +55,23 @@ class RunFolder:
         """Return the folder of `run_id`, writing its configuration unless it is finished, or being executed.
 
         What is no part of a run's identity, such as where its data lie, may differ from attempt to attempt. Only the
-        threads stay: with others the run would not end with the same bits.
+        threads stay, and the micro-batch of a run that did not fail: with others it would not end with the same bits.
         """
         folder = cls(runs_dir / run_id)
         status = folder.status()
         if (status is None or status["state"] != FINISHED) and not folder.is_locked():
             values = {"run_id": run_id, **asdict(config)}
             if status is not None:
-                values["trainer"]["threads"] = folder._planned_threads() or config.trainer.threads
+                kept = ("threads",) if status["state"] == FAILED else ("threads", "micro_batch_size")
+                values["trainer"] |= folder._planned(kept)
             write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
         return folder
 
-    def _planned_threads(self) -> int | None:
+    def _planned(self, keys: tuple[str, ...]) -> dict[str, Any]:
+        """Return values of the trainer as the run started with them, where that is on record."""
         file = self.path / "config.yaml"
-        return OmegaConf.select(OmegaConf.load(file), "trainer.threads") if file.exists() else None
+        found = OmegaConf.select(OmegaConf.load(file), "trainer") if file.exists() else None
+        return {key: found[key] for key in keys if found is not None and found.get(key) is not None}
 
     def config(self) -> RunConfig:
         """Read the resolved configuration.

@@ -52,7 +52,7 @@ def sweep(loader: ConfigLoader, config: DictConfig, params: dict[str, Any], argu
     if action in CHOOSING:
         states = read_states(plan.runs_dir, (run.run_id for run in plan.runs))
         plan = chosen_plan(plan, states, action, config.sweep.cause)
-    study.run_study(plan, action, memory)
+    study.run_study(plan, action, memory, as_json=config.sweep.json)
 
 
 def _asked(config: DictConfig, name: str, axes: Axes, known: Path | None) -> Asked:

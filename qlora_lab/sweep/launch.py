@@ -19,8 +19,8 @@ from qlora_lab.runs.folder import RunFolder
 from qlora_lab.runs.heap import heap_environment
 from qlora_lab.sweep.chunk import POOL, Chunk, new_nonce
 from qlora_lab.sweep.local_pool import LocalPool
+from qlora_lab.sweep.needs import parallel_runs
 from qlora_lab.sweep.plan import Plan
-from qlora_lab.sweep.prepare import parallel_runs
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.slurm.wait import wait
 from qlora_lab.sweep.worker import RunJob
@@ -126,7 +126,7 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
     from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
     from qlora_lab.sweep.slurm.submit import Submission
 
-    everything = [run.folder(plan.runs_dir) for run in plan.runs]
+    everything = [run.folder(plan.runs_dir) for run in plan.runs if not run.is_refused]
     scheduler = SlurmScheduler()
     submission = Submission(plan.folder / "slurm", plan.name, scheduler, launcher, git_commit(Path(__file__).parent))
     outcome = submission.launch(folders, everything)

@@ -7,7 +7,6 @@ base model of its last run.
 import importlib
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from qlora_lab.errors import ConfigError
@@ -17,6 +16,7 @@ from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFol
 from qlora_lab.runs.lease import Lease
 from qlora_lab.sweep.breaker import Breaker, breaker_folder
 from qlora_lab.sweep.chunk import POOL, Chunk
+from qlora_lab.sweep.plan_file import PACKAGE, code_sha256
 from qlora_lab.sweep.settle import may_go_on
 
 ELSEWHERE, HELD_BACK = "elsewhere", "held back"  # besides the states of a run
@@ -45,7 +45,7 @@ class Worker:
         self._began = clock()
         self._longest_s = 0.0
         self._bases: Any = None
-        self._changed = changed_code(chunk.commit)
+        self._changed = changed_code(chunk)
         folder = breaker_folder(chunk.folder, chunk.generation, chunk.resource_class)
         self._breaker = Breaker(folder, chunk.max_failures)
 
@@ -172,14 +172,12 @@ KILLS = (
 )
 
 
-def changed_code(planned: str | None) -> str | None:
-    """Say that the code is not what the runs were planned with; None where it is, or nobody knows."""
-    if planned is None:
-        return None
-    found = git_commit(Path(__file__).parent)
-    if found == planned:
+def changed_code(chunk: Chunk) -> str | None:
+    """Say that the code is not what the runs were submitted with; None where it is."""
+    if chunk.code_sha256 in (None, code_sha256()):
         return None
     return (
-        f"the code has changed since this run was submitted (commit {found}, planned with {planned}); "
-        "check out that commit, or start the study again to plan its runs with the new code"
+        f"the code has changed since this run was submitted (at commit {chunk.commit or 'unknown'}, now "
+        f"{git_commit(PACKAGE) or 'unknown'}); check out what it was submitted with, or start the study again to plan "
+        "its runs with the new code"
     )

@@ -43,7 +43,7 @@ def run_one(node: DictConfig) -> float | None:
         )
     config = from_hydra(node)
     if hydra.mode != RunMode.MULTIRUN:
-        study.run_study(_plan(config, name), action)
+        study.run_study(_plan(config, name), action, as_json=config.sweep.json)
         return None
     why = _left_out(config, OmegaConf.to_container(hydra.overrides.task), OmegaConf.to_container(hydra.sweeper))
     if why is not None:
@@ -60,6 +60,7 @@ def _plan(config: RunConfig, name: str | None) -> Plan:
 
 def _execute(plan: Plan, action: str) -> float | None:
     print(plan.text(), flush=True)
+    plan.check_any_fits()
     if action == "plan":
         return None
     plan.write()

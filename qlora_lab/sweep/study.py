@@ -16,12 +16,13 @@ from qlora_lab.config.schema import RunConfig, SweepConfig
 from qlora_lab.errors import QloraLabError
 from qlora_lab.runs.files import read_json, write_json
 from qlora_lab.sweep.axes import Axes, Point
-from qlora_lab.sweep.forecast import forecast, to_submit, waiting
 from qlora_lab.sweep.launch import launch
 from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.plan import Plan, Refused, make_plan
 from qlora_lab.sweep.plan_file import PACKAGE, hash_of_code
 from qlora_lab.sweep.planned import PlanMemory
+from qlora_lab.sweep.preview import preview_of
+from qlora_lab.sweep.site import check_before_submitting
 from qlora_lab.sweep.states import read_states
 
 Compose = Callable[[Axes, Point], RunConfig]
@@ -52,25 +53,30 @@ def plan_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dic
     return make_plan(study_name(runs[0][1].study.name, name), runs, refused)
 
 
-def run_study(plan: Plan, action: str, memory: PlanMemory | None = None) -> None:
+def run_study(plan: Plan, action: str, memory: PlanMemory | None = None, *, as_json: bool = False) -> None:
     """Show a plan, execute what is not finished, and print the answer.
 
     Args:
         action: run, or plan, which changes nothing.
         memory: keeps the plan for the next command.
+        as_json: show a plan for programs.
 
     Raises:
-        ConfigError: some of its runs cannot work.
+        ConfigError: some of its runs cannot work, none fits, or SLURM has not what is asked for.
+        LaunchError: SLURM is not on this machine.
     """
-    print(plan.text(), flush=True)
+    if action == "plan":
+        preview = preview_of(plan)
+        print(preview.to_json() if as_json else preview.text(), flush=True)
+    else:
+        print(plan.text(), flush=True)
     if plan.refused:
         raise plan.refusal()
+    plan.check_any_fits()
     if action == "plan":
-        left = waiting(plan, retry_failed=plan.runs[0].config.sweep.retry_failed)
-        print(to_submit(left, plan.runs[0].config.launcher))
-        if left:
-            print(forecast(plan, left).text(), flush=True)
         return
+    if plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed):
+        check_before_submitting(plan, plan.runs[0].config.launcher)
     record = plan.write()
     if memory is not None:
         memory.keep(plan, record["configs"])

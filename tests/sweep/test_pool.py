@@ -14,6 +14,7 @@ from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RunFolder
 from qlora_lab.runs.lease import Lease
 from qlora_lab.sweep import pool
 from qlora_lab.sweep.chunk import ARRAY, POOL, Chunk
+from qlora_lab.sweep.plan_file import code_sha256
 from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
 from qlora_lab.sweep.settle import may_go_on, memory_factor
 
@@ -118,7 +119,9 @@ def test_a_worker_that_is_told_to_stop_takes_no_further_run(chunk: Chunk, execut
 
 
 def test_other_code_than_planned_is_refused(chunk: Chunk, executed: list[str]) -> None:
-    assert Worker(replace(chunk, commit="0" * 40)).one(0) == FAILED
+    assert Worker(replace(chunk, commit="0" * 40, code_sha256=code_sha256())).one(1) == FINISHED, "the same files"
+    executed.clear()
+    assert Worker(replace(chunk, commit="0" * 40, code_sha256="0" * 64)).one(0) == FAILED
     status = chunk.run(0).status()
     assert not executed and status is not None and status["cause"] == CHANGED
     assert "the code has changed since this run was submitted" in status["error"]["message"]

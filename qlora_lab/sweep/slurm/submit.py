@@ -20,6 +20,7 @@ from qlora_lab.sweep.breaker import Breaker, breaker_folder
 from qlora_lab.sweep.chunk import POOL, Chunk, chunk_file, new_nonce, resource_class
 from qlora_lab.sweep.journal import INTENT, LOST, REFUSED, SUBMITTED, Journal
 from qlora_lab.sweep.listing import listed
+from qlora_lab.sweep.plan_file import code_sha256
 from qlora_lab.sweep.scheduler import Job
 from qlora_lab.sweep.settle import may_go_on, memory_factor, settle
 from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of
@@ -250,6 +251,7 @@ class Submission:
                 generation=generation,
                 max_failures=self._launcher.max_failures,
                 commit=self._commit,
+                code_sha256=code_sha256(),
             )
             parallel = self._launcher.max_parallel
             script = batch_script(
