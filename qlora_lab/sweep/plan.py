@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.config import hardware
-from qlora_lab.config.refusals import explain
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError, QloraLabError
 from qlora_lab.runs.files import write_json
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder, now
 from qlora_lab.runs.identity import GROUPS, RunIds, group_of_the_result
-from qlora_lab.sweep.axes import Point
-from qlora_lab.sweep.dotted import flatten
+from qlora_lab.sweep.dotted import Point, flatten
 from qlora_lab.sweep.listing import MOST_LISTED, listed
 from qlora_lab.sweep.metric_names import check_metric
 from qlora_lab.sweep.needs import Need, Needs
@@ -72,6 +70,7 @@ class Plan:
         repeated: points that another point already stands for.
         refused: points that cannot work; a plan with such points is shown, not launched.
         only: ids of the runs to execute, failed ones among them; None for all that are to be done.
+        file: its immutable file, once it is written.
     """
 
     name: str
@@ -80,6 +79,7 @@ class Plan:
     repeated: int
     refused: Sequence[Refused] = field(default=())
     only: frozenset[str] | None = None
+    file: Path | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -173,6 +173,8 @@ class Plan:
 
     def refusal(self) -> ConfigError:
         """Word why the plan cannot be launched: the axis value that no run can use, or the first combination."""
+        from qlora_lab.config.refusals import explain  # Hydra, which takes longer to import than all the rest
+
         first = self.refused[0]
         why = explain(first.error)
         for key, value in first.axes.items():
@@ -181,9 +183,9 @@ class Plan:
         count = f"{len(self.refused):,} of {len(self.runs) + len(self.refused):,} combinations cannot work"
         return ConfigError(f"{count}, such as {_at(first.axes)}: {why}; leave them out with study.exclude")
 
-    def create_folders(self, runs: Iterable[PlannedRun]) -> None:
-        """Create the folders of runs, each with its configuration."""
-        create_run_folders(self.runs_dir, ((run.run_id, run.config) for run in runs))
+    def create_folders(self, runs: Iterable[PlannedRun], *, new: bool = True) -> None:
+        """Create the folders of runs, each with its configuration, or only write that anew where they are there."""
+        create_run_folders(self.runs_dir, ((run.run_id, run.config) for run in runs), new=new)
 
     def fixed(self) -> dict[str, Any]:
         """Return the configuration values, dotted, that all runs share."""

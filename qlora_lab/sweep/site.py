@@ -17,6 +17,7 @@ from qlora_lab.sweep.slurm.task import seconds
 from qlora_lab.sweep.status import duration
 from qlora_lab.sweep.steer import runs_of
 
+NO_CLUSTER = "Could not establish a configuration source"  # what its commands say outside of any cluster
 # File systems that other machines see only where somebody exports them, or never.
 OF_ONE_MACHINE = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay")
 
@@ -111,7 +112,15 @@ def check_site(launcher: LauncherConfig) -> None:
         LaunchError: SLURM is not on this machine, or does not answer.
     """
     slurm = launcher.slurm
-    lines = run("scontrol", "--oneliner", "show", "partition").splitlines()
+    try:
+        lines = run("scontrol", "--oneliner", "show", "partition").splitlines()
+    except LaunchError as error:
+        if NO_CLUSTER not in str(error):
+            raise
+        raise LaunchError(
+            "launcher=slurm finds no cluster, since SLURM has no configuration on this machine; run from a login "
+            "node, set SLURM_CONF, or use launcher=local"
+        ) from error
     found = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
     partitions = {words["PartitionName"]: words for words in found if "PartitionName" in words}
     key = "launcher.slurm.partition"

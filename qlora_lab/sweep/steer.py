@@ -272,7 +272,7 @@ def words(arguments: list[str]) -> Asked:
 
 def main(arguments: list[str]) -> None:
     """Do what a command in words asks; exit with status 2 and one sentence where it cannot be."""
-    from qlora_lab.config.command import REFUSED, STOPPED
+    from qlora_lab.config.exit_status import REFUSED, STOPPED
     from qlora_lab.errors import QloraLabError
 
     try:

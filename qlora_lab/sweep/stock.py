@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qlora_lab.config.command import FAILED
+from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.load import from_hydra
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError

@@ -11,11 +11,12 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from qlora_lab.config.command import FAILED
+from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.schema import RunConfig, SweepConfig
 from qlora_lab.errors import QloraLabError
 from qlora_lab.runs.files import read_json, write_json
-from qlora_lab.sweep.axes import Axes, Point
+from qlora_lab.sweep.axes import Axes
+from qlora_lab.sweep.dotted import Point
 from qlora_lab.sweep.launch import launch
 from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.plan import Plan, Refused, make_plan
@@ -27,6 +28,7 @@ from qlora_lab.sweep.states import read_states
 
 Compose = Callable[[Axes, Point], RunConfig]
 ANSWER_FILE = "answer.json"
+WITH_WORKERS = ("pool", "slurm")  # launchers whose workers make the folders of new runs, from the plan's file
 
 
 def plan_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dict[str, Any]]) -> Plan:
@@ -90,8 +92,9 @@ def execute(plan: Plan, record: dict[str, Any]) -> None:
         record: what its plan.json holds.
     """
     to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
-    plan.create_folders(to_do)
-    if not to_do or launch(plan, plan.runs[0].config.launcher):
+    launcher = plan.runs[0].config.launcher
+    plan.create_folders(to_do, new=launcher.kind not in WITH_WORKERS)
+    if not to_do or launch(replace(plan, file=plan.folder / record["configs"]), launcher):
         _answer(plan, record)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from qlora_lab.config import hardware
-from qlora_lab.config.command import FAILED, TERMINATED, command
+from qlora_lab.config.command import command
+from qlora_lab.config.exit_status import FAILED, TERMINATED
 from qlora_lab.config.load import from_hydra
 from qlora_lab.errors import ConfigError
 from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RunFolder

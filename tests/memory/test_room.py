@@ -128,7 +128,7 @@ def test_where_nothing_helps_the_card_that_would_do_is_said() -> None:
 def test_what_is_not_known_is_not_refused() -> None:
     config = seven_b()
     assert refusal(config, predict(config), None) is None
-    unknown = composed("model=hub", "model.hub_id=some/model", *GPU)
+    unknown = composed("model=hub", "model.hub_id=some/model", "trainer.micro_batch_size=1", *GPU)
     prediction = predict(unknown)
     assert prediction.peak_bytes is None and "model.architecture" in str(prediction.why_not)
     assert refusal(unknown, prediction, card(1)) is None

@@ -53,7 +53,7 @@ def test_interrupted_runs_end_with_the_same_bits(cluster: Cluster, tmp_path: Pat
     assert straight.returncode == 0, straight.stderr
     done = sweep(cluster, tmp_path / "slurm", *ON_SLURM)
     assert done.returncode == 0 and "submitted 2 runs" in done.stdout, done.stderr
-    runs = [RunFolder(file.parent) for file in (tmp_path / "slurm").glob("*/config.yaml")]
+    runs = [RunFolder(tmp_path / "slurm" / run_id) for run_id in weights(tmp_path / "straight")]
     hit: set[str] = set()
 
     def interrupt_each_once() -> bool:

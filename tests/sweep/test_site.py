@@ -75,6 +75,15 @@ def test_what_a_site_has_or_does_not_tell_is_left_to_it(site: Site, tmp_path: Pa
         check_site(asking(tmp_path))
 
 
+def test_a_machine_of_no_cluster_is_told_so(site: Site, tmp_path: Path) -> None:
+    site("")
+    (tmp_path / "bin" / "scontrol").write_text(
+        "#!/bin/bash\necho 'scontrol: fatal: Could not establish a configuration source' >&2; exit 1\n"
+    )
+    with pytest.raises(LaunchError, match=r"finds no cluster, .* run from a login node, set SLURM_CONF, or use"):
+        check_site(asking(tmp_path))
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     config = tiny(tmp_path, "launcher=slurm")

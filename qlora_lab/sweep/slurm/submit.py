@@ -77,6 +77,7 @@ class Submission:
         study: names the jobs.
         commit: of the code that planned the runs.
         log: prints a line.
+        plan_file: where the configurations of runs are that have no folder yet.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Submission:
         launcher: LauncherConfig,
         commit: str | None = None,
         log: Callable[[str], None] = print,
+        plan_file: Path | None = None,
     ) -> None:
         self._folder = folder.resolve()
         self._study = study
@@ -94,6 +96,7 @@ class Submission:
         self._launcher = launcher
         self._commit = commit
         self._log = log
+        self._plan_file = plan_file
         self._journal = Journal(self._folder)
 
     def launch(self, runs: Sequence[RunFolder], everything: Sequence[RunFolder] = ()) -> Outcome:
@@ -252,6 +255,7 @@ class Submission:
                 max_failures=self._launcher.max_failures,
                 commit=self._commit,
                 code_sha256=code_sha256(),
+                plan_file=str(self._plan_file.resolve()) if self._plan_file is not None else None,
             )
             parallel = self._launcher.max_parallel
             script = batch_script(
