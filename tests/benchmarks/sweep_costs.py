@@ -31,7 +31,9 @@ AXES = {
 COMBINATIONS, LEARNING_RATES = 160, 7
 FIXED = ["model=tiny_random", "tracking=none", "trainer.device=cpu", "trainer.compute_dtype=float32"]
 COMMANDS = {
-    "sbatch": "script=$(mktemp -p $FAKE_SLURM script.XXXXXX); cat > $script; ls $FAKE_SLURM/script.* | wc -l",
+    "sbatch": """script=$(mktemp -p $FAKE_SLURM script.XXXXXX); number=$(ls $FAKE_SLURM | wc -l)
+if [ "$1" = --parsable ]; then cat > $script; echo $number; exit; fi
+cp "$1" $script; echo Submitted batch job $number""",
     "squeue": ":",
     "scontrol": "echo 'MaxArraySize            = 20001'",
     "sacct": ":",
@@ -152,7 +154,7 @@ def stock_submit(bench: Bench, count: int) -> tuple[Cost, tuple[int, int, int]]:
     axes = {key: values.split(",")[0] for key, values in AXES.items()}
     fixed = [*FIXED, *(f"{key}={value}" for key, value in axes.items())]
     hydra = ["--multirun", "hydra/launcher=submitit_slurm", f"hydra.sweep.dir={folder}", f"seed=range({count})"]
-    cost = bench.command([sys.executable, "-c", code, *fixed, *hydra], HYDRA_FULL_ERROR="1")
+    cost = bench.command([sys.executable, "-c", code, *hydra, *fixed], HYDRA_FULL_ERROR="1")
     return cost, disk(folder)
 
 
