@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from qlora_lab.config.load import from_plain
+from qlora_lab.config.parts import Part, TypedParts
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs import lease as leases
@@ -29,6 +29,7 @@ from qlora_lab.runs.lease import Claim, Lease
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
+TYPED = TypedParts()  # of this process: the runs of a pool share most of their configuration
 POLL_S = 0.5
 KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
 
@@ -85,7 +86,7 @@ class RunFolder:
         values = OmegaConf.to_container(OmegaConf.load(file))
         if not isinstance(values, dict) or values.pop("run_id", None) != self.run_id:
             raise RunFolderError(f"{file} does not belong to run {self.run_id}; was the folder renamed?")
-        return from_plain({str(key): value for key, value in values.items()})
+        return TYPED.config({str(key): Part(value) for key, value in values.items()})
 
     def state(self) -> str:
         """Return new, running, finished, failed or interrupted; a run whose process died is interrupted."""

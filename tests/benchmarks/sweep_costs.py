@@ -83,6 +83,14 @@ for name, content in CONTENTS.items():
     sys.modules[name] = module
 """
 
+# The study's command; its answer is another benchmark's.
+WITHOUT_ANSWER = """
+from qlora_lab.sweep import study
+from qlora_lab.sweep.__main__ import main
+study._answer_text = lambda plan, record: "no answer"
+main()
+"""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -124,12 +132,12 @@ class Bench:
             sys.exit(f"{' '.join(command)[:300]} failed:\n{text[-3000:]}")
         return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss << 10, text)
 
-    def ours(self, *overrides: str, runs: int | None = None) -> Cost:
-        """Run the study's command."""
-        seeds = -(-(runs or self.runs) // (COMBINATIONS * LEARNING_RATES))
+    def ours(self, *overrides: str, program: tuple[str, str] = ("-m", "qlora_lab.sweep")) -> Cost:
+        """Run the study's command, for SLURM."""
+        seeds = -(-self.runs // (COMBINATIONS * LEARNING_RATES))
         axes = [*(f"{key}={values}" for key, values in AXES.items()), f"seed=range({seeds})"]
-        where = f"paths.runs_dir={self.folder / 'runs'}"
-        return self.command([sys.executable, "-m", "qlora_lab.sweep", *FIXED, where, *axes, *overrides])
+        where = [f"paths.runs_dir={self.folder / 'runs'}", "launcher=slurm", "launcher.slurm.gpus_per_run=0"]
+        return self.command([sys.executable, *program, *FIXED, *where, *axes, *overrides])
 
     def prepare(self) -> None:
         for name in ("bin", "slurm", "no_op"):
@@ -167,6 +175,7 @@ def stock_worker(bench: Bench, count: int) -> tuple[Cost, int]:
     before = disk(folder)[2]
     cost = bench.command(
         [sys.executable, "-u", "-m", "submitit.core._submit", str(pickles[0].parent)],
+        PYTHONPATH=str(ROOT / "qlora_lab" / "plugins"),
         SLURM_JOB_ID=job,
         SLURM_ARRAY_JOB_ID=array,
         SLURM_ARRAY_TASK_ID=task,
@@ -241,12 +250,11 @@ def main() -> None:
                 f"{inodes / options.sample:.1f} inodes a run; a no-op job takes {done.cpu_s:.2f} s "
                 f"and leaves {left} inodes"
             )
-        launcher = ["launcher=slurm", "launcher.slurm.gpus_per_run=0", "launcher.max_parallel=null"]
         if "plan" in only:
-            cost = bench.ours(*launcher, "sweep.action=plan")
+            cost = bench.ours("sweep.action=plan")
             print(f"plan: {cost.cpu_s:.1f} s of CPU, {cost.peak_bytes / 1e6:.0f} MB; {_last_count(cost.printed)}")
         if "submit" in only:
-            cost = bench.ours(*launcher)
+            cost = bench.ours()
             files, blocks, inodes = disk(bench.folder / "runs")
             print(
                 f"plan and submit: {cost.cpu_s:.1f} s of CPU, {cost.peak_bytes / 1e6:.0f} MB; {files / 1e6:.1f} MB of "
@@ -260,19 +268,11 @@ def main() -> None:
             )
         if "again" in only:
             finish_all(bench)
-            for name, more_words in (("the same command, all finished", []), ("status", ["sweep.action=status"])):
-                code = "from qlora_lab.sweep import study\nfrom qlora_lab.sweep.__main__ import main\n"
-                code += "study._answer_text = lambda plan, record: 'no answer'\nmain()"
-                again = [sys.executable, "-c", code] if not more_words else [sys.executable, "-m", "qlora_lab.sweep"]
-                cost = _again(bench, again, launcher, more_words)
-                print(f"{name}: {cost.cpu_s:.1f} s of CPU")
+            cost = bench.ours(program=("-c", WITHOUT_ANSWER))
+            print(f"the same command, all finished: {cost.cpu_s:.1f} s of CPU")
+            cost = bench.ours("sweep.action=status")
+            print(f"status: {cost.cpu_s:.1f} s of CPU")
         print(f"all of it took {time.monotonic() - started:.0f} s by the clock")
-
-
-def _again(bench: Bench, command: list[str], launcher: list[str], more: list[str]) -> Cost:
-    seeds = -(-bench.runs // (COMBINATIONS * LEARNING_RATES))
-    axes = [*(f"{key}={values}" for key, values in AXES.items()), f"seed=range({seeds})"]
-    return bench.command([*command, *FIXED, f"paths.runs_dir={bench.folder / 'runs'}", *axes, *launcher, *more])
 
 
 def _last_count(printed: str) -> str:
