@@ -58,7 +58,7 @@ class Prediction:
     plan: MemoryPlan | None
     why_not: str | None = None
 
-    @property
+    @cached_property
     def peak_bytes(self) -> int | None:
         return self.plan.total if self.plan is not None else None
 

@@ -10,7 +10,7 @@ from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.errors import ConfigError, LaunchError, unknown_name
 from qlora_lab.sweep.plan import Plan, PlannedRun
 from qlora_lab.sweep.settle import memory_factor
-from qlora_lab.sweep.slurm.arrays import batches_of, groups_of
+from qlora_lab.sweep.slurm.arrays import Group, batches_of
 from qlora_lab.sweep.slurm.commands import UnreachableError, run
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.task import seconds
@@ -83,10 +83,13 @@ def submission(plan: Plan, runs: Sequence[PlannedRun], launcher: LauncherConfig)
         return Submission(len(runs), 0, launcher, not_known=f"arrays are not known: {error}", note=note)
     queued = {run_id for job in queue if not job.is_over for run_id in runs_of(job, plan.folder)[0]}
     to_do = [planned for planned in runs if planned.run_id not in queued]
-    factors = [memory_factor(planned.status.record if planned.status is not None else None) for planned in to_do]
     slurm = launcher.slurm
+    alike: dict[float, list[int]] = {}
+    for position, planned in enumerate(to_do):
+        factor = memory_factor(planned.status.record if planned.status is not None else None)
+        alike.setdefault(factor, []).append(position)
     batches = batches_of(
-        groups_of([replace(slurm, memory_gb=ceil(slurm.memory_gb * factor)) for factor in factors]),
+        [Group(replace(slurm, memory_gb=ceil(slurm.memory_gb * f)), tuple(runs)) for f, runs in alike.items()],
         max_array=limits.max_array,
         free=limits.free(queue, slurm.qos),
         pool=launcher.pool or launcher.runs_per_gpu > 1,
