@@ -36,8 +36,10 @@ class Room:
 
     @property
     def budget_bytes(self) -> float:
-        """What is left to one run's tensors."""
-        return self.total_bytes / self.runs - RESERVED_BYTES
+        """What is left to one run's tensors: each process has a CUDA context, but libraries are in a host once."""
+        if self.kind == GPU:
+            return self.total_bytes / self.runs - RESERVED_BYTES
+        return (self.total_bytes - RESERVED_BYTES) / self.runs
 
     @property
     def words(self) -> str:
@@ -124,7 +126,7 @@ def refusal(config: RunConfig, prediction: Prediction, room: Room | None) -> str
         return None
     return (
         f"the run needs {prediction.peak_bytes / GIB:,.1f} GiB at its peak, and must fit {room.words}, less "
-        f"{RESERVED_BYTES / GIB:.1f} GiB for what a process takes besides; {Remedies(config, room).nearest}"
+        f"{RESERVED_BYTES / GIB:.1f} GiB for what processes take besides; {Remedies(config, room).nearest}"
     )
 
 

@@ -120,7 +120,7 @@ def test_where_nothing_helps_the_card_that_would_do_is_said() -> None:
     config = composed("model=llama_65b", "trainer.micro_batch_size=16", *GPU)
     why = refusal(config, predict(config), card(24))
     assert why is not None
-    assert "must fit a GPU of 24.0 GiB, less 0.9 GiB for what a process takes besides; it fits with no smaller" in why
+    assert "must fit a GPU of 24.0 GiB, less 0.9 GiB for what processes take besides; it fits with no smaller" in why
     found = re.search(r"one row at a time with trainer.gradient_checkpointing=true needs ([\d.]+) GiB", why)
     assert found is not None and 34 < float(found[1]) < 45
 
