@@ -15,14 +15,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from qlora_lab.config.exit_status import REFUSED, STOPPED, TERMINATED
 from qlora_lab.config.refusals import explain
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import QloraLabError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PLUGINS = PACKAGE / "plugins"
-# Exit statuses: bad input, failed runs, Ctrl-C, SIGTERM; the last two as a shell gives them.
-REFUSED, FAILED, STOPPED, TERMINATED = 2, 1, 130, 143
 GOES_ON = "this command was stopped; what is finished stays finished, and the same command goes on"
 
 

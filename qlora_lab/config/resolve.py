@@ -1,7 +1,8 @@
 """Turn every `auto` and None of a configuration into the value a run will use.
 
 Resolving comes before the run id, so that the id names what really runs: the same study resolved on a
-laptop and on a GPU node gives different runs.
+laptop and on a GPU node, which compute in other dtypes, gives different runs. What is left to the planner, the threads
+and trainer.micro_batch_size=auto, depends on how much of which machine a run gets, and is no part of the id.
 """
 
 import sys
@@ -22,7 +23,7 @@ Fingerprint = Callable[[SourceConfig | ModelConfig], str | None]
 
 
 def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> RunConfig:
-    """Return `config` with nothing left to choose but trainer.threads, which the planner shares out.
+    """Return `config` with nothing left to choose but trainer.threads and trainer.micro_batch_size=auto.
 
     Args:
         config: as composed.

@@ -1,6 +1,6 @@
 """python -m qlora_lab.memory model=llama_65b trainer.micro_batch_size=1 ...: what a run will need, before it starts."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from omegaconf import DictConfig
 
@@ -8,10 +8,11 @@ from qlora_lab.config import hardware
 from qlora_lab.config.command import command
 from qlora_lab.config.load import from_hydra
 from qlora_lab.config.resolve import PROMPT_TOKENS, resolve
-from qlora_lab.config.schema import RunConfig
+from qlora_lab.config.schema import AUTO, RunConfig
 from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import CARDS_GB, RESERVED_GB, largest_rows, longest_tokens
 from qlora_lab.memory.plan import plan_memory
+from qlora_lab.memory.room import largest_micro_batch_size, room_of
 
 GB = 1e9
 
@@ -43,7 +44,12 @@ def memory(node: DictConfig) -> None:
     config = from_hydra(node)
     if config.trainer.device == "auto":
         config.trainer.device = "cuda"
-    print(report(resolve(config, hardware.detect(), lambda source: None)))
+    machine = hardware.detect()
+    config = resolve(config, machine, lambda source: None)
+    if config.trainer.micro_batch_size == AUTO:
+        size = largest_micro_batch_size(config, room_of(config, machine, 1))
+        config = replace(config, trainer=replace(config.trainer, micro_batch_size=size))
+    print(report(config))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from qlora_lab.config.load import from_plain
+from qlora_lab.config.parts import Part, TypedParts
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs import lease as leases
@@ -29,6 +29,7 @@ from qlora_lab.runs.lease import Claim, Lease
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
+TYPED = TypedParts()  # of this process: the runs of a pool share most of their configuration
 POLL_S = 0.5
 KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
 
@@ -55,20 +56,23 @@ class RunFolder:
         """Return the folder of `run_id`, writing its configuration unless it is finished, or being executed.
 
         What is no part of a run's identity, such as where its data lie, may differ from attempt to attempt. Only the
-        threads stay: with others the run would not end with the same bits.
+        threads stay, and the micro-batch of a run that did not fail: with others it would not end with the same bits.
         """
         folder = cls(runs_dir / run_id)
         status = folder.status()
         if (status is None or status["state"] != FINISHED) and not folder.is_locked():
             values = {"run_id": run_id, **asdict(config)}
             if status is not None:
-                values["trainer"]["threads"] = folder._planned_threads() or config.trainer.threads
+                kept = ("threads",) if status["state"] == FAILED else ("threads", "micro_batch_size")
+                values["trainer"] |= folder._planned(kept)
             write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
         return folder
 
-    def _planned_threads(self) -> int | None:
+    def _planned(self, keys: tuple[str, ...]) -> dict[str, Any]:
+        """Return values of the trainer as the run started with them, where that is on record."""
         file = self.path / "config.yaml"
-        return OmegaConf.select(OmegaConf.load(file), "trainer.threads") if file.exists() else None
+        found = OmegaConf.select(OmegaConf.load(file), "trainer") if file.exists() else None
+        return {key: found[key] for key in keys if found is not None and found.get(key) is not None}
 
     def config(self) -> RunConfig:
         """Read the resolved configuration.
@@ -82,7 +86,7 @@ class RunFolder:
         values = OmegaConf.to_container(OmegaConf.load(file))
         if not isinstance(values, dict) or values.pop("run_id", None) != self.run_id:
             raise RunFolderError(f"{file} does not belong to run {self.run_id}; was the folder renamed?")
-        return from_plain({str(key): value for key, value in values.items()})
+        return TYPED.config({str(key): Part(value) for key, value in values.items()})
 
     def state(self) -> str:
         """Return new, running, finished, failed or interrupted; a run whose process died is interrupted."""

@@ -1,4 +1,10 @@
-"""A run's id: a hash of everything that can change its result, and of nothing else."""
+"""A run's id: a hash of everything that can change its result, and of nothing else.
+
+Threads and the micro-batch are not in it. They change how sums are rounded (with dropout, the micro-batch also which
+elements are dropped), and they follow from how much of which machine a run gets: with them in the id, the same study
+planned for another card would be other runs, and making one run fit would do all others again. A run that is resumed
+keeps those it started with, so that it ends with the same bits; one that failed takes those it is now given.
+"""
 
 import hashlib
 import json
@@ -9,9 +15,10 @@ from qlora_lab.config.schema import RunConfig
 
 ID_LENGTH = 12  # hex digits; a collision among a million runs has a chance of 2e-3
 # Whole groups, and single keys, that change where and how a run happens but not what comes out.
-# Threads change rounding only; a resumed run keeps the number it started with.
 NOT_IDENTITY = ("paths", "tracking", "launcher", "study", "sweep")
-NOT_IDENTITY_KEYS = {"trainer": ("threads", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")}
+NOT_IDENTITY_KEYS = {
+    "trainer": ("threads", "micro_batch_size", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
+}
 DESCRIPTIONS_OF_A_SOURCE = ("licence", "published_rows")
 GROUPS = [field.name for field in fields(RunConfig) if field.name not in NOT_IDENTITY]
 

@@ -11,10 +11,10 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString, Tran
 
 from qlora_lab.errors import ConfigError, unknown_name
 from qlora_lab.runs.identity import NOT_IDENTITY, NOT_IDENTITY_KEYS
+from qlora_lab.sweep.dotted import Point
 
 EXPERIMENT = "experiment"
 SPECIAL = " ,()[]{}'\"=:\\"  # what a value cannot hold without quotes, or only in some places
-Point = dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class Chunk:
         generation: of the circuit breaker: one for all that one command submits.
         max_failures: first runs of a class that may fail alike before the others are held back.
         commit: of the code that planned the runs; None outside git.
+        code_sha256: of its Python files; None where the workers start at once.
+        plan_file: where the configurations of runs are that have no folder yet; None where all have one.
     """
 
     folder: Path
@@ -50,6 +52,8 @@ class Chunk:
     generation: str
     max_failures: int
     commit: str | None
+    code_sha256: str | None = None
+    plan_file: str | None = None
 
     @property
     def file(self) -> Path:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.default_element import GroupDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -52,7 +53,7 @@ def sweep(loader: ConfigLoader, config: DictConfig, params: dict[str, Any], argu
     if action in CHOOSING:
         states = read_states(plan.runs_dir, (run.run_id for run in plan.runs))
         plan = chosen_plan(plan, states, action, config.sweep.cause)
-    study.run_study(plan, action, memory)
+    study.run_study(plan, action, memory, as_json=config.sweep.json)
 
 
 def _asked(config: DictConfig, name: str, axes: Axes, known: Path | None) -> Asked:
@@ -96,8 +97,9 @@ def check_experiment(loader: ConfigLoader, name: str | None) -> None:
     file = loader.repository.load_config(f"experiment/{name}") if name else None  # type: ignore[attr-defined]
     if file is None:
         return
+    chosen = {(each.group or "").lstrip("/") for each in file.defaults_list or [] if isinstance(each, GroupDefault)}
     for key in ("launcher", "hydra.launcher"):
-        if OmegaConf.select(file.config, key, throw_on_missing=False) is not None:
+        if OmegaConf.select(file.config, key, throw_on_missing=False) is not None or key.replace(".", "/") in chosen:
             raise ConfigError(
                 f"{key} does not belong in a study's file (experiment/{name}), which any launcher executes; "
                 "give it on the command line, such as launcher=slurm launcher.max_parallel=8, or in conf/launcher/"

@@ -14,7 +14,8 @@ from qlora_lab.config.load import from_hydra
 from qlora_lab.config.parts import Part, TypedParts
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
-from qlora_lab.sweep.axes import Axes, Point
+from qlora_lab.sweep.axes import Axes
+from qlora_lab.sweep.dotted import Point
 
 Load = Callable[[list[str]], DictConfig]
 Parts = dict[str, Part]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+Point = dict[str, str]  # a value of each axis, by its dotted key
+
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return `{"a.b": value}` for nested mappings; an empty mapping leaves no key."""

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.config import hardware
-from qlora_lab.config.command import FAILED
+from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.runs.environment import git_commit
 from qlora_lab.runs.folder import RunFolder
 from qlora_lab.runs.heap import heap_environment
 from qlora_lab.sweep.chunk import POOL, Chunk, new_nonce
 from qlora_lab.sweep.local_pool import LocalPool
+from qlora_lab.sweep.needs import parallel_runs
 from qlora_lab.sweep.plan import Plan
-from qlora_lab.sweep.prepare import parallel_runs
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.slurm.wait import wait
-from qlora_lab.sweep.worker import RunJob
 
 STDERR = 2  # its file descriptor
 POLL_S = 0.5
@@ -49,6 +48,8 @@ def launch(plan: Plan, launcher: LauncherConfig) -> bool:
 
 
 def _in_process(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bool:
+    from qlora_lab.sweep.worker import RunJob
+
     before = [folder.attempts() for folder in folders]
     for index, (folder, attempts) in enumerate(zip(folders, before, strict=True), start=1):
         print(f"run {index} of {len(folders)}: {folder.run_id}", flush=True)
@@ -63,6 +64,8 @@ def _in_process(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) 
 def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bool:
     """Keep up to `max_parallel` submitit jobs running; submitit itself would start all of them at once."""
     import submitit
+
+    from qlora_lab.sweep.worker import RunJob
 
     machine = hardware.detect()
     jobs_folder = plan.folder / "jobs"
@@ -126,9 +129,16 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
     from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
     from qlora_lab.sweep.slurm.submit import Submission
 
-    everything = [run.folder(plan.runs_dir) for run in plan.runs]
+    everything = [run.folder(plan.runs_dir) for run in plan.runs if not run.is_refused]
     scheduler = SlurmScheduler()
-    submission = Submission(plan.folder / "slurm", plan.name, scheduler, launcher, git_commit(Path(__file__).parent))
+    submission = Submission(
+        plan.folder / "slurm",
+        plan.name,
+        scheduler,
+        launcher,
+        git_commit(Path(__file__).parent),
+        plan_file=plan.file,
+    )
     outcome = submission.launch(folders, everything)
     print("\n".join(outcome.lines()), flush=True)
     if not launcher.wait:
@@ -160,6 +170,7 @@ def _pool(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> boo
         generation=new_nonce(),
         max_failures=launcher.max_failures,
         commit=None,  # the workers start now
+        plan_file=str(plan.file.resolve()) if plan.file is not None else None,
     )
     chunk.write()
     LocalPool(chunk, [_gpu_of(slot, machine.gpu_ids) for slot in range(chunk.tasks)]).run(

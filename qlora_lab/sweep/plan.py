@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,23 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.config import hardware
-from qlora_lab.config.refusals import explain
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError, QloraLabError
 from qlora_lab.runs.files import write_json
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder, now
 from qlora_lab.runs.identity import GROUPS, RunIds, group_of_the_result
-from qlora_lab.sweep.axes import Point
-from qlora_lab.sweep.dotted import flatten
-from qlora_lab.sweep.listing import MOST_LISTED
+from qlora_lab.sweep.dotted import Point, flatten
+from qlora_lab.sweep.listing import MOST_LISTED, listed
 from qlora_lab.sweep.metric_names import check_metric
+from qlora_lab.sweep.needs import Need, Needs
 from qlora_lab.sweep.plan_file import write_plan_file
 from qlora_lab.sweep.prepare import Preparer
 from qlora_lab.sweep.run_folders import create_run_folders
-from qlora_lab.sweep.states import RunState, counted, read_states
+from qlora_lab.sweep.states import REFUSED, RunState, counted, read_states
 
 PLAN_ID_LENGTH = 8  # hex digits
-REFUSED = "refused"
+MOST_REFUSALS = 5  # that a person is shown
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,17 @@ class PlannedRun:
     config: RunConfig
     state: str  # when it was planned
     status: RunState | None = None  # the same, with what is recorded of it
+    need: Need | None = None  # of memory
+
+    @property
+    def is_refused(self) -> bool:
+        """Say whether the run is not to be executed, since it does not fit."""
+        return self.state == REFUSED
+
+    @property
+    def refusal(self) -> str | None:
+        """Return why the run does not fit."""
+        return self.need.refusal if self.need is not None else None
 
     def folder(self, runs_dir: Path) -> RunFolder:
         return RunFolder(runs_dir / self.run_id)
@@ -59,6 +70,7 @@ class Plan:
         repeated: points that another point already stands for.
         refused: points that cannot work; a plan with such points is shown, not launched.
         only: ids of the runs to execute, failed ones among them; None for all that are to be done.
+        file: its immutable file, once it is written.
     """
 
     name: str
@@ -67,6 +79,7 @@ class Plan:
     repeated: int
     refused: Sequence[Refused] = field(default=())
     only: frozenset[str] | None = None
+    file: Path | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -85,12 +98,12 @@ class Plan:
         done = {FINISHED} if retry_failed or self.only is not None else {FINISHED, FAILED}
         states = self.states()
         wanted = [run for run in self.runs if self.only is None or run.run_id in self.only]
-        return [run for run in wanted if states[run.run_id] not in done]
+        return [run for run in wanted if states[run.run_id] not in {REFUSED, *done}]
 
     def states(self) -> dict[str, str]:
         """Return the present state of each run, by its id."""
         states = read_states(self.runs_dir, (run.run_id for run in self.runs))
-        return {run_id: each.state for run_id, each in states.items()}
+        return {run.run_id: states[run.run_id].with_refusal(run.refusal).state for run in self.runs}
 
     def text(self) -> str:
         """Return the plan as a table for a terminal; of many runs the first ones."""
@@ -105,12 +118,33 @@ class Plan:
         ]
         if len(self.runs) > len(rows):
             lines.append(f"and {len(self.runs) - len(rows):,} more runs")
+        lines += self._refusals()
         question = self.runs[0].config.study.question
         title = f"study {self.name}" + (f": {question}" if question else "")
         repeated = f"; {self.repeated} repeated combinations left out" if self.repeated else ""
         total = len(self.runs) + len(self.refused)
         counts = counted([*map(_words, self.runs), *(REFUSED for _ in self.refused)])
         return "\n".join([title, *lines, f"{total:,} runs: {counts}{repeated}"])
+
+    def _refusals(self) -> list[str]:
+        """Say why runs do not fit, once for those with the same reason."""
+        runs = [run for run in self.runs if run.is_refused]
+        counts = Counter(run.refusal for run in runs)
+        first = {run.refusal: run for run in reversed(runs)}
+        told = [
+            f"{count:,} refused, such as run {first[why].run_id} ({_at(first[why].axes)}): {why}"
+            for why, count in counts.most_common()
+        ]
+        return listed(told, MOST_REFUSALS, "reasons for refusing runs")
+
+    def check_any_fits(self) -> None:
+        """Refuse a plan of which no run can be executed.
+
+        Raises:
+            ConfigError: with what the first would need.
+        """
+        if all(run.is_refused for run in self.runs):
+            raise ConfigError(f"no run of study {self.name} fits: {self.runs[0].refusal}")
 
     def write(self) -> dict[str, Any]:
         """Write plan.json and the plan's immutable file into the plan's folder, and return what plan.json holds.
@@ -125,7 +159,11 @@ class Plan:
             "study": {"name": self.name, "question": study.question, "metric": study.metric, "goal": study.goal},
             "axes": self.axis_names,
             "fixed": self.fixed(),
-            "runs": [{"run_id": run.run_id, "axes": run.axes, "status_at_plan": run.state} for run in self.runs],
+            "runs": [
+                {"run_id": run.run_id, "axes": run.axes, "status_at_plan": run.state}
+                | ({"refusal": run.refusal} if run.is_refused else {})
+                for run in self.runs
+            ],
             "configs": file.name,
             "created_at": now(),
             "command": " ".join(["python -m qlora_lab.sweep", *sys.argv[1:]]),
@@ -135,18 +173,19 @@ class Plan:
 
     def refusal(self) -> ConfigError:
         """Word why the plan cannot be launched: the axis value that no run can use, or the first combination."""
+        from qlora_lab.config.refusals import explain  # Hydra, which takes longer to import than all the rest
+
         first = self.refused[0]
         why = explain(first.error)
         for key, value in first.axes.items():
             if all(run.axes[key] != value for run in self.runs):
                 return ConfigError(f"no run can use {key}={value}: {why}")
-        point = " ".join(f"{key}={value}" for key, value in first.axes.items())
         count = f"{len(self.refused):,} of {len(self.runs) + len(self.refused):,} combinations cannot work"
-        return ConfigError(f"{count}, such as {point}: {why}; leave them out with study.exclude")
+        return ConfigError(f"{count}, such as {_at(first.axes)}: {why}; leave them out with study.exclude")
 
-    def create_folders(self, runs: Iterable[PlannedRun]) -> None:
-        """Create the folders of runs, each with its configuration."""
-        create_run_folders(self.runs_dir, ((run.run_id, run.config) for run in runs))
+    def create_folders(self, runs: Iterable[PlannedRun], *, new: bool = True) -> None:
+        """Create the folders of runs, each with its configuration, or only write that anew where they are there."""
+        create_run_folders(self.runs_dir, ((run.run_id, run.config) for run in runs), new=new)
 
     def fixed(self) -> dict[str, Any]:
         """Return the configuration values, dotted, that all runs share."""
@@ -156,6 +195,10 @@ class Plan:
             flats = [flatten({group: group_of_the_result(group, value)}) for value in distinct.values()]
             fixed |= {k: v for k, v in flats[0].items() if all(k in flat and flat[k] == v for flat in flats)}
         return fixed
+
+
+def _at(axes: Point) -> str:
+    return " ".join(f"{key}={value}" for key, value in axes.items()) or "the only one"
 
 
 def _words(run: PlannedRun) -> str:
@@ -188,7 +231,8 @@ def make_plan(name: str, runs: Sequence[tuple[Point, RunConfig]], refused: Seque
     Raises:
         ConfigError: no run is left, a value that no run can use, or a metric to decide by that no run will report.
     """
-    prepare, identify = Preparer(hardware.detect()), RunIds()
+    machine = hardware.detect()
+    prepare, identify = Preparer(machine, len(runs)), RunIds()
     prepared: dict[str, tuple[Point, RunConfig]] = {}
     unready: list[Refused] = []
     for point, composed in runs:
@@ -204,7 +248,7 @@ def make_plan(name: str, runs: Sequence[tuple[Point, RunConfig]], refused: Seque
     _check_values([point for point, _ in prepared.values()], [point for point, _ in runs], all_refused)
     check_metric([config for _, config in prepared.values()])
     repeated = len(runs) - len(unready) - len(prepared)
-    return planned(name, [(run_id, *run) for run_id, run in prepared.items()], repeated, all_refused)
+    return planned(name, [(run_id, *run) for run_id, run in prepared.items()], repeated, all_refused, machine)
 
 
 def _check_values(used: list[Point], points: list[Point], refused: Sequence[Refused]) -> None:
@@ -220,10 +264,23 @@ def _check_values(used: list[Point], points: list[Point], refused: Sequence[Refu
 
 
 def planned(
-    name: str, rows: Sequence[tuple[str, Point, RunConfig]], repeated: int = 0, refused: Sequence[Refused] = ()
+    name: str,
+    rows: Sequence[tuple[str, Point, RunConfig]],
+    repeated: int = 0,
+    refused: Sequence[Refused] = (),
+    machine: hardware.Hardware | None = None,
 ) -> Plan:
-    """Return the plan of runs that are resolved and checked, each in its present state."""
+    """Return the plan of runs that are resolved and checked, each in its present state; what does not fit is refused.
+
+    Args:
+        machine: that plans; None: this one.
+    """
     runs_dir = Path(rows[0][2].paths.runs_dir)
     states = read_states(runs_dir, (run_id for run_id, _, _ in rows))
-    runs = [PlannedRun(run_id, axes, config, states[run_id].state, states[run_id]) for run_id, axes, config in rows]
+    needs = Needs(machine or hardware.detect(), len(rows))
+    runs = []
+    for run_id, axes, config in rows:
+        need = needs(config)
+        status = states[run_id].with_refusal(need.refusal)
+        runs.append(PlannedRun(run_id, axes, config, status.state, status, need))
     return Plan(name, runs_dir, runs, repeated, refused)

@@ -120,7 +120,8 @@ def command_key(loader: ConfigLoader, config: DictConfig, arguments: list[str]) 
 
 
 def _sorted_flags(machine: hardware.Hardware) -> tuple[object, ...]:
-    return machine.cpu_model, sorted(machine.cpu_flags), machine.cores, machine.gpus, machine.gpu_ids
+    memory = machine.memory_bytes
+    return machine.cpu_model, sorted(machine.cpu_flags), machine.cores, machine.gpus, machine.gpu_ids, memory
 
 
 def _inputs_are_the_same(rows: list[Row]) -> bool:

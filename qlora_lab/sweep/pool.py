@@ -4,19 +4,22 @@ Nothing is handed out: a worker takes a run by taking its lease. The warm proces
 base model of its last run.
 """
 
+import contextlib
 import importlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qlora_lab.errors import ConfigError
+from qlora_lab.errors import ConfigError, RunFolderError
 from qlora_lab.runs.causes import CHANGED, INFRASTRUCTURE, STOPPED
 from qlora_lab.runs.environment import git_commit
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder
 from qlora_lab.runs.lease import Lease
 from qlora_lab.sweep.breaker import Breaker, breaker_folder
 from qlora_lab.sweep.chunk import POOL, Chunk
+from qlora_lab.sweep.plan_file import PACKAGE, code_sha256
+from qlora_lab.sweep.run_folders import PlannedFolders
 from qlora_lab.sweep.settle import may_go_on
 
 ELSEWHERE, HELD_BACK = "elsewhere", "held back"  # besides the states of a run
@@ -45,7 +48,8 @@ class Worker:
         self._began = clock()
         self._longest_s = 0.0
         self._bases: Any = None
-        self._changed = changed_code(chunk.commit)
+        self._changed = changed_code(chunk)
+        self._planned: PlannedFolders | None = None
         folder = breaker_folder(chunk.folder, chunk.generation, chunk.resource_class)
         self._breaker = Breaker(folder, chunk.max_failures)
 
@@ -129,6 +133,7 @@ class Worker:
 
     def _run(self, folder: RunFolder, index: int, lease: Lease) -> str:
         try:
+            self._complete(folder, lease)
             run = importlib.import_module("qlora_lab.run")  # torch comes in here, once
             if self._bases is None and self._chunk.mode == POOL:
                 self._bases = importlib.import_module("qlora_lab.models.warm").WarmBase()
@@ -138,10 +143,21 @@ class Worker:
         attempts = self._chunk.attempts[index]
         return str(run.execute(folder.path, attempts, lease=lease, stop_cause=self._stop_cause, bases=self._bases))
 
+    def _complete(self, folder: RunFolder, lease: Lease) -> None:
+        """Write a new run's configuration, as it was planned; a pool reads those of all its runs at once."""
+        if self._chunk.plan_file is None:
+            return
+        if self._planned is None:
+            run_ids = self._chunk.run_ids if self._chunk.mode == POOL else [folder.run_id]
+            self._planned = PlannedFolders(Path(self._chunk.plan_file), run_ids)
+        self._planned.complete(folder, lease)
+
     def _refused(self, folder: RunFolder, lease: Lease) -> str | None:
         """Record why a run must not be executed, if so: it was planned with other code, or kills who executes it."""
         status = folder.status() or {}
         if self._changed is not None:
+            with contextlib.suppress(RunFolderError):  # a plan that this code cannot read any more
+                self._complete(folder, lease)
             self._end(folder, lease, ConfigError(self._changed), CHANGED)
             return FAILED
         if status.get("state") == RUNNING:  # it ended without a word
@@ -164,14 +180,12 @@ KILLS = (
 )
 
 
-def changed_code(planned: str | None) -> str | None:
-    """Say that the code is not what the runs were planned with; None where it is, or nobody knows."""
-    if planned is None:
-        return None
-    found = git_commit(Path(__file__).parent)
-    if found == planned:
+def changed_code(chunk: Chunk) -> str | None:
+    """Say that the code is not what the runs were submitted with; None where it is."""
+    if chunk.code_sha256 in (None, code_sha256()):
         return None
     return (
-        f"the code has changed since this run was submitted (commit {found}, planned with {planned}); "
-        "check out that commit, or start the study again to plan its runs with the new code"
+        f"the code has changed since this run was submitted (at commit {chunk.commit or 'unknown'}, now "
+        f"{git_commit(PACKAGE) or 'unknown'}); check out what it was submitted with, or start the study again to plan "
+        "its runs with the new code"
     )

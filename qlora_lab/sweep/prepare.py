@@ -9,9 +9,10 @@ from qlora_lab.config.architecture import check_task, linear_layers
 from qlora_lab.config.families import FAMILIES
 from qlora_lab.config.placement import match_linears
 from qlora_lab.config.resolve import resolve
-from qlora_lab.config.schema import RunConfig
+from qlora_lab.config.schema import AUTO, RunConfig
 from qlora_lab.errors import ConfigError, ModelError, QloraLabError, unknown_name
 from qlora_lab.runs.fingerprint import source_fingerprint
+from qlora_lab.sweep.needs import Needs, parallel_runs
 from qlora_lab.wheels import WHEELS, default_cache_dir, wheel_file
 
 # What resolving and the checks of files look at; the placement of the adapter comes on top.
@@ -24,10 +25,12 @@ class Preparer:
 
     Args:
         machine: that plans.
+        runs: that there are, as `Needs` takes it.
     """
 
-    def __init__(self, machine: hardware.Hardware) -> None:
+    def __init__(self, machine: hardware.Hardware, runs: int = 1) -> None:
         self._machine = machine
+        self._needs = Needs(machine, runs)
         # with the configuration itself, so that the ids of its groups stay its own
         self._resolved: dict[Ids, tuple[RunConfig, dict[str, Any] | QloraLabError]] = {}
         self._placed: dict[Ids, tuple[RunConfig, QloraLabError | None]] = {}
@@ -52,7 +55,10 @@ class Preparer:
         error = self._placed[key][1]
         if error is not None:
             raise error
-        return prepared
+        if prepared.trainer.micro_batch_size != AUTO:
+            return prepared
+        trainer = self._needs.chosen(prepared).trainer
+        return replace(prepared, trainer=self._equal.setdefault(("trainer", repr(trainer)), trainer))
 
     def _resolve(self, config: RunConfig) -> dict[str, Any] | QloraLabError:
         try:
@@ -67,7 +73,7 @@ def prepare(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
     """Resolve what is left open and check what needs no weights, before anything is loaded.
 
     Raises:
-        ConfigError: the adapter matches no layer.
+        ConfigError: the adapter matches no layer, or trainer.micro_batch_size=auto cannot be chosen.
         ModelError, DataError: the model or the data are not on this machine.
     """
     return Preparer(machine)(config)
@@ -96,14 +102,6 @@ def threads_of_a_run(config: RunConfig, machine: hardware.Hardware) -> int:
     if config.launcher.kind == "slurm":
         return config.launcher.slurm.cpus_per_run
     return max(1, machine.cores // parallel_runs(config, machine))
-
-
-def parallel_runs(config: RunConfig, machine: hardware.Hardware) -> int:
-    """Return how many runs share this machine: one a GPU, else one a core, or as the launcher says."""
-    launcher = config.launcher
-    if launcher.kind == "in_process":
-        return 1
-    return launcher.max_parallel or len(machine.gpus) or machine.cores
 
 
 def _check_device(config: RunConfig, machine: hardware.Hardware) -> None:

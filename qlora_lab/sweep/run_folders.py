@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,68 @@ from omegaconf import OmegaConf
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.runs.files import write_atomic
 from qlora_lab.runs.folder import RunFolder
+from qlora_lab.runs.lease import Lease
+from qlora_lab.sweep.plan_file import read_plan_file
 
 GROUPS = [field.name for field in fields(RunConfig)]
+CONFIG_FILE = "config.yaml"
 
 
-def create_run_folders(runs_dir: Path, runs: Iterable[tuple[str, RunConfig]]) -> None:
-    """Create what `RunFolder.create` does for each run, by its id, in a hundredth of the time for new ones."""
-    texts: dict[tuple[str, int], tuple[Any, str]] = {}  # with the group, whose id() must stay its own
+class ConfigTexts:
+    """Gives what config.yaml holds of each run."""
 
-    def text_of(group: str, value: Any) -> str:
+    def __init__(self) -> None:
+        self._texts: dict[tuple[str, int], tuple[Any, str]] = {}  # with the group, whose id() must stay its own
+
+    def __call__(self, run_id: str, config: RunConfig) -> str:
+        head = OmegaConf.to_yaml(OmegaConf.create({"run_id": run_id}))
+        return head + "".join(self._of(group, getattr(config, group)) for group in GROUPS)
+
+    def _of(self, group: str, value: Any) -> str:
         key = group, id(value)
-        if key not in texts:
+        if key not in self._texts:
             plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            texts[key] = value, OmegaConf.to_yaml(OmegaConf.create({group: plain}))
-        return texts[key][1]
+            self._texts[key] = value, OmegaConf.to_yaml(OmegaConf.create({group: plain}))
+        return self._texts[key][1]
 
+
+def create_run_folders(runs_dir: Path, runs: Iterable[tuple[str, RunConfig]], *, new: bool = True) -> None:
+    """Create what `RunFolder.create` does for each run, by its id, in a hundredth of the time for new ones.
+
+    Args:
+        new: whether folders that are not there are made; else `PlannedFolders` does when their runs begin.
+    """
+    text_of = ConfigTexts()
     for run_id, config in runs:
         if (runs_dir / run_id).exists():
             RunFolder.create(runs_dir, run_id, config)
-        else:
-            head = OmegaConf.to_yaml(OmegaConf.create({"run_id": run_id}))
-            groups = "".join(text_of(group, getattr(config, group)) for group in GROUPS)
-            write_atomic(runs_dir / run_id / "config.yaml", head + groups)
+        elif new:
+            write_atomic(runs_dir / run_id / CONFIG_FILE, text_of(run_id, config))
+
+
+class PlannedFolders:
+    """Makes the folders of runs when they are first executed, from the plan's file.
+
+    Args:
+        plan_file: as `write_plan_file` left it.
+        run_ids: those that may be asked for.
+    """
+
+    def __init__(self, plan_file: Path, run_ids: Iterable[str]) -> None:
+        self._plan_file = plan_file
+        self._run_ids = list(run_ids)
+        self._text_of = ConfigTexts()
+
+    def complete(self, folder: RunFolder, lease: Lease) -> None:
+        """Write a run's configuration where it has none yet.
+
+        Raises:
+            RunFolderError: the plan's file is gone or damaged.
+        """
+        file = folder.path / CONFIG_FILE
+        if not file.exists():
+            write_atomic(file, self._text_of(folder.run_id, self._configs[folder.run_id]), lease)
+
+    @cached_property
+    def _configs(self) -> dict[str, RunConfig]:
+        return {run_id: config for run_id, _, config in read_plan_file(self._plan_file, self._run_ids).rows}

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_lab.runs.folder import FAILED, NEW, RUNNING, RunFolder, damaged_status
+from qlora_lab.runs.folder import FAILED, FINISHED, NEW, RUNNING, RunFolder, damaged_status
 
 STATUS_FILE = "status.json"
+REFUSED = "refused"  # in the plan: the run does not fit, or cannot work
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,18 @@ class RunState:
     """How a run stands.
 
     Attributes:
-        state: new, running, finished, failed or interrupted.
+        state: new, running, finished, failed, interrupted or refused.
         record: what its status.json holds; empty for a new run.
     """
 
     state: str
     record: dict[str, Any]
+
+    def with_refusal(self, why: str | None) -> "RunState":
+        """Return how the run stands if it is refused for a reason: what is finished or running stays so."""
+        if why is None or self.state in (FINISHED, RUNNING):
+            return self
+        return RunState(REFUSED, {**self.record, "error": {"type": "refused", "message": why}})
 
     @property
     def cause(self) -> str | None:

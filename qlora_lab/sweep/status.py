@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from qlora_lab.errors import ConfigError, RunFolderError, nearest, unknown_name
 from qlora_lab.runs.files import read_json
 from qlora_lab.runs.folder import FAILED, FINISHED
 from qlora_lab.sweep.listing import listed
-from qlora_lab.sweep.states import RunState, counted, read_states
+from qlora_lab.sweep.states import REFUSED, RunState, counted, read_states
 
 WINDOW = timedelta(hours=1)  # over which runs are counted that finished lately
 LAST_LINES = 4  # of a traceback
 MOST_FAILURES = 5
+OVER = (FINISHED, FAILED, REFUSED)  # states from which a run does not go on by itself
 Where = Mapping[str, Sequence[str]]
 
 
@@ -29,6 +30,7 @@ class StudyFolder:
         places: run id -> axis -> value, of the runs that were asked about.
         configs: the file with the configuration of each run.
         others: plans of the same study that are older.
+        refusals: run id -> why it did not fit when it was planned.
     """
 
     path: Path
@@ -37,11 +39,12 @@ class StudyFolder:
     places: dict[str, dict[str, str]]
     configs: Path
     others: int
+    refusals: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Failures:
-    """Runs that failed alike."""
+    """Runs that failed alike, or were refused for the same reason."""
 
     cause: str
     message: str
@@ -82,7 +85,8 @@ class StudyStatus:
                 rows = [f"  {axis}={value}: {_counts(counts)}" for value, counts in values.items()]
                 lines += listed(rows, most=8, what=f"values of {axis}")
         for failure in self.failures[:MOST_FAILURES]:
-            lines.append(f"{failure.runs:,} failed ({failure.cause}): {failure.message}")
+            word = failure.cause if failure.cause == REFUSED else f"failed ({failure.cause})"
+            lines.append(f"{failure.runs:,} {word}: {failure.message}")
             lines += [f"    {line}" for line in failure.last_lines]
             lines.append(f"    such as run {failure.example}")
         if len(self.failures) > MOST_FAILURES:
@@ -117,10 +121,11 @@ def find_study(runs_dir: Path, name: str, where: Where | None = None) -> StudyFo
         record = read_json(files[-1])
         places = {run["run_id"]: dict(run["axes"]) for run in record["runs"]}
         configs = files[-1].parent / record["configs"]
+        refusals = {run["run_id"]: str(run["refusal"]) for run in record["runs"] if "refusal" in run}
     except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{files[-1]} is no plan that can be read; start the study again") from error
     chosen = _chosen(places, where or {}, list(record["axes"]))
-    return StudyFolder(files[-1].parent, record["study"]["name"], runs_dir, chosen, configs, len(files) - 1)
+    return StudyFolder(files[-1].parent, record["study"]["name"], runs_dir, chosen, configs, len(files) - 1, refusals)
 
 
 def study_status(
@@ -138,7 +143,7 @@ def study_status(
             counts.setdefault(axis, {}).setdefault(value, Counter())[states[run_id].state] += 1
     by_state = Counter(state.state for state in states.values())
     speed = _finished_per_hour(states, now)
-    left = len(states) - by_state[FINISHED] - by_state[FAILED]
+    left = len(states) - sum(by_state[state] for state in OVER)
     return StudyStatus(
         study=study.name,
         folder=str(study.path),
@@ -153,7 +158,8 @@ def study_status(
 
 
 def states_of(study: StudyFolder) -> dict[str, RunState]:
-    return read_states(study.runs_dir, study.places)
+    states = read_states(study.runs_dir, study.places)
+    return {run_id: state.with_refusal(study.refusals.get(run_id)) for run_id, state in states.items()}
 
 
 def duration(seconds: float) -> str:
@@ -187,9 +193,9 @@ def _failures(states: Mapping[str, RunState]) -> list[Failures]:
     """Group failed runs by cause and message, numbers in it set aside; the most frequent first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for run_id, state in states.items():
-        if state.state == FAILED:
+        if state.state in (FAILED, REFUSED):
             message = str((state.record.get("error") or {}).get("message") or "no message")
-            groups.setdefault((state.cause or "", re.sub(r"\d+", "#", message)), []).append(run_id)
+            groups.setdefault((state.cause or REFUSED, re.sub(r"\d+", "#", message)), []).append(run_id)
     found = []
     for (cause, _), run_ids in sorted(groups.items(), key=lambda item: -len(item[1])):
         error = states[run_ids[0]].record.get("error") or {}

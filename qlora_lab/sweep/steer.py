@@ -24,7 +24,7 @@ from qlora_lab.sweep.plan_file import check_code, read_plan_file
 from qlora_lab.sweep.scheduler import Job, Scheduler
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.states import RunState
-from qlora_lab.sweep.status import StudyFolder, find_study, states_of, study_status
+from qlora_lab.sweep.status import OVER, StudyFolder, find_study, states_of, study_status
 
 WATCH_S = 10.0
 LOG_LINES = 40
@@ -117,7 +117,7 @@ def _watch(study: StudyFolder, asked: Asked) -> None:
     """Show the status again and again until no run is left to wait for."""
     while True:
         _status(study, asked)
-        if all(state.state in (FINISHED, FAILED) for state in states_of(study).values()):
+        if all(state.state in OVER for state in states_of(study).values()):
             return
         time.sleep(WATCH_S)
 
@@ -272,7 +272,7 @@ def words(arguments: list[str]) -> Asked:
 
 def main(arguments: list[str]) -> None:
     """Do what a command in words asks; exit with status 2 and one sentence where it cannot be."""
-    from qlora_lab.config.command import REFUSED, STOPPED
+    from qlora_lab.config.exit_status import REFUSED, STOPPED
     from qlora_lab.errors import QloraLabError
 
     try:

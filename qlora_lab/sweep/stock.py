@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qlora_lab.config.command import FAILED
+from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.load import from_hydra
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
@@ -43,7 +43,7 @@ def run_one(node: DictConfig) -> float | None:
         )
     config = from_hydra(node)
     if hydra.mode != RunMode.MULTIRUN:
-        study.run_study(_plan(config, name), action)
+        study.run_study(_plan(config, name), action, as_json=config.sweep.json)
         return None
     why = _left_out(config, OmegaConf.to_container(hydra.overrides.task), OmegaConf.to_container(hydra.sweeper))
     if why is not None:
@@ -60,6 +60,7 @@ def _plan(config: RunConfig, name: str | None) -> Plan:
 
 def _execute(plan: Plan, action: str) -> float | None:
     print(plan.text(), flush=True)
+    plan.check_any_fits()
     if action == "plan":
         return None
     plan.write()

@@ -4,7 +4,7 @@ import signal
 import sys
 from types import FrameType
 
-from qlora_lab.config.command import TERMINATED
+from qlora_lab.config.exit_status import TERMINATED
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 

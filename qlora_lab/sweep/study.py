@@ -11,21 +11,24 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from qlora_lab.config.command import FAILED
+from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.schema import RunConfig, SweepConfig
 from qlora_lab.errors import QloraLabError
 from qlora_lab.runs.files import read_json, write_json
-from qlora_lab.sweep.axes import Axes, Point
-from qlora_lab.sweep.forecast import forecast, to_submit, waiting
+from qlora_lab.sweep.axes import Axes
+from qlora_lab.sweep.dotted import Point
 from qlora_lab.sweep.launch import launch
 from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.plan import Plan, Refused, make_plan
 from qlora_lab.sweep.plan_file import PACKAGE, hash_of_code
 from qlora_lab.sweep.planned import PlanMemory
+from qlora_lab.sweep.preview import preview_of
+from qlora_lab.sweep.site import check_before_submitting
 from qlora_lab.sweep.states import read_states
 
 Compose = Callable[[Axes, Point], RunConfig]
 ANSWER_FILE = "answer.json"
+WITH_WORKERS = ("pool", "slurm")  # launchers whose workers make the folders of new runs, from the plan's file
 
 
 def plan_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dict[str, Any]]) -> Plan:
@@ -52,25 +55,30 @@ def plan_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dic
     return make_plan(study_name(runs[0][1].study.name, name), runs, refused)
 
 
-def run_study(plan: Plan, action: str, memory: PlanMemory | None = None) -> None:
+def run_study(plan: Plan, action: str, memory: PlanMemory | None = None, *, as_json: bool = False) -> None:
     """Show a plan, execute what is not finished, and print the answer.
 
     Args:
         action: run, or plan, which changes nothing.
         memory: keeps the plan for the next command.
+        as_json: show a plan for programs.
 
     Raises:
-        ConfigError: some of its runs cannot work.
+        ConfigError: some of its runs cannot work, none fits, or SLURM has not what is asked for.
+        LaunchError: SLURM is not on this machine.
     """
-    print(plan.text(), flush=True)
+    if action == "plan":
+        preview = preview_of(plan)
+        print(preview.to_json() if as_json else preview.text(), flush=True)
+    else:
+        print(plan.text(), flush=True)
     if plan.refused:
         raise plan.refusal()
+    plan.check_any_fits()
     if action == "plan":
-        left = waiting(plan, retry_failed=plan.runs[0].config.sweep.retry_failed)
-        print(to_submit(left, plan.runs[0].config.launcher))
-        if left:
-            print(forecast(plan, left).text(), flush=True)
         return
+    if plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed):
+        check_before_submitting(plan, plan.runs[0].config.launcher)
     record = plan.write()
     if memory is not None:
         memory.keep(plan, record["configs"])
@@ -84,8 +92,9 @@ def execute(plan: Plan, record: dict[str, Any]) -> None:
         record: what its plan.json holds.
     """
     to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
-    plan.create_folders(to_do)
-    if not to_do or launch(plan, plan.runs[0].config.launcher):
+    launcher = plan.runs[0].config.launcher
+    plan.create_folders(to_do, new=launcher.kind not in WITH_WORKERS)
+    if not to_do or launch(replace(plan, file=plan.folder / record["configs"]), launcher):
         _answer(plan, record)
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from qlora_lab.errors import ConfigError
-from qlora_lab.sweep.axes import Axes, Point, axis_override, point_values, texts
+from qlora_lab.sweep.axes import Axes, axis_override, point_values, texts
+from qlora_lab.sweep.dotted import Point
 
 Rows = list[tuple[str, ...]]
 

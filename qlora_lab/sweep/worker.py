@@ -7,7 +7,7 @@ from pathlib import Path
 
 from submitit.helpers import Checkpointable
 
-from qlora_lab.config.command import FAILED, TERMINATED
+from qlora_lab.config.exit_status import FAILED, TERMINATED
 from qlora_lab.runs.folder import FINISHED, INTERRUPTED
 
 

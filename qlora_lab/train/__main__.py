@@ -8,12 +8,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from qlora_lab.config import hardware
-from qlora_lab.config.command import FAILED, TERMINATED, command
+from qlora_lab.config.command import command
+from qlora_lab.config.exit_status import FAILED, TERMINATED
 from qlora_lab.config.load import from_hydra
 from qlora_lab.errors import ConfigError
 from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RunFolder
 from qlora_lab.runs.heap import restart_with_heap_settings
 from qlora_lab.runs.identity import run_id
+from qlora_lab.sweep.needs import Needs
 from qlora_lab.sweep.plan import check_runs_dir
 from qlora_lab.sweep.prepare import prepare
 
@@ -23,15 +25,19 @@ def train(node: DictConfig) -> None:
     composed = from_hydra(node)
     # Here, whatever launcher a study would use: on this machine's device, with all of its cores.
     here = replace(composed, launcher=replace(composed.launcher, kind="in_process"))
-    config = prepare(here, hardware.detect())
+    machine = hardware.detect()
+    config = prepare(here, machine)
+    why = Needs(machine, 1)(config).refusal
     runs_dir, identifier = Path(config.paths.runs_dir), run_id(config)
     if config.sweep.action not in ("run", "plan"):
         raise ConfigError(
             f"sweep.action={config.sweep.action} is about a study; use python -m qlora_lab.sweep, or sweep.action=plan"
         )
     if config.sweep.action == "plan":
-        print(f"run {identifier}: {RunFolder(runs_dir / identifier).state()}")
+        print(f"run {identifier}: {RunFolder(runs_dir / identifier).state()}" + (f"; refused: {why}" if why else ""))
         return
+    if why is not None and RunFolder(runs_dir / identifier).state() != FINISHED:
+        raise ConfigError(why)
     check_runs_dir(runs_dir)
     folder = RunFolder.create(runs_dir, identifier, config)
     if folder.state() == FINISHED:

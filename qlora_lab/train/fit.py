@@ -93,8 +93,8 @@ def fit(
         TrainingError: loss, gradients or the weights to be saved are not finite.
         RunFolderError: a checkpoint cannot be written, or is of another run.
     """
-    if trainer.micro_batch_size is None:
-        raise ConfigError("trainer.micro_batch_size must be resolved before training; got null")
+    if not isinstance(trainer.micro_batch_size, int):
+        raise ConfigError(f"trainer.micro_batch_size must be a number before training; got {trainer.micro_batch_size}")
     parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     state = TrainingState(parameters, build_optimizer(optim, parameters), Counters())
     checkpoint = _take_up(state, checkpoints, len(plan))

@@ -1,10 +1,11 @@
 """What this machine is, read from files of the kernel and its drivers."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from qlora_lab.config.hardware import Hardware, detect, product_dtype
+from qlora_lab.config.hardware import Hardware, detect, gpu_memory_bytes, product_dtype
 
 
 @pytest.fixture
@@ -61,6 +62,36 @@ def test_a_container_may_show_only_the_device_files(tmp_path: Path, monkeypatch:
         (tmp_path / name).touch()
     machine = detect(tmp_path / "proc", devices=tmp_path)
     assert (machine.gpus, machine.gpu_ids) == (("unknown GPU",) * 2, ("0", "1"))
+
+
+def test_memory_is_the_machines_or_what_its_container_leaves(proc: Path, tmp_path: Path) -> None:
+    groups = tmp_path / "cgroup"
+    assert detect(proc, proc, groups).memory_bytes is None
+    (proc / "meminfo").write_text("MemTotal:       8000 kB\nMemFree:        10 kB\n")
+    assert detect(proc, proc, groups).memory_bytes == 8000 << 10
+    groups.mkdir()
+    for limit, expected in (("max", 8000 << 10), ("5000000", 5_000_000)):
+        (groups / "memory.max").write_text(limit + "\n")
+        assert detect(proc, proc, groups).memory_bytes == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ('test "$1" = --id=0,GPU-2f && printf "81920\\n24576\\n"', 24576 << 20),
+        ("echo No devices were found; exit 6", None),
+        ("echo [N/A]", None),
+    ],
+)
+def test_the_smallest_gpus_memory_is_what_nvidia_smi_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: int | None
+) -> None:
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/bash\n{script}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    gpu_memory_bytes.cache_clear()
+    assert gpu_memory_bytes(("0", "GPU-2f")) == expected
+    gpu_memory_bytes.cache_clear()
 
 
 @pytest.mark.parametrize(

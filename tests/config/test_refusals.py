@@ -17,6 +17,7 @@ STUDIES = {
     "params": "# @package _global_\nhydra:\n  sweeper:\n    parms: {seed: [0, 1]}\n",
     "nested": "# @package _global_\nhydra:\n  sweeper:\n    params: {adapter: {rank: [4, 8]}}\n",
     "launcher": "# @package _global_\nlauncher: {max_parallel: 3}\n",
+    "chosen": "# @package _global_\ndefaults: [{override /launcher: slurm}]\n",
     "hydra_launcher": "# @package _global_\nhydra: {launcher: {max_array: 500}}\n",
     "twice": "# @package _global_\nhydra:\n  sweeper:\n    params: {seed: [0, 1, 0]}\n",
     "paired": "# @package _global_\nstudy: {zip: [[seed, quant]]}\n"
@@ -47,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("+experiment=nested", "hydra.sweeper.params.adapter must be a list of values"),
         ("+experiment=excluded", "study.exclude: quant must be one of none, nf4; got 'nf5'; did you mean 'nf4'?"),
         ("+experiment=launcher", "launcher does not belong in a study's file (experiment/launcher)"),
+        ("+experiment=chosen", "launcher does not belong in a study's file (experiment/chosen)"),
         ("+experiment=hydra_launcher", "hydra.launcher.max_array does not belong in a study's file"),
         ("+experiment=twice", "seed lists 0 twice"),
         ("+experiment=paired", "needs as many values of each; seed has 3, quant has 2"),

@@ -44,6 +44,8 @@ def test_micro_batch_shrinks_for_long_rows() -> None:
     long_rows = composed("data.max_source_tokens=1000", "data.max_target_tokens=1000", "trainer.batch_size=8")
     assert resolve(composed(), LAPTOP, no_file).trainer.micro_batch_size == 8
     assert resolve(long_rows, LAPTOP, no_file).trainer.micro_batch_size == 2  # 4096 // 2016
+    left_to_the_planner = resolve(composed("trainer.micro_batch_size=auto"), LAPTOP, no_file)
+    assert left_to_the_planner.trainer.micro_batch_size == "auto"
 
 
 def test_the_id_is_a_hash_of_what_can_change_the_result() -> None:
@@ -55,6 +57,8 @@ def test_the_id_is_a_hash_of_what_can_change_the_result() -> None:
         "trainer.checkpoint_every_steps=7",
         "study.question=why",
         "trainer.threads=1",
+        "trainer.micro_batch_size=4",
+        "launcher.gpu_memory_gb=24",
         "data.name=mine",
         "model.name=mine",
     ):
@@ -66,7 +70,6 @@ def test_the_id_is_a_hash_of_what_can_change_the_result() -> None:
         "data.rows=64",
         "optim.learning_rate=1e-4",
         "evaluation.rows=64",
-        "trainer.micro_batch_size=4",
     ):
         assert run_id(resolve(composed(other), LAPTOP, no_file)) != run_id(base), other
     assert run_id(resolve(composed(), SERVER, no_file)) != run_id(base), "another dtype is another run"

@@ -72,7 +72,8 @@ def test_a_study_is_submitted_and_left_alone(slurm: Path, tmp_path: Path) -> Non
     done = sweep(runs_dir, *given)
     assert done.returncode == 0, done.stderr
     assert "submitted 2 runs in jobs 40, 41" in done.stdout and "go on without this command" in done.stdout
-    folders = [RunFolder(file.parent) for file in runs_dir.glob("*/config.yaml")]
+    (plan,) = runs_dir.glob("studies/*/*/plan.json")
+    folders = [RunFolder(runs_dir / run["run_id"]) for run in json.loads(plan.read_text())["runs"]]
     deadline = time.monotonic() + 120
     while sorted(folder.state() for folder in folders) != [FAILED, FINISHED]:
         assert time.monotonic() < deadline, [file.read_text() for file in slurm.glob("task*")]

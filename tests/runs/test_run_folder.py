@@ -53,6 +53,17 @@ def test_another_attempt_takes_what_is_no_part_of_the_id_and_keeps_its_threads(t
     assert (config.paths.data_dir, config.tracking.tags, config.trainer.threads) == ("/second", ["again"], 2)
 
 
+def test_a_resumed_run_keeps_its_micro_batch_and_one_that_failed_takes_the_new_one(tmp_path: Path) -> None:
+    first, second = (tiny(tmp_path, f"trainer.micro_batch_size={size}") for size in (8, 2))
+    assert run_id(first) == run_id(second)
+    folder = RunFolder.create(tmp_path, run_id(first), first)
+    folder.begin()
+    for state, kept in ((INTERRUPTED, 8), (FAILED, 2)):  # failed: out of memory, as like as not
+        folder.end(state, 1.0)
+        RunFolder.create(tmp_path, folder.run_id, second)
+        assert folder.config().trainer.micro_batch_size == kept
+
+
 def test_a_run_that_is_executed_or_finished_keeps_its_config(folder: RunFolder, tmp_path: Path) -> None:
     before = folder.config()
     with folder.lock():

@@ -70,7 +70,7 @@ def test_interrupted_runs_end_with_the_same_bits(cluster: Cluster, tmp_path: Pat
     """One is told to stop; the other is killed, and then its newest checkpoint is damaged too."""
     done = sweep(cluster, tmp_path, *ON_SLURM)
     assert done.returncode == 0 and "submitted 2 runs" in done.stdout, done.stderr
-    runs = [RunFolder(file.parent) for file in tmp_path.glob("*/config.yaml")]
+    runs = [RunFolder(tmp_path / run_id) for run_id in straight]
     hit: list[RunFolder] = []
 
     def interrupt_each_once() -> bool:
@@ -97,8 +97,8 @@ def test_a_full_disk_while_checkpointing(cluster: Cluster, tmp_path: Path, strai
     with small_disk(tmp_path / "disk", 64 << 10) as disk:
         done = sweep(cluster, disk, *ON_SLURM, "seed=0")
         assert done.returncode == 0, done.stderr
+        wait_until(lambda: any(disk.glob("*/checkpoints/step_*")), 200, every_s=0.02)
         (run,) = [RunFolder(file.parent) for file in disk.glob("*/config.yaml")]
-        wait_until(lambda: any(run.checkpoints.glob("step_*")), 200, every_s=0.02)
         # less than a checkpoint, also after an older one was removed
         wait_until(lambda: fill(disk, leaving=50 << 10) and cluster.quiet(), 120)
         status = run.status() or {}

@@ -14,8 +14,10 @@ from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RunFolder
 from qlora_lab.runs.lease import Lease
 from qlora_lab.sweep import pool
 from qlora_lab.sweep.chunk import ARRAY, POOL, Chunk
+from qlora_lab.sweep.plan_file import code_sha256, write_plan_file
 from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
 from qlora_lab.sweep.settle import may_go_on, memory_factor
+from tests.helpers import tiny
 
 
 @pytest.fixture
@@ -123,10 +125,32 @@ def test_a_worker_that_is_told_to_stop_takes_no_further_run(chunk: Chunk, execut
 
 
 def test_other_code_than_planned_is_refused(chunk: Chunk, executed: list[str]) -> None:
-    assert Worker(replace(chunk, commit="0" * 40)).one(0) == FAILED
+    assert Worker(replace(chunk, commit="0" * 40, code_sha256=code_sha256())).one(1) == FINISHED, "the same files"
+    executed.clear()
+    assert Worker(replace(chunk, commit="0" * 40, code_sha256="0" * 64)).one(0) == FAILED
     status = chunk.run(0).status()
     assert not executed and status is not None and status["cause"] == CHANGED
     assert "the code has changed since this run was submitted" in status["error"]["message"]
+
+
+def test_a_new_runs_folder_is_made_from_the_plans_file(chunk: Chunk, executed: list[str], tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    rows = [(run_id, {"seed": str(seed)}, replace(config, seed=seed)) for seed, run_id in enumerate(chunk.run_ids)]
+    for run_id in chunk.run_ids:
+        (tmp_path / run_id).rmdir()
+    planned = replace(chunk, plan_file=str(write_plan_file(tmp_path, "study", rows)))
+    planned.run(1).path.mkdir()
+    (planned.run(1).path / "config.yaml").write_text("as it was begun")
+    assert Worker(planned).all(0) == FINISHED
+    assert planned.run(0).config() == config and planned.run(5).config() == rows[5][2]
+    assert (planned.run(1).path / "config.yaml").read_text() == "as it was begun"
+
+
+def test_a_run_whose_plan_is_gone_is_recorded_as_failed(chunk: Chunk, executed: list[str], tmp_path: Path) -> None:
+    assert Worker(replace(chunk, plan_file=str(tmp_path / "plan-gone.json"))).one(0) == FAILED
+    status = chunk.run(0).status()
+    assert not executed and status is not None
+    assert "plan-gone.json cannot be read (No such file or directory); plan the study" in status["error"]["message"]
 
 
 def test_a_run_that_kills_its_workers_is_given_up(chunk: Chunk, executed: list[str]) -> None:

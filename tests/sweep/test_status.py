@@ -12,9 +12,10 @@ import pytest
 from qlora_lab.errors import ConfigError, LaunchError, RunFolderError
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW
 from qlora_lab.sweep import steer, study
-from qlora_lab.sweep.forecast import forecast, to_submit, waiting
+from qlora_lab.sweep.forecast import forecast, waiting
 from qlora_lab.sweep.plan import Plan, make_plan, planned
 from qlora_lab.sweep.scheduler import PENDING, RUNNING, Ending, Job
+from qlora_lab.sweep.site import Submission
 from qlora_lab.sweep.status import duration, find_study, states_of, study_status
 from qlora_lab.sweep.steer import Asked, words
 from tests.helpers import tiny
@@ -261,7 +262,8 @@ def test_a_forecast_goes_by_runs_of_the_same_shape(plan: Plan) -> None:
     told = forecast(again, left)
     assert (told.runs, told.known) == (6, 2)  # no run with quant=nf4 has finished
     assert told.hours == pytest.approx(2 * 600 / 3600)
-    assert told.inodes == 6 * 2  # a folder and a status
+    # a folder and a status, as of the runs that finished; the others by what a run with one checkpoint leaves
+    assert told.inodes == 2 * 2 + 4 * (6 + 4 + 3 + 1 + 6)
     assert "hours of CPU runs: about 0.33 for 2 of the 6 runs" in told.text()
     short = replace(told, disk_bytes=2 * told.free_bytes).text()
     assert "THAT IS NOT ENOUGH" in short and "NOT ENOUGH" not in told.text()
@@ -274,7 +276,10 @@ def test_a_forecast_looks_at_earlier_studies_and_says_what_it_does_not_know(plan
     elsewhere = replace(plan.runs[0].config.paths, runs_dir=str(tmp_path / "empty"))
     lone = make_plan("lone", [({"seed": "9"}, replace(plan.runs[0].config, seed=9, paths=elsewhere))])
     text = forecast(lone, lone.runs).text()
-    assert "not known before a run of the same shape has finished" in text and "disk: not known" in text
+    assert "not known before a run of the same shape has finished" in text
+    assert "20 inodes, judged by their configurations" in text
+    unpredicted = replace(lone.runs[0], need=None)
+    assert "disk: not known" in forecast(lone, [unpredicted]).text()
     assert not (tmp_path / "empty").exists()
 
 
@@ -299,11 +304,12 @@ def test_a_damaged_status_is_refused_in_one_sentence(plan: Plan, capsys: pytest.
 
 def test_what_would_be_submitted_is_said(plan: Plan, tmp_path: Path) -> None:
     slurm = tiny(tmp_path, "launcher=slurm", "launcher.slurm.partition=gpu").launcher
-    assert to_submit(plan.runs, slurm) == (
-        "would execute 8 runs on SLURM (partition gpu; 1 GPU, 8 CPUs, 64 GB, 4 h 0 min each), at most 64 at a time"
+    assert Submission(8, 0, slurm, arrays=2, tasks=8).text() == (
+        "would execute 8 runs on SLURM (partition gpu; 1 GPU, 8 CPUs, 64 GB, 4 h 0 min each) in 2 job arrays of "
+        "8 tasks together, at most 64 at a time"
     )
-    assert to_submit(plan.runs[:1], tiny(tmp_path, "launcher=in_process").launcher).endswith("in this process")
-    assert to_submit([], slurm) == "nothing is left to execute"
+    assert Submission(1, 0, tiny(tmp_path, "launcher=in_process").launcher).text().endswith("in this process")
+    assert Submission(0, 3, slurm).text() == "nothing is left to execute; 3 wait or run in jobs submitted before"
 
 
 def test_times_are_said_as_people_do() -> None:

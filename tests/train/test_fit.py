@@ -351,7 +351,7 @@ def test_a_checkpoint_beyond_the_plan_is_of_another_run(make_model: Any, example
 
 
 def test_an_unresolved_micro_batch_size_is_refused(make_model: Any, examples: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trainer.micro_batch_size"):
+    with pytest.raises(ConfigError, match=r"trainer.micro_batch_size must be a number before training; got None"):
         fit(
             make_model(),
             examples,

@@ -1,5 +1,6 @@
 """What is no part of a run itself: the question asked, where runs start, and where they are kept and seen."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,7 @@ class LauncherConfig:
     max_parallel: int | None = None  # runs at once; None: resolved from the cores
     pool: bool = False  # tasks that take runs until none is left, rather than one task a run
     runs_per_gpu: int = 1  # that share one, in a pool
+    gpu_memory_gb: float | None = None  # of one card, in GiB; None: what nvidia-smi says here, not known on SLURM
     wait: bool = False  # slurm: show progress until all runs ended, and submit again those that may be
     max_failures: int = 3  # first runs of a kind that may fail alike before the others are held back
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
@@ -56,6 +58,10 @@ class LauncherConfig:
         require_one_of("launcher.kind", self.kind, ("in_process", "local", "pool", "slurm"))
         for key in ("max_parallel", "runs_per_gpu", "max_failures"):
             require_at_least(f"launcher.{key}", getattr(self, key), 1)
+        require(
+            self.gpu_memory_gb is None or 0 < self.gpu_memory_gb < math.inf,
+            f"launcher.gpu_memory_gb must be the GiB of one card, such as 24 or 80; got {self.gpu_memory_gb}",
+        )
 
 
 @dataclass
@@ -89,7 +95,7 @@ class StudyConfig:
 class SweepConfig:
     action: str = "run"
     retry_failed: bool = True
-    json: bool = False  # status and the like for programs
+    json: bool = False  # plan, status and the like for programs
     run: str | None = None  # logs: the first digits of a run's id
     cause: str | None = None  # retry: only runs that failed for this cause
 

@@ -1,6 +1,7 @@
 """How a run is trained."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from qlora_lab.config.schema.checks import require, require_above_zero, require_at_least, require_one_of, require_share
 
@@ -39,7 +40,9 @@ class OptimConfig:
 @dataclass
 class TrainerConfig:
     batch_size: int = 16  # rows in one optimizer step
-    micro_batch_size: int | None = None  # rows in memory at once; None: resolved from the row length
+    # Rows in memory at once: a whole number, None (resolved from the row length) or auto (the most that fit, dividing
+    # batch_size). OmegaConf cannot copy a node of `int | str | None`.
+    micro_batch_size: Any = None
     max_steps: int | None = 100
     max_train_tokens: int | None = None  # stop once this many tokens were trained on
     group_by_length: bool = True
@@ -54,19 +57,23 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         require_at_least("trainer.batch_size", self.batch_size, 1)
-        require_at_least("trainer.micro_batch_size", self.micro_batch_size, 1)
         require_at_least("trainer.max_steps", self.max_steps, 0)
         require_at_least("trainer.max_train_tokens", self.max_train_tokens, 1)
         require(
             self.max_steps is not None or self.max_train_tokens is not None,
             "trainer.max_steps and trainer.max_train_tokens are both null; set at least one",
         )
-        require(
-            self.micro_batch_size is None or self.micro_batch_size <= self.batch_size,
-            f"trainer.micro_batch_size must not exceed trainer.batch_size ({self.batch_size}); "
-            f"got {self.micro_batch_size}",
-        )
+        self._check_micro_batch_size()
         require_one_of("trainer.device", self.device, DEVICES)
         require_one_of("trainer.compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         for key in ("threads", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "loss_chunk_tokens"):
             require_at_least(f"trainer.{key}", getattr(self, key), 1)
+
+    def _check_micro_batch_size(self) -> None:
+        key, given = "trainer.micro_batch_size", self.micro_batch_size
+        if given is None or given == AUTO:
+            return
+        is_number = isinstance(given, int) and not isinstance(given, bool)
+        require(is_number, f"{key} must be a whole number, {AUTO} or null; got '{given}'")
+        require_at_least(key, given, 1)
+        require(given <= self.batch_size, f"{key} must not exceed trainer.batch_size ({self.batch_size}); got {given}")

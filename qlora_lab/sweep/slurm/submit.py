@@ -20,6 +20,7 @@ from qlora_lab.sweep.breaker import Breaker, breaker_folder
 from qlora_lab.sweep.chunk import POOL, Chunk, chunk_file, new_nonce, resource_class
 from qlora_lab.sweep.journal import INTENT, LOST, REFUSED, SUBMITTED, Journal
 from qlora_lab.sweep.listing import listed
+from qlora_lab.sweep.plan_file import code_sha256
 from qlora_lab.sweep.scheduler import STUCK, Job
 from qlora_lab.sweep.settle import may_go_on, memory_factor, settle
 from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of
@@ -76,6 +77,7 @@ class Submission:
         study: names the jobs.
         commit: of the code that planned the runs.
         log: prints a line.
+        plan_file: where the configurations of runs are that have no folder yet.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Submission:
         launcher: LauncherConfig,
         commit: str | None = None,
         log: Callable[[str], None] = print,
+        plan_file: Path | None = None,
     ) -> None:
         self._folder = folder.resolve()
         self._study = study
@@ -93,6 +96,7 @@ class Submission:
         self._launcher = launcher
         self._commit = commit
         self._log = log
+        self._plan_file = plan_file
         self._journal = Journal(self._folder)
 
     def launch(self, runs: Sequence[RunFolder], everything: Sequence[RunFolder] = ()) -> Outcome:
@@ -256,6 +260,8 @@ class Submission:
                 generation=generation,
                 max_failures=self._launcher.max_failures,
                 commit=self._commit,
+                code_sha256=code_sha256(),
+                plan_file=str(self._plan_file.resolve()) if self._plan_file is not None else None,
             )
             parallel = self._launcher.max_parallel
             script = batch_script(

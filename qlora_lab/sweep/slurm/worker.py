@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from qlora_lab.config.command import FAILED as EXIT_FAILED
-from qlora_lab.config.command import TERMINATED
+from qlora_lab.config.exit_status import FAILED as EXIT_FAILED
+from qlora_lab.config.exit_status import TERMINATED
 from qlora_lab.runs.causes import STOPPED
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, job_id
 from qlora_lab.sweep.chunk import POOL, Chunk

@@ -1,0 +1,212 @@
+"""What a run must fit in, whether its predicted peak does, and the nearest setting with which it would."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from qlora_lab.config.hardware import Hardware, gpu_memory_bytes
+from qlora_lab.config.resolve import PROMPT_TOKENS
+from qlora_lab.config.schema import AUTO, RunConfig
+from qlora_lab.errors import ConfigError
+from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.fit import RESERVED_GB, longest_tokens
+from qlora_lab.memory.plan import MemoryPlan, plan_memory
+
+GIB = 2**30
+RESERVED_BYTES = RESERVED_GB * 1e9
+SMALLEST_RANK = 4  # that is worth proposing
+GPU, HOST = "GPU", "host"
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that a run shares with others, or has alone.
+
+    Attributes:
+        kind: GPU or HOST.
+        total_bytes: of the card, the machine, or what is asked of SLURM.
+        runs: that share it.
+        setting: the key that says how many do.
+    """
+
+    kind: str
+    total_bytes: int
+    runs: int
+    setting: str
+
+    @property
+    def budget_bytes(self) -> float:
+        """What is left to one run's tensors: each process has a CUDA context, but libraries are in a host once."""
+        if self.kind == GPU:
+            return self.total_bytes / self.runs - RESERVED_BYTES
+        return (self.total_bytes - RESERVED_BYTES) / self.runs
+
+    @property
+    def words(self) -> str:
+        size = f"{self.total_bytes / GIB:,.1f} GiB"
+        whole = f"a GPU of {size}" if self.kind == GPU else f"{size} of host memory"
+        return f"{whole}, shared by {self.runs} runs" if self.runs > 1 else whole
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A run's memory at its peak: the tensors of training.
+
+    Attributes:
+        plan: its components; None where they cannot be predicted.
+        why_not: then says why.
+    """
+
+    plan: MemoryPlan | None
+    why_not: str | None = None
+
+    @cached_property
+    def peak_bytes(self) -> int | None:
+        return self.plan.total if self.plan is not None else None
+
+
+def room_of(config: RunConfig, machine: Hardware, runs_at_once: int) -> Room | None:
+    """Return what a resolved run must fit in; None where nobody says how much there is.
+
+    Args:
+        machine: that plans, and executes what is not for SLURM.
+        runs_at_once: that share it.
+    """
+    launcher = config.launcher
+    on_slurm = launcher.kind == "slurm"
+    if config.trainer.device == "cuda":
+        per_gpu = launcher.runs_per_gpu if on_slurm else -(-runs_at_once // max(1, len(machine.gpus)))
+        setting = "launcher.runs_per_gpu" if launcher.runs_per_gpu > 1 else "launcher.max_parallel"
+        if launcher.gpu_memory_gb is not None:
+            return Room(GPU, round(launcher.gpu_memory_gb * GIB), per_gpu, setting)
+        found = None if on_slurm else gpu_memory_bytes(machine.gpu_ids)
+        return Room(GPU, found, per_gpu, setting) if found is not None else None
+    if on_slurm:
+        return Room(HOST, launcher.slurm.memory_gb * GIB, launcher.runs_per_gpu, "launcher.runs_per_gpu")
+    if machine.memory_bytes is None:
+        return None
+    return Room(HOST, machine.memory_bytes, runs_at_once, "launcher.max_parallel")
+
+
+def predict(config: RunConfig) -> Prediction:
+    """Predict the peak of a resolved run, of its longest possible rows."""
+    try:
+        return Prediction(_plan(config))
+    except ConfigError as error:
+        return Prediction(None, str(error))
+
+
+def largest_micro_batch_size(config: RunConfig, room: Room | None) -> int:
+    """Return what trainer.micro_batch_size=auto stands for: the largest divisor of batch_size that fits, or else 1.
+
+    The number of rows in a step stays what it is.
+
+    Raises:
+        ConfigError: it is not known what there is to fit in, or the run's memory cannot be predicted.
+    """
+    key = f"trainer.micro_batch_size={AUTO}"
+    if room is None:
+        raise ConfigError(
+            f"{key} needs to know the memory of the GPU; set launcher.gpu_memory_gb=..., or give a number"
+        )
+    last = 1
+    for micro_batch_size in _divisors(config.trainer.batch_size):
+        prediction = predict(_with_micro_batch(config, micro_batch_size))
+        if prediction.peak_bytes is None:
+            raise ConfigError(f"{key} needs a prediction of memory, and {prediction.why_not}; give a number")
+        if prediction.peak_bytes <= room.budget_bytes:
+            return micro_batch_size
+        last = micro_batch_size
+    return last
+
+
+def refusal(config: RunConfig, prediction: Prediction, room: Room | None) -> str | None:
+    """Return one sentence that says why a resolved run does not fit and what would; None where it fits or may."""
+    if room is None or prediction.peak_bytes is None or prediction.peak_bytes <= room.budget_bytes:
+        return None
+    return (
+        f"the run needs {prediction.peak_bytes / GIB:,.1f} GiB at its peak, and must fit {room.words}, less "
+        f"{RESERVED_BYTES / GIB:.1f} GiB for what processes take besides; {Remedies(config, room).nearest}"
+    )
+
+
+class Remedies:
+    """Settings with which a run that does not fit would."""
+
+    def __init__(self, config: RunConfig, room: Room) -> None:
+        self._config = config
+        self._room = room
+
+    @cached_property
+    def nearest(self) -> str:
+        """Name the setting that changes least: first those that leave the result as it is."""
+        for words in self._in_order():
+            return f"it would fit with {words}"
+        return f"it fits with no smaller batch, shorter rows or lower rank; {self._without_hope()}"
+
+    def _in_order(self) -> Iterator[str]:
+        config, room = self._config, self._room
+        for runs in range(room.runs - 1, 0, -1):
+            if self._fits(config, replace(room, runs=runs)):
+                yield f"{room.setting}={runs}"
+        yield from self._by_micro_batch(config, "")
+        checkpointed = replace(config, trainer=replace(config.trainer, gradient_checkpointing=True))
+        if not config.trainer.gradient_checkpointing:
+            yield from self._by_micro_batch(checkpointed, "trainer.gradient_checkpointing=true")
+        if config.quant.format == "none" and config.adapter.kind == "lora":
+            quantized = replace(checkpointed, quant=replace(config.quant, format="nf4", double_quant=True))
+            yield from self._by_micro_batch(quantized, "quant=nf4 trainer.gradient_checkpointing=true")
+        smallest = _with_micro_batch(checkpointed, 1)
+        settings = "trainer.micro_batch_size=1 trainer.gradient_checkpointing=true"
+        tokens = longest_tokens(smallest, 1, room.budget_bytes)
+        if tokens > PROMPT_TOKENS + 2:
+            yield (
+                f"{settings} and rows of at most {tokens - PROMPT_TOKENS:,} tokens (data.max_source_tokens + "
+                "data.max_target_tokens)"
+            )
+        rank = config.adapter.rank // 2
+        while rank >= SMALLEST_RANK:
+            if self._fits(replace(smallest, adapter=replace(config.adapter, rank=rank)), room):
+                yield f"{settings} adapter.rank={rank}"
+            rank //= 2
+
+    def _by_micro_batch(self, config: RunConfig, settings: str) -> Iterator[str]:
+        """Yield the settings with the largest micro-batch that fits, up to the run's own."""
+        own = config.trainer.micro_batch_size
+        assert isinstance(own, int)
+        for size in [own, *(size for size in _divisors(config.trainer.batch_size) if size < own)]:
+            if self._fits(_with_micro_batch(config, size), self._room):
+                smaller = f"trainer.micro_batch_size={size}" if size < own else ""
+                yield " ".join(filter(None, [settings, smaller]))
+                return
+
+    def _without_hope(self) -> str:
+        """Say how large a card would do, for one row at a time."""
+        checkpointed = replace(self._config.trainer, gradient_checkpointing=True, micro_batch_size=1)
+        peak = _peak_bytes(replace(self._config, trainer=checkpointed))
+        needed = f"{(peak + RESERVED_BYTES) / GIB:,.1f} GiB"
+        return f"one row at a time with trainer.gradient_checkpointing=true needs {needed}"
+
+    @staticmethod
+    def _fits(config: RunConfig, room: Room) -> bool:
+        return _peak_bytes(config) <= room.budget_bytes
+
+
+def _peak_bytes(config: RunConfig) -> int:
+    return _plan(config).total
+
+
+def _plan(config: RunConfig) -> MemoryPlan:
+    data, rows = config.data, config.trainer.micro_batch_size
+    assert isinstance(rows, int)  # resolved
+    tokens = min(data.max_source_tokens + data.max_target_tokens + PROMPT_TOKENS, config.model.max_length_tokens)
+    return plan_memory(config, Shape(rows, tokens))
+
+
+def _divisors(number: int) -> list[int]:
+    """Return what divides a number, the largest first."""
+    return [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
+
+
+def _with_micro_batch(config: RunConfig, size: int) -> RunConfig:
+    return replace(config, trainer=replace(config.trainer, micro_batch_size=size))

@@ -1,0 +1,164 @@
+"""The memory that the runs of a plan will need, and what each must fit in; what runs share is predicted once."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+from qlora_lab.config.hardware import Hardware
+from qlora_lab.config.schema import AUTO, RunConfig
+from qlora_lab.memory.room import GIB, Prediction, Room, largest_micro_batch_size, predict, refusal, room_of
+from qlora_lab.sweep.listing import listed
+
+MOST_GROUPS = 12  # that a person is shown
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one run needs.
+
+    Attributes:
+        room: what it must fit in; None where that is not known.
+        refusal: why it does not, and what would; None where it fits, or nobody knows.
+    """
+
+    prediction: Prediction
+    room: Room | None
+    refusal: str | None
+
+
+class Needs:
+    """Tells the need of each run.
+
+    Args:
+        machine: that plans.
+        runs: that there are; fewer than could share the machine have it for themselves.
+    """
+
+    def __init__(self, machine: Hardware, runs: int) -> None:
+        self._machine = machine
+        self._runs = runs
+        # with the configuration itself, so that the ids of its groups stay its own
+        self._known: dict[tuple[object, ...], tuple[RunConfig, Need]] = {}
+        self._chosen: dict[tuple[object, ...], tuple[RunConfig, int]] = {}
+
+    def __call__(self, config: RunConfig) -> Need:
+        """Return the need of a run with nothing left open."""
+        key = _what_counts(config)
+        if key not in self._known:
+            prediction, room = predict(config), self._room(config)
+            self._known[key] = config, Need(prediction, room, refusal(config, prediction, room))
+        return self._known[key][1]
+
+    def micro_batch_size(self, config: RunConfig) -> int:
+        """Return what trainer.micro_batch_size=auto stands for in a run that is resolved otherwise.
+
+        Raises:
+            ConfigError: the memory of the run, or what it must fit in, is not known.
+        """
+        key = _what_counts(config)
+        if key not in self._chosen:
+            self._chosen[key] = config, largest_micro_batch_size(config, self._room(config))
+        return self._chosen[key][1]
+
+    def chosen(self, config: RunConfig) -> RunConfig:
+        """Return a resolved run with its micro-batch chosen, where that is left open."""
+        if config.trainer.micro_batch_size != AUTO:
+            return config
+        return replace(config, trainer=replace(config.trainer, micro_batch_size=self.micro_batch_size(config)))
+
+    def _room(self, config: RunConfig) -> Room | None:
+        return room_of(config, self._machine, min(self._runs, runs_at_once(config, self._machine)))
+
+
+def _what_counts(config: RunConfig) -> tuple[object, ...]:
+    """Return a key that runs with the same need share; not their learning rates and seeds."""
+    groups = (config.model, config.quant, config.adapter, config.data, config.trainer, config.launcher)
+    return (config.optim.name, *map(id, groups))
+
+
+def runs_at_once(config: RunConfig, machine: Hardware) -> int:
+    """Return how many runs share this machine's memory, if they are executed on it."""
+    launcher = config.launcher
+    return parallel_runs(config, machine) * (launcher.runs_per_gpu if launcher.kind == "pool" else 1)
+
+
+def parallel_runs(config: RunConfig, machine: Hardware) -> int:
+    """Return how many runs share this machine: one a GPU, else one a core, or as the launcher says."""
+    launcher = config.launcher
+    if launcher.kind == "in_process":
+        return 1
+    return launcher.max_parallel or len(machine.gpus) or machine.cores
+
+
+@dataclass(frozen=True)
+class MemoryGroup:
+    """Runs of one model in one format.
+
+    Attributes:
+        refused: of the runs, those that do not fit.
+        predicted_gib: the least and the most of a run's peak; None where it is not predicted.
+        not_predicted: then says why.
+        fits_in: kind (GPU or host), gib, and the runs that share it; None where it is not known.
+    """
+
+    model: str
+    quant: str
+    runs: int
+    refused: int
+    predicted_gib: tuple[float, float] | None
+    not_predicted: str | None
+    micro_batch_sizes: list[int]
+    fits_in: dict[str, object] | None
+
+
+def memory_groups(runs: Iterable[tuple[RunConfig, Need]]) -> list[MemoryGroup]:
+    """Group the needs of runs."""
+    groups: dict[tuple[object, ...], list[tuple[RunConfig, Need]]] = {}
+    for config, need in runs:
+        predicted = need.prediction.peak_bytes is not None
+        key = config.model.name, config.quant.format, need.room, predicted
+        groups.setdefault(key, []).append((config, need))
+    return [_group(of_group) for of_group in groups.values()]
+
+
+def _group(runs: list[tuple[RunConfig, Need]]) -> MemoryGroup:
+    config, need = runs[0]
+    peaks = [each.prediction.peak_bytes / GIB for _, each in runs if each.prediction.peak_bytes is not None]
+    sizes = {each.trainer.micro_batch_size for each, _ in runs}
+    room = need.room
+    return MemoryGroup(
+        model=config.model.name,
+        quant=config.quant.format,
+        runs=len(runs),
+        refused=sum(each.refusal is not None for _, each in runs),
+        predicted_gib=(min(peaks), max(peaks)) if peaks else None,
+        not_predicted=need.prediction.why_not,
+        micro_batch_sizes=sorted(size for size in sizes if isinstance(size, int)),
+        fits_in=asdict(room) | {"words": room.words} if room is not None else None,
+    )
+
+
+def memory_text(groups: list[MemoryGroup]) -> str:
+    """Return the needs of groups for a person."""
+    rooms = dict.fromkeys(str(group.fits_in["words"]) if group.fits_in else "" for group in groups)
+    (first, *others) = rooms
+    fits = f"; each run must fit {first}" if first and not others else ""
+    unknown = "; the GPU's memory is not known: set launcher.gpu_memory_gb" if rooms == {"": None} else ""
+    rows = [_row(group, with_room=bool(others)) for group in groups]
+    return "\n".join([f"memory at the peak{fits}{unknown}", *listed(rows, MOST_GROUPS, "groups")])
+
+
+def _size(gib: float) -> str:
+    return f"{gib:,.1f} GiB" if gib >= 0.1 else f"{1024 * gib:,.0f} MiB"
+
+
+def _row(group: MemoryGroup, *, with_room: bool) -> str:
+    sizes = group.micro_batch_sizes
+    rows = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    if group.predicted_gib is None:
+        peak = f"not predicted ({group.not_predicted})"
+    else:
+        low, high = map(_size, group.predicted_gib)
+        peak = low if low == high else f"{low} to {high}"
+    fits = f", must fit {group.fits_in['words']}" if with_room and group.fits_in else ""
+    refused = f", {group.refused:,} of {group.runs:,} runs refused" if group.refused else ""
+    return f"  {group.model} {group.quant}, micro-batch {rows}: {peak}{fits}{refused}"

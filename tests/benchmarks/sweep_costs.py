@@ -1,0 +1,283 @@
+"""What a study of 10,000 runs costs to plan, submit, see and start, beside stock Hydra + hydra-submitit-launcher.
+
+    pip install --target FOLDER --no-deps hydra-submitit-launcher==1.2.0
+    python tests/benchmarks/sweep_costs.py --stock FOLDER [--runs 10080] [--only plan,submit,again,worker]
+
+CPU seconds of whole processes, imports included. No run trains: sbatch, squeue and scontrol are scripts that take
+everything and start nothing, and what a worker executes leaves the files of a finished run and no more. The study has
+160 combinations of four groups. Stock Hydra composes every run in the launcher and again in its job; what it does a run
+is measured on `--sample` runs and multiplied.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+AXES = {
+    "adapter": "all_linear,attention,feed_forward,query_value,qlora_paper",
+    "quant": "none,nf4,fp4_e2m1,fp4_e3m0,int4,int8,nf3,nf2",
+    "data": "procedural_clean_128,procedural_half_wrong_2048",
+    "optim": "adamw,qlora_paper",
+    "optim.learning_rate": "1e-4,2e-4,3e-4,5e-4,1e-3,2e-3,3e-3",
+}
+COMBINATIONS, LEARNING_RATES = 160, 7
+FIXED = ["model=tiny_random", "tracking=none", "trainer.device=cpu", "trainer.compute_dtype=float32"]
+COMMANDS = {
+    "sbatch": """script=$(mktemp -p $FAKE_SLURM script.XXXXXX); number=$(ls $FAKE_SLURM | wc -l)
+if [ "$1" = --parsable ]; then cat > $script; echo $number; exit; fi
+cp "$1" $script; echo Submitted batch job $number""",
+    "squeue": ":",
+    "scontrol": "echo 'MaxArraySize            = 20001'",
+    "sacct": ":",
+}
+# What a stock application is: a no-op task on the same configuration. Nothing ever runs, so nothing is waited for.
+STOCK_APP = """
+import sys
+import hydra, submitit
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from qlora_lab.config.command import PLUGINS
+from qlora_lab.config.schema import RunConfig
+sys.path.append(str(PLUGINS))
+ConfigStore.instance().store(name="run_schema", node=RunConfig)
+submitit.Job.results = lambda job: [JobReturn(status=JobStatus.COMPLETED)]
+
+@hydra.main(version_base="1.3", config_path={conf!r}, config_name="train")
+def task(node):
+    pass
+
+task()
+"""
+# Stands in for qlora_lab.run in the workers of this benchmark: what a run records, and no work.
+NO_OP_RUN = """
+import sys, types
+from pathlib import Path
+
+def execute(path, attempts_before=None, *, lease, stop_cause, bases=None):
+    from qlora_lab.config import hardware
+    from qlora_lab.runs.environment import environment
+    from qlora_lab.runs.folder import FINISHED, MetricsFile, RunFolder
+    folder = RunFolder(Path(path))
+    with folder.holding(lease):
+        folder.begin()
+        folder.config()
+        folder.write_environment({"cpu": "none"})
+        MetricsFile(folder, lambda: 1.0).append(1, {"train/loss": 1.0})
+        folder.write_result({"metrics": METRICS})
+        folder.end(FINISHED, 1.0)
+    return FINISHED
+
+METRICS = {"eval/loss": 1.0, "eval/bits_per_byte": 1.0, "eval/target_tokens": 10, "eval/rows": 8, "train/steps": 30}
+CONTENTS = {"qlora_lab.run": {"execute": execute}, "qlora_lab.models.warm": {"WarmBase": lambda: None}}
+for name, content in CONTENTS.items():
+    module = types.ModuleType(name)
+    module.__dict__.update(content)
+    sys.modules[name] = module
+"""
+
+# The study's command; its answer is another benchmark's.
+WITHOUT_ANSWER = """
+from qlora_lab.sweep import study
+from qlora_lab.sweep.__main__ import main
+study._answer_text = lambda plan, record: "no answer"
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    cpu_s: float
+    peak_bytes: int
+    printed: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where everything happens."""
+
+    folder: Path
+    runs: int
+    sample: int
+    stock: Path | None
+
+    def command(self, command: list[str], **variables: str) -> Cost:
+        """Return what a command took that must succeed."""
+        paths = [
+            str(ROOT),
+            *([str(self.stock)] if self.stock else []),
+            *filter(None, [variables.pop("PYTHONPATH", "")]),
+        ]
+        environment = {
+            **os.environ,
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "FAKE_SLURM": str(self.folder / "slurm"),
+            "PYTHONPATH": os.pathsep.join(reversed(paths)),
+            **variables,
+        }
+        with (self.folder / "printed").open("wb") as printed:
+            process = subprocess.Popen(
+                command, stdout=printed, stderr=subprocess.STDOUT, env=environment, cwd=self.folder
+            )
+            _, status, used = os.wait4(process.pid, 0)
+        text = (self.folder / "printed").read_text(errors="replace")
+        if os.waitstatus_to_exitcode(status):
+            sys.exit(f"{' '.join(command)[:300]} failed:\n{text[-3000:]}")
+        return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss << 10, text)
+
+    def ours(self, *overrides: str, program: tuple[str, str] = ("-m", "qlora_lab.sweep")) -> Cost:
+        """Run the study's command, for SLURM."""
+        seeds = -(-self.runs // (COMBINATIONS * LEARNING_RATES))
+        axes = [*(f"{key}={values}" for key, values in AXES.items()), f"seed=range({seeds})"]
+        where = [f"paths.runs_dir={self.folder / 'runs'}", "launcher=slurm", "launcher.slurm.gpus_per_run=0"]
+        return self.command([sys.executable, *program, *FIXED, *where, *axes, *overrides])
+
+    def prepare(self) -> None:
+        for name in ("bin", "slurm", "no_op"):
+            (self.folder / name).mkdir()
+        for name, script in COMMANDS.items():
+            (self.folder / "bin" / name).write_text(f"#!/bin/bash\n{script}\n")
+            (self.folder / "bin" / name).chmod(0o755)
+        (self.folder / "no_op" / "sitecustomize.py").write_text(NO_OP_RUN)
+
+
+def disk(*folders: Path) -> tuple[int, int, int]:
+    """Return the bytes, the bytes in whole blocks, and the inodes below folders."""
+    found = [path.lstat() for folder in folders for path in folder.rglob("*")]
+    files = sum(each.st_size for each in found if each.st_nlink == 1)
+    return files, sum(each.st_blocks * 512 for each in found), len(found)
+
+
+def stock_submit(bench: Bench, count: int) -> tuple[Cost, tuple[int, int, int]]:
+    """Submit runs with Hydra's basic sweeper and hydra-submitit-launcher."""
+    folder = bench.folder / f"stock{count}"
+    code = STOCK_APP.format(conf=str(ROOT / "conf"))
+    axes = {key: values.split(",")[0] for key, values in AXES.items()}
+    fixed = [*FIXED, *(f"{key}={value}" for key, value in axes.items())]
+    hydra = ["--multirun", "hydra/launcher=submitit_slurm", f"hydra.sweep.dir={folder}", f"seed=range({count})"]
+    cost = bench.command([sys.executable, "-c", code, *hydra, *fixed], HYDRA_FULL_ERROR="1")
+    return cost, disk(folder)
+
+
+def stock_worker(bench: Bench, count: int) -> tuple[Cost, int]:
+    """Execute one job of `stock_submit`, and count what a finished run leaves."""
+    folder = bench.folder / f"stock{count}"
+    pickles = sorted((folder / ".submitit").glob("*/*_submitted.pkl"))
+    job = pickles[0].name.removesuffix("_submitted.pkl")
+    array, _, task = job.partition("_")
+    before = disk(folder)[2]
+    cost = bench.command(
+        [sys.executable, "-u", "-m", "submitit.core._submit", str(pickles[0].parent)],
+        PYTHONPATH=str(ROOT / "qlora_lab" / "plugins"),
+        SLURM_JOB_ID=job,
+        SLURM_ARRAY_JOB_ID=array,
+        SLURM_ARRAY_TASK_ID=task,
+        **dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0"),
+        **dict.fromkeys(("SLURM_JOB_NUM_NODES", "SLURM_NTASKS"), "1"),
+        SLURM_JOB_NODELIST="node",
+        SUBMITIT_EXECUTOR="slurm",
+    )
+    logs = 2  # stdout and stderr, which SLURM opens
+    return cost, disk(folder)[2] - before + 2 + logs  # its job's folder and its pickle were there before
+
+
+def worker(bench: Bench, pool_runs: int) -> tuple[list[float], float, int]:
+    """Execute submitted runs: one a process, then many in one; return CPU seconds a run, and inodes of a run."""
+    chunks = (bench.folder / "runs").glob("studies/*/*/slurm/chunks/*.json")
+    file = max(chunks, key=lambda chunk: len(json.loads(chunk.read_text())["run_ids"]))
+    chunk = json.loads(file.read_text())
+    path = str(bench.folder / "no_op")
+    work = [sys.executable, "-m", "qlora_lab.sweep.slurm.worker"]
+    alone = [
+        bench.command([*work, str(file)], PYTHONPATH=path, SLURM_ARRAY_JOB_ID="1", SLURM_ARRAY_TASK_ID=str(task)).cpu_s
+        for task in range(5)
+    ]
+    left = {}
+    for count in (1, pool_runs):
+        some = chunk["run_ids"][5 + count : 5 + 2 * count]
+        left[count] = dict(chunk, mode="pool", run_ids=some, attempts=[0] * count, tasks=1, nonce=f"pool{count}")
+    costs = {}
+    for count, values in left.items():
+        pool = file.with_name(f"pool{count}.json")
+        pool.write_text(json.dumps(values))
+        costs[count] = bench.command([*work, str(pool)], PYTHONPATH=path, SLURM_ARRAY_TASK_ID="0").cpu_s
+    inodes = 1 + disk(bench.folder / "runs" / chunk["run_ids"][0])[2] + 1  # the folder, and the task's log
+    return alone, (costs[pool_runs] - costs[1]) / (pool_runs - 1), inodes
+
+
+def finish_all(bench: Bench) -> None:
+    """Let every planned run be finished, as far as a sweep reads it."""
+    (file,) = (bench.folder / "runs").glob("studies/*/*/plan.json")
+    ended = {"state": "finished", "started_at": "2026-01-01T00:00:00+00:00", "ended_at": "2026-01-01T00:01:00+00:00"}
+    status = json.dumps({**ended, "attempt": 1, "elapsed_s": 60.0, "error": None})
+    for run in json.loads(file.read_text())["runs"]:
+        folder = bench.folder / "runs" / run["run_id"]
+        folder.mkdir(exist_ok=True)
+        (folder / "status.json").write_text(status)
+        (folder / "result.json").write_text(json.dumps({"metrics": {"eval/loss": 1.0, "eval/rows": 8}}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10_080)
+    parser.add_argument("--sample", type=int, default=40, help="runs that the stock launcher submits")
+    parser.add_argument("--stock", type=Path, help="folder with hydra-submitit-launcher; without it ours alone")
+    parser.add_argument("--only", default="plan,submit,again,worker")
+    options = parser.parse_args()
+    only = options.only.split(",")
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = Bench(Path(temporary), options.runs, options.sample, options.stock)
+        bench.prepare()
+        started = time.monotonic()
+        if options.stock is not None:
+            few, _ = stock_submit(bench, options.sample // 4)
+            many, _ = stock_submit(bench, options.sample)
+            more = options.sample - options.sample // 4
+            a_run = (many.cpu_s - few.cpu_s) / more
+            files, blocks, inodes = disk(bench.folder / f"stock{options.sample}")
+            done, left = stock_worker(bench, options.sample)
+            print(
+                f"stock: {1e3 * a_run:.0f} ms of CPU a run in the launcher, {a_run * options.runs:,.0f} s for "
+                f"{options.runs:,}; {(many.peak_bytes - few.peak_bytes) / more / 1e3:.0f} KB of memory, "
+                f"{files / options.sample / 1e3:.1f} KB of files ({blocks / options.sample / 1e3:.1f} in blocks) and "
+                f"{inodes / options.sample:.1f} inodes a run; a no-op job takes {done.cpu_s:.2f} s "
+                f"and leaves {left} inodes"
+            )
+        if "plan" in only:
+            cost = bench.ours("sweep.action=plan")
+            print(f"plan: {cost.cpu_s:.1f} s of CPU, {cost.peak_bytes / 1e6:.0f} MB; {_last_count(cost.printed)}")
+        if "submit" in only:
+            cost = bench.ours()
+            files, blocks, inodes = disk(bench.folder / "runs")
+            print(
+                f"plan and submit: {cost.cpu_s:.1f} s of CPU, {cost.peak_bytes / 1e6:.0f} MB; {files / 1e6:.1f} MB of "
+                f"files ({blocks / 1e6:.1f} in blocks), {inodes:,} inodes"
+            )
+        if "worker" in only:
+            alone, warm, inodes = worker(bench, pool_runs=100)
+            print(
+                f"worker: {statistics.median(alone):.2f} s of CPU for a no-op run in a process of its own, "
+                f"{1e3 * warm:.1f} ms in a warm pool; {inodes} inodes a finished run, with its task's log"
+            )
+        if "again" in only:
+            finish_all(bench)
+            cost = bench.ours(program=("-c", WITHOUT_ANSWER))
+            print(f"the same command, all finished: {cost.cpu_s:.1f} s of CPU")
+            cost = bench.ours("sweep.action=status")
+            print(f"status: {cost.cpu_s:.1f} s of CPU")
+        print(f"all of it took {time.monotonic() - started:.0f} s by the clock")
+
+
+def _last_count(printed: str) -> str:
+    return next((line for line in printed.splitlines() if " runs: " in line), "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""What a site does not have is refused before anything is submitted, by what SLURM's own commands say."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qlora_lab.config.schema import LauncherConfig
+from qlora_lab.errors import ConfigError, LaunchError
+from qlora_lab.sweep.plan import Plan, make_plan
+from qlora_lab.sweep.site import check_before_submitting, check_site, submission, unshared
+from tests.helpers import tiny
+
+PARTITIONS = """PartitionName=gpu AllowGroups=ALL Default=YES MaxTime=1-00:00:00 State=UP
+PartitionName=short AllowGroups=ALL Default=NO MaxTime=00:30:00 State=UP
+PartitionName=old AllowGroups=ALL Default=NO MaxTime=UNLIMITED State=DOWN
+"""
+Site = Callable[[str], None]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Give a function that puts a scontrol with these partitions on the PATH."""
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+
+    def put(partitions: str) -> None:
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "partitions").write_text(partitions)
+        scripts = {
+            "scontrol": f"case $* in *partition) cat {tmp_path}/partitions;; *) echo 'MaxArraySize = 6';; esac",
+            "squeue": "",
+        }
+        for name, script in scripts.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{script}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+
+    return put
+
+
+def asking(tmp_path: Path, *overrides: str) -> LauncherConfig:
+    return tiny(tmp_path, "launcher=slurm", *overrides).launcher
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["launcher.slurm.partition=gpus"],
+            r"launcher\.slurm\.partition must be one of gpu, short, old; got 'gpus'; did you mean 'gpu'\?",
+        ),
+        (["launcher.slurm.partition='gpu,lost'"], r"got 'lost'"),
+        (
+            ["launcher.slurm.partition=short"],
+            r"launcher\.slurm\.time_limit_min must be at most 30 in partition short; got 240; with less, a run is",
+        ),
+        (["launcher.slurm.time_limit_min=2000"], r"must be at most 1440 in partition gpu; got 2000"),
+        (["launcher.slurm.partition=old"], r"old takes no jobs now; those that do are gpu, short"),
+    ],
+)
+def test_what_a_site_does_not_have_is_refused(site: Site, tmp_path: Path, overrides: list[str], sentence: str) -> None:
+    site(PARTITIONS)
+    with pytest.raises(ConfigError, match=sentence):
+        check_site(asking(tmp_path, *overrides))
+
+
+def test_what_a_site_has_or_does_not_tell_is_left_to_it(site: Site, tmp_path: Path) -> None:
+    site(PARTITIONS)
+    for partition in ("null", "gpu", "'short,gpu'"):
+        check_site(asking(tmp_path, f"launcher.slurm.partition={partition}"))
+    site("MaxArraySize = 1001\n")
+    check_site(asking(tmp_path, "launcher.slurm.partition=secret"))
+    site(PARTITIONS.replace("Default=YES", "Default=NO"))
+    with pytest.raises(ConfigError, match="must be set, since SLURM has no default here; it has gpu, short, old"):
+        check_site(asking(tmp_path))
+
+
+def test_a_machine_of_no_cluster_is_told_so(site: Site, tmp_path: Path) -> None:
+    site("")
+    (tmp_path / "bin" / "scontrol").write_text(
+        "#!/bin/bash\necho 'scontrol: fatal: Could not establish a configuration source' >&2; exit 1\n"
+    )
+    with pytest.raises(LaunchError, match=r"finds no cluster, .* run from a login node, set SLURM_CONF, or use"):
+        check_site(asking(tmp_path))
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    config = tiny(tmp_path, "launcher=slurm")
+    return make_plan("study", [({"seed": str(seed)}, replace(config, seed=seed)) for seed in range(12)])
+
+
+def test_without_slurm_nothing_is_written_and_a_plan_is_shown_all_the_same(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    launcher = plan.runs[0].config.launcher
+    with pytest.raises(LaunchError, match="launcher=slurm needs sbatch, squeue and scontrol on this machine"):
+        check_before_submitting(plan, launcher)
+    shown = submission(plan, plan.runs, launcher)
+    assert shown.arrays is None and "arrays are not known: launcher=slurm needs sbatch" in shown.text()
+    check_before_submitting(plan, replace(launcher, kind="local"))
+
+
+def test_arrays_and_tasks_are_those_the_limits_allow(site: Site, plan: Plan) -> None:
+    site(PARTITIONS)
+    launcher = plan.runs[0].config.launcher
+    shown = submission(plan, plan.runs, launcher)
+    # a canary, and 11 more in arrays of 5 at most
+    assert (shown.runs, shown.arrays, shown.tasks, shown.left, shown.queued) == (12, 4, 12, 0, 0)
+    assert "in 4 job arrays of 12 tasks together" in shown.text()
+    pool = submission(plan, plan.runs, replace(launcher, pool=True, max_parallel=3))
+    assert (pool.arrays, pool.tasks) == (2, 4)
+
+
+def test_a_folder_that_nodes_may_not_see_is_warned_of(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        f"/dev/sda1 / ext4 rw 0 0\nserver:/home {tmp_path}/home nfs4 rw 0 0\ntmpfs {tmp_path}/fast tmpfs rw\n"
+    )
+    assert unshared(tmp_path / "home" / "runs", mounts) is None
+    assert "is on tmpfs, which other machines see only if" in str(unshared(tmp_path / "fast" / "runs", mounts))
+    assert "is on ext4" in str(unshared(tmp_path / "runs", mounts))
+    assert unshared(tmp_path, tmp_path / "none") is None
