@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from qlora_lab.errors import DataError, nearest
@@ -66,9 +67,14 @@ def text_of(columns: Mapping[str, Any], name: str) -> str:
         BrokenRowError: the column is missing, or holds something else than text.
     """
     if name not in columns:
-        known = ", ".join(f"'{column}'" for column in columns) or "none"
-        raise BrokenRowError(f"column '{name}' is missing (columns: {known}{nearest(name, columns)})")
+        raise BrokenRowError(missing_column(name, tuple(columns)))
     return require_text(columns[name], f"column '{name}'")
+
+
+@lru_cache  # all rows of a file may lack it, and the nearest name takes a while to find
+def missing_column(name: str, columns: tuple[str, ...]) -> str:
+    known = ", ".join(f"'{column}'" for column in columns) or "none"
+    return f"column '{name}' is missing (columns: {known}{nearest(name, columns)})"
 
 
 def optional_text_of(columns: Mapping[str, Any], name: str) -> str:

@@ -101,10 +101,10 @@ def test_changed_data_is_a_new_run_and_moved_data_is_not() -> None:
 
 
 def test_what_describes_a_set_changes_no_id() -> None:
-    base = run_id(resolve(composed("data=alpaca"), LAPTOP, no_file))
+    base = run_id(resolve(composed("data=dolly"), LAPTOP, no_file))
     described = ("data.source.licence=other", "data.source.published_rows=1")
-    assert run_id(resolve(composed("data=alpaca", *described), LAPTOP, no_file)) == base
-    assert run_id(resolve(composed("data=alpaca", "data.source.hub_files=one.json"), LAPTOP, no_file)) != base
+    assert run_id(resolve(composed("data=dolly", *described), LAPTOP, no_file)) == base
+    assert run_id(resolve(composed("data=dolly", "data.source.hub_files=one.json"), LAPTOP, no_file)) != base
 
 
 def test_changed_weights_are_a_new_run_and_a_moved_model_is_not() -> None:

@@ -79,8 +79,9 @@ def test_a_set_that_is_not_cached_is_refused_offline(tmp_path: Path) -> None:
     assert "is not in the local hub cache, and the hub could not be reached" in refusal(SOURCE)
 
 
-def test_files_and_splits_are_read_as_plain_data(tmp_path: Path) -> None:
+def test_files_and_splits_are_read_as_plain_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder stands for the repository; `datasets` reads both alike."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for name, text in (("a_zsopt", "first"), ("b_zsopt", "second"), ("c_fsopt", "third")):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "part.0.jsonl").write_text(f'{{"text": "{text}"}}\n')

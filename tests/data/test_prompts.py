@@ -110,11 +110,12 @@ def test_turns_without_a_chat_format_are_a_transcript(byte_tokenizer: PreTrained
 @pytest.mark.parametrize(
     ("room", "left_out", "kept"),
     [
-        (52, 0, "S\n\nHuman:\na\n\nAssistant:\nb\n\nHuman:\nc\n\nAssistant:\nd\n\nHuman:\n"),
-        (70, 0, "S\n\nHuman:\na\n\nAssistant:\nb\n\nHuman:\nc\n\nAssistant:\nd\n\nHuman:\n"),
-        (69, 2, "S\n\nHuman:\nc\n\nAssistant:\nd\n\nHuman:\n"),
-        (42, 4, "S\n\nHuman:\n"),
-        (20, 5, ""),
+        (71, 0, "S\n\nHuman:\na\n\nAssistant:\nb\n\nHuman:\nc\n\nAssistant:\nd\n\nHuman:\n"),
+        (70, 2, "S\n\nHuman:\nc\n\nAssistant:\nd\n\nHuman:\n"),
+        (47, 2, "S\n\nHuman:\nc\n\nAssistant:\nd\n\nHuman:\n"),
+        (46, 4, "S\n\nHuman:\n"),
+        (23, 4, "S\n\nHuman:\n"),
+        (22, 5, ""),
         (-5, 5, ""),
     ],
 )
@@ -127,9 +128,10 @@ def test_oldest_turns_give_way(byte_tokenizer: PreTrainedTokenizerBase, room: in
 
 def test_a_chat_template_that_refuses_roles_is_named() -> None:
     tokenizer = ByT5Tokenizer()
-    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
-    chat = "{% for message in messages %}{{ message.content }}|{% endfor %}"
-    tokenizer.chat_template = tokenizer.chat_template.replace("x", chat)
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for message in messages %}{{ message.content }}|{% endfor %}"
+    )
     shown = find_prompt_format("chat_template", tokenizer)
     with pytest.raises(
         ModelError, match=r"refuses messages of system, user, assistant, user \(no system\); try chatml"
