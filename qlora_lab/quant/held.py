@@ -20,6 +20,8 @@ HELD_FILE = "quantized.safetensors"
 class AwaitedLinear(nn.Module):
     """Stands for a quantized layer while plain weights are loaded: a bias at most, which is one of them."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features = linear.in_features

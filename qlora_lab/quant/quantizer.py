@@ -68,7 +68,7 @@ class QloraLabQuantizer(HfQuantizer):
             self.targets = set(paths)
         elif self.quantization_config.as_held:
             self._held = Path(kwargs["checkpoint_files"][0]).parent
-            self._device = next(iter((kwargs["device_map"] or {}).values()), "cpu")
+            self._device = str(next(iter((kwargs["device_map"] or {}).values()), "cpu"))
             await_held(model, self._held)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
