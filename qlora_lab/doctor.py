@@ -6,8 +6,10 @@ from collections.abc import Iterable
 import torch
 
 from qlora_lab.config.hardware import detect
+from qlora_lab.models.base_cache import bases_folder, cached_bases
 from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
 from qlora_lab.runs.environment import PACKAGES, package_version
+from qlora_lab.wheels import default_cache_dir
 
 
 def report() -> Iterable[tuple[str, str]]:
@@ -26,6 +28,8 @@ def report() -> Iterable[tuple[str, str]]:
         yield "instruction sets", f"{', '.join(library.isas)} (the last one runs unless QLK_ISA names another)"
     if CUDA_KERNELS.library is not None:
         yield "gpu library", str(CUDA_KERNELS.library.path)
+    bases, size = cached_bases(default_cache_dir())
+    yield "quantized bases", f"{bases} in {bases_folder(default_cache_dir())}, {size / 1e9:.2f} GB (may be deleted)"
     for name in PACKAGES:
         if name != "torch":
             yield name, package_version(name) or "not installed"

@@ -175,6 +175,7 @@ def build(config: RunConfig, bases: WarmBase | None = None) -> Workbench:
         cache_dir=cache_dir,
         seed=config.seed,
         labels=config.data.labels,
+        cache_bases=config.paths.cache_bases,
     )
     model = bases.model(base_key(config), load) if bases is not None and leaves_base_unchanged(config) else load()
     fit_vocabulary(model, tokenizer, config.model.new_tokens)

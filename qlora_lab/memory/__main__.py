@@ -11,10 +11,10 @@ from qlora_lab.config.resolve import PROMPT_TOKENS, resolve
 from qlora_lab.config.schema import AUTO, RunConfig
 from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import CARDS_GB, RESERVED_GB, largest_rows, longest_tokens
-from qlora_lab.memory.plan import plan_memory
+from qlora_lab.memory.plan import paged_bytes, plan_memory
 from qlora_lab.memory.room import largest_micro_batch_size, room_of
 
-GB = 1e9
+GB, GIB = 1e9, 2**30  # a card of 24 GB has 24 GiB
 
 
 def report(config: RunConfig) -> str:
@@ -30,9 +30,12 @@ def report(config: RunConfig) -> str:
         f"{'peak':16}{plan.total / GB:10.3f} GB  (loss and workspace come one after the other)",
     ]
     if config.trainer.device == "cuda":
+        paged = paged_bytes(config)
+        if paged:
+            lines.append(f"{'paged':16}{paged / GB:10.3f} GB  of optimizer states, in the host's memory if need be")
         lines += ["", f"card     rows of {tokens} tokens    tokens at {rows} rows"]
         for card in CARDS_GB:
-            budget = (card - RESERVED_GB) * GB
+            budget = card * GIB - RESERVED_GB * GB
             most = largest_rows(config, tokens, budget)
             longest = longest_tokens(config, rows, budget)
             lines.append(f"{card:3} GB{most or 'none':>12}{longest or 'none':>24}")

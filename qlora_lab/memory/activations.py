@@ -1,116 +1,23 @@
-"""What autograd keeps of a layer for its backward pass, by model type.
-
-The counts are those of transformers' layers with our linears, found by recording every tensor that autograd saves
-(tests/memory compares them). A frozen linear keeps nothing; an adapted one keeps its input, unless that is kept anyway,
-and its product with lora_A.
-"""
+"""The bytes that autograd keeps of one layer, and that its backward pass takes, from the counts of profiles.py."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from qlora_lab.config.families import head_size
 from qlora_lab.config.schema import ArchitectureConfig
+from qlora_lab.memory.profiles import (
+    FEED_FORWARD,
+    FROZEN_GATED_WORKSPACE,
+    GATED_WORKSPACE,
+    HIDDEN,
+    KEY_VALUE,
+    QUERY,
+    WIDENED_ATTENTION,
+    Profile,
+)
 
 FLOAT32_BYTES = 4
-HIDDEN, FEED_FORWARD, QUERY = "hidden", "feed_forward", "query"  # widths of a layer's vectors
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Vectors and matrices a layer keeps: of each token in the compute dtype, or, `exact`, always in float32."""
-
-    hidden: int = 0
-    feed_forward: int = 0
-    gated: bool = False  # a gated MLP: where down_proj is adapted and quantized, two of its four vectors are not kept
-    query: int = 0
-    exact_hidden: int = 0
-    exact_query: int = 0
-    exact_key_value: int = 0
-    # inputs that are kept only for adapters: the linears that share each, by last names, and its width
-    inputs: tuple[tuple[tuple[str, ...], str], ...] = ()
-    masked: bool = True  # a layer keeps the mask, tokens x tokens of each row
-    # bytes of attention weights, heads x tokens x tokens of each row, in float32 and in 16 bits
-    scores: tuple[int, int] = (0, 0)
-    # what the backward pass of one layer takes at its peak beyond what was kept, in vectors of feed-forward width, and
-    # in bytes of attention weights; each in float32 and in 16 bits
-    workspace: tuple[float, float] = (2.0, 2.5)
-    score_workspace: tuple[float, float] = (0.0, 0.0)
-    logits_bytes: tuple[int, int] = (4, 6)  # of one logit in the chunk at hand
-
-
-# What a gated MLP that works two vectors out again takes beyond `workspace`, in vectors of feed-forward width.
-GATED_WORKSPACE = (1.9, 1.4)
-# Where a CPU emulates 16 bits, attention's backward pass runs in float32: vectors of query width that it makes.
-WIDENED_ATTENTION = 5.2
-
-LLAMA_INPUTS = (
-    (("q_proj", "k_proj", "v_proj"), HIDDEN),
-    (("gate_proj", "up_proj"), HIDDEN),
-    (("down_proj",), FEED_FORWARD),
-)
-NEOX_INPUTS = (
-    (("query_key_value",), HIDDEN),
-    (("dense",), HIDDEN),
-    (("dense_h_to_4h",), HIDDEN),
-    (("dense_4h_to_h",), FEED_FORWARD),
-)
-LLAMA = Profile(feed_forward=3, gated=True, query=4, exact_hidden=2, inputs=LLAMA_INPUTS)
-PROFILES = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "smollm3": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": Profile(
-        feed_forward=3, gated=True, query=4, exact_hidden=2, exact_query=1, exact_key_value=1, inputs=LLAMA_INPUTS
-    ),
-    "gemma2": Profile(
-        feed_forward=3,
-        gated=True,
-        query=3,
-        exact_hidden=4,
-        inputs=(*LLAMA_INPUTS, (("o_proj",), QUERY)),
-        masked=False,
-        scores=(8, 8),
-        score_workspace=(5.7, 4.3),
-        logits_bytes=(12, 12),
-    ),
-    "gemma3_text": Profile(
-        feed_forward=3, gated=True, query=4, exact_hidden=4, exact_query=1, exact_key_value=1, inputs=LLAMA_INPUTS
-    ),
-    "opt": Profile(
-        hidden=4,
-        feed_forward=1,
-        query=4,
-        inputs=((("q_proj", "k_proj", "v_proj"), HIDDEN), (("fc1",), HIDDEN)),
-        workspace=(1.8, 1.8),
-    ),
-    "gpt_neox": Profile(hidden=1, feed_forward=1, query=6, inputs=NEOX_INPUTS, workspace=(1.0, 1.1)),
-    "bloom": Profile(
-        hidden=2,
-        feed_forward=1,
-        query=3,
-        inputs=NEOX_INPUTS,
-        masked=False,
-        scores=(4, 6),
-        workspace=(5.0, 5.1),
-        score_workspace=(7.5, 5.3),
-    ),
-    "mpt": Profile(
-        hidden=2,
-        feed_forward=1,
-        query=3,
-        inputs=(
-            (("Wqkv",), HIDDEN),
-            (("out_proj",), HIDDEN),
-            (("up_proj",), HIDDEN),
-            (("down_proj",), FEED_FORWARD),
-        ),
-        masked=False,
-        scores=(4, 6),
-        workspace=(1.0, 1.1),
-        score_workspace=(5.2, 4.6),
-    ),
-}
+CROSS_INPUTS = ("EncDecAttention.k", "EncDecAttention.v")  # these read what the encoder wrote
 
 
 @dataclass(frozen=True)
@@ -118,61 +25,132 @@ class Shape:
     """A micro-batch."""
 
     rows: int
-    tokens: int  # of the longest row, to which the others are padded
+    tokens: int  # of the longest row, to which the others are padded; of an encoder-decoder, source and target together
 
     @property
     def positions(self) -> int:
         return self.rows * self.tokens
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """How a layer computes.
+
+    Attributes:
+        compute_bytes: of a number in the compute dtype.
+        rank: of the adapters.
+        quantized: whether the linears are.
+        trained: whether the layer itself is, in full fine-tuning.
+        on_gpu: whether attention runs in kernels of a GPU.
+        emulated: whether the machine computes in float32 where the compute dtype has 16 bits.
+    """
+
+    compute_bytes: int
+    rank: int
+    quantized: bool
+    trained: bool
+    on_gpu: bool
+    emulated: bool
+
+    @property
+    def short(self) -> bool:
+        return self.compute_bytes < FLOAT32_BYTES
+
+
 def saved_bytes(
     architecture: ArchitectureConfig,
+    profile: Profile,
     shape: Shape,
-    compute_bytes: int,
+    numbers: Numbers,
     adapted: Collection[str],
-    rank: int,
     *,
-    quantized: bool = True,
     from_attention: bool = True,
+    source_tokens: int = 0,
 ) -> int:
     """Return the bytes that one layer keeps.
 
     Args:
-        compute_bytes: of a number in the compute dtype.
-        adapted: last names of the linears with an adapter, as often as they occur in the layer.
-        rank: of the adapters.
-        quantized: whether the linears are.
+        adapted: the linears of the layer with an adapter, by their paths in it.
         from_attention: whether a gradient goes through the layer's attention, or only through its feed-forward block,
             as in the lowest layer with adapters where those are in the block alone.
+        source_tokens: of a row that an encoder has read, for the layers of a decoder.
     """
-    profile = PROFILES[architecture.model_type]
-    if not from_attention:
+    if numbers.trained and numbers.short:
+        return _autocast_bytes(architecture, profile, shape, numbers, source_tokens)
+    if numbers.trained:
+        profile = _trained(profile)
+    elif not from_attention:
         profile = without_attention(profile)
-    width = {
+    if profile.dropout and numbers.on_gpu:
+        profile = replace(profile, query=profile.query + profile.exact_query, exact_query=0, scores=(0, 0))
+    width = _widths(architecture)
+    inputs = [kind for names, kind in profile.inputs if numbers.trained or _any_of(names, adapted)]
+    vectors = profile.hidden * width[HIDDEN] + profile.feed_forward * width[FEED_FORWARD] + profile.query * width[QUERY]
+    vectors += sum(width[kind] for kind in inputs)
+    if works_out_again(profile, numbers, adapted):
+        vectors -= 2 * width[FEED_FORWARD]
+    exact = profile.exact_hidden * width[HIDDEN] + profile.exact_query * width[QUERY]
+    of_source = [name for name in adapted if profile.cross_attention and name.endswith(CROSS_INPUTS)]
+    exact += profile.exact_key_value * width[KEY_VALUE] + (len(adapted) - len(of_source)) * numbers.rank
+    exact += 0 if profile.dropout else architecture.num_heads  # what attention of another kind sums for each token
+    # batches of one row have no padding, so transformers leaves the mask out
+    mask = shape.tokens if profile.masked and shape.rows > 1 else 0
+    seen = (shape.tokens if from_attention else 0) + (source_tokens if profile.cross_attention else 0)
+    scores = profile.scores[numbers.short] * architecture.num_heads * seen
+    kept = shape.positions * ((vectors + mask) * numbers.compute_bytes + exact * FLOAT32_BYTES + scores)
+    if profile.cross_attention:
+        pair = 2 * width[QUERY] * (numbers.compute_bytes if numbers.on_gpu else FLOAT32_BYTES)
+        kept += shape.rows * source_tokens * (pair + len(of_source) * numbers.rank * FLOAT32_BYTES)
+    return kept
+
+
+def _widths(architecture: ArchitectureConfig) -> dict[str, int]:
+    return {
         HIDDEN: architecture.hidden_size,
         FEED_FORWARD: architecture.feed_forward_size,
         QUERY: architecture.num_heads * head_size(architecture),
+        KEY_VALUE: architecture.num_kv_heads * head_size(architecture),
     }
-    key_value = architecture.num_kv_heads * head_size(architecture)
-    inputs = [kind for names, kind in profile.inputs if not set(names).isdisjoint(adapted)]
-    vectors = profile.hidden * width[HIDDEN] + profile.feed_forward * width[FEED_FORWARD] + profile.query * width[QUERY]
-    vectors += sum(width[kind] for kind in inputs)
-    if works_out_again(profile, adapted, quantized):
-        vectors -= 2 * width[FEED_FORWARD]
-    exact = profile.exact_hidden * width[HIDDEN] + profile.exact_query * width[QUERY]
-    exact += profile.exact_key_value * key_value + len(adapted) * rank + architecture.num_heads
-    # batches of one row have no padding, so transformers leaves the mask out
-    mask = shape.tokens if profile.masked and shape.rows > 1 else 0
-    scores = profile.scores[compute_bytes < FLOAT32_BYTES] * architecture.num_heads * shape.tokens
-    return shape.positions * ((vectors + mask) * compute_bytes + exact * FLOAT32_BYTES + scores)
 
 
-def works_out_again(profile: Profile, adapted: Collection[str], quantized: bool) -> bool:
+def _autocast_bytes(
+    architecture: ArchitectureConfig, profile: Profile, shape: Shape, numbers: Numbers, source_tokens: int
+) -> int:
+    """Return what a layer keeps that is trained in 16 bits; autocast's copies of its weights are counted with them."""
+    width = _widths(architecture)
+    of_token = sum(size * number for size, number in zip(profile.autocast, width.values(), strict=True))
+    seen = shape.tokens + (source_tokens if profile.cross_attention else 0)
+    scores = 0 if profile.dropout and numbers.on_gpu else profile.autocast_scores * seen
+    of_token += architecture.num_heads * (FLOAT32_BYTES + scores)
+    of_token += shape.tokens * FLOAT32_BYTES if profile.masked and shape.rows > 1 else 0
+    # key and value of the encoder's tokens, and two copies of those
+    pair = 2 * (width[QUERY] * FLOAT32_BYTES + width[HIDDEN] * numbers.compute_bytes) if profile.cross_attention else 0
+    return shape.positions * of_token + shape.rows * source_tokens * pair
+
+
+def _any_of(names: tuple[str, ...], adapted: Collection[str]) -> bool:
+    return any(path in names or path.rpartition(".")[2] in names for path in adapted)
+
+
+def _trained(profile: Profile) -> Profile:
+    again = 2 if profile.head_norms else 1
+    return replace(
+        profile,
+        exact_hidden=profile.exact_hidden + profile.trained_norms,
+        exact_query=again * profile.exact_query,
+        exact_key_value=again * profile.exact_key_value,
+    )
+
+
+def works_out_again(profile: Profile, numbers: Numbers, adapted: Collection[str]) -> bool:
     """Say whether the layer's MLP keeps its gate and its other half only (adapters/gated_mlp.py)."""
-    return profile.gated and quantized and "down_proj" in adapted
+    return profile.gated and numbers.quantized and _any_of(("down_proj",), adapted)
 
 
 def without_attention(profile: Profile) -> Profile:
+    """Return what a layer keeps without its attention, or, in a decoder of two, without the one to itself."""
+    if profile.cross_attention:
+        return replace(profile, exact_hidden=profile.exact_hidden - 2, exact_query=profile.exact_query - 3)
     return replace(
         profile,
         hidden=profile.hidden // 2,
@@ -186,18 +164,22 @@ def without_attention(profile: Profile) -> Profile:
 
 
 def workspace_bytes(
-    architecture: ArchitectureConfig, shape: Shape, compute_bytes: int, *, again: bool, emulated: bool
+    architecture: ArchitectureConfig, profile: Profile, shape: Shape, numbers: Numbers, *, again: bool
 ) -> int:
-    """Return what the backward pass of one layer takes at its peak beyond what its forward pass kept.
+    """Return what the backward pass of one layer takes at its peak beyond what its forward pass kept, gradients too.
 
     Args:
         again: what `works_out_again` says of the layer.
-        emulated: whether the machine computes in float32 where the compute dtype has 16 bits.
     """
-    profile, short = PROFILES[architecture.model_type], compute_bytes < FLOAT32_BYTES
-    vectors = profile.workspace[short] + (GATED_WORKSPACE[short] if again else 0.0)
-    blocks = vectors * architecture.feed_forward_size * compute_bytes
-    scores = profile.score_workspace[short] * architecture.num_heads * shape.tokens
+    vectors = profile.workspace[numbers.short]
+    if again:
+        vectors += GATED_WORKSPACE[numbers.short]
+    elif profile.gated and numbers.quantized:
+        vectors += FROZEN_GATED_WORKSPACE[numbers.short]
+    hidden = architecture.hidden_size
+    blocks = vectors * architecture.feed_forward_size * numbers.compute_bytes
+    scores = profile.score_workspace[numbers.short] * architecture.num_heads * shape.tokens
     widened = WIDENED_ATTENTION * architecture.num_heads * head_size(architecture) * FLOAT32_BYTES
-    attention = widened if emulated and not any(profile.score_workspace) else scores
-    return round(shape.positions * max(blocks, attention))
+    of_its_own = numbers.emulated and not any(profile.score_workspace) and not profile.dropout
+    of_block = max(blocks, widened if of_its_own else scores) + hidden * numbers.compute_bytes  # with its input's
+    return round(shape.positions * max(of_block, profile.norm_workspace * hidden * FLOAT32_BYTES))

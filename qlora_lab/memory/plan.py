@@ -8,18 +8,28 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from qlora_lab.config import hardware
-from qlora_lab.config.architecture import linear_layers
-from qlora_lab.config.families import FAMILIES, Linear
+from qlora_lab.config.architecture import linear_layers, total_parameters
+from qlora_lab.config.families import CLASSES, FAMILIES, Linear
 from qlora_lab.config.hardware import product_dtype
-from qlora_lab.config.placement import layer_index, match_linears
-from qlora_lab.config.schema import ArchitectureConfig, RunConfig
+from qlora_lab.config.placement import match_linears
+from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, RunConfig
 from qlora_lab.errors import ConfigError
-from qlora_lab.memory.activations import FLOAT32_BYTES, PROFILES, Shape, saved_bytes, works_out_again, workspace_bytes
+from qlora_lab.memory.activations import (
+    FLOAT32_BYTES,
+    Numbers,
+    Shape,
+    saved_bytes,
+    works_out_again,
+    workspace_bytes,
+)
+from qlora_lab.memory.profiles import PROFILES
+from qlora_lab.memory.stacks import Stack, stacks_of
 from qlora_lab.memory.weights import weight_bytes
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEAD_ROWS_AT_ONCE = 2048  # of the output head, widened for a product (models/head_products.py)
 STATE_BLOCK = 256  # values of an 8-bit optimizer state that share one absmax
+PAGED_BYTES = 2 * 64 * 2**20  # of paged optimizer states on the GPU at least: two windows (ops/paging.py)
 
 
 @dataclass(frozen=True)
@@ -44,36 +54,82 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """The linears with an adapter."""
+class Run:
+    """What every component is worked out from."""
 
-    layers: tuple[tuple[str, ...], ...]  # of each layer, their last names
-    parameters: int
-    attention: frozenset[int]  # layers with one in their attention
+    config: RunConfig
+    architecture: ArchitectureConfig
+    numbers: Numbers
+    linears: list[Linear]
+    stacks: list[Stack]
+    trained_parameters: int
+
+    @property
+    def head_bytes(self) -> int:
+        """Return the bytes of the output head of a language model in float32."""
+        if self.config.model.task == CLASSIFICATION:
+            return 0
+        return self.architecture.vocab_size * (self.architecture.embedding_size or self.architecture.hidden_size) * 4
 
 
 def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
     """Predict the memory of a resolved run at a micro-batch of `shape`.
 
+    Args:
+        shape: the tokens of an encoder-decoder are its source and target, shared as data.max_source_tokens and
+            data.max_target_tokens are.
+
     Raises:
         ConfigError: the model's numbers are not known, or its type has no profile.
     """
-    architecture = _architecture(config)
-    compute_bytes = COMPUTE_BYTES[config.trainer.compute_dtype]
-    weights = weight_bytes(architecture, config.quant, compute_bytes)
-    layers = linear_layers(architecture)
-    assert weights is not None and layers is not None  # _architecture refuses others
-    adapted = _adapted(config, architecture, layers)
+    run = _run(config, shape)
+    trained = run.trained_parameters * FLOAT32_BYTES
+    packed, absmax, dense = _weights(run)
     return MemoryPlan(
-        packed_weights=weights.packed,
-        absmax=weights.absmax + weights.nested_absmax,
-        dense_weights=weights.dense,
-        adapters=adapted.parameters * FLOAT32_BYTES,
-        gradients=adapted.parameters * FLOAT32_BYTES,
-        optimizer=_optimizer_bytes(config, adapted.parameters),
-        activations=_activation_bytes(config, architecture, adapted, shape, compute_bytes),
-        loss=_loss_bytes(config, architecture, shape, compute_bytes),
-        workspace=_workspace_bytes(config, architecture, adapted, layers, shape, compute_bytes),
+        packed_weights=packed,
+        absmax=absmax,
+        dense_weights=dense,
+        adapters=0 if run.numbers.trained else trained,
+        gradients=trained,
+        optimizer=_on_card(config, optimizer_bytes(config, run.trained_parameters)),
+        activations=_activation_bytes(run),
+        loss=_loss_bytes(run),
+        workspace=_workspace_bytes(run),
+    )
+
+
+def paged_bytes(config: RunConfig) -> int:
+    """Return the bytes of paged optimizer states that a GPU which is full leaves to the host's memory."""
+    run = _run(config, Shape(1, 2))
+    states = optimizer_bytes(config, run.trained_parameters)
+    return states - _on_card(config, states)
+
+
+def _run(config: RunConfig, shape: Shape) -> Run:
+    architecture = _architecture(config)
+    linears, total = linear_layers(architecture), total_parameters(architecture)
+    assert linears is not None and total is not None  # _architecture refuses others
+    trainer, full = config.trainer, config.adapter.kind == "none"
+    numbers = Numbers(
+        compute_bytes=COMPUTE_BYTES[trainer.compute_dtype],
+        rank=config.adapter.rank,
+        quantized=config.quant.format != "none",
+        trained=full,
+        on_gpu=trainer.device == "cuda",
+        emulated=product_dtype(hardware.detect(), trainer.device, trainer.compute_dtype) != trainer.compute_dtype,
+    )
+    chosen = [] if full else _adapted_paths(config, linears)
+    sizes = {path: rows + columns for path, rows, columns in linears}
+    parameters = sum(config.adapter.rank * sizes[path] for path in chosen) + _classifier(
+        config, len(config.data.labels)
+    )
+    return Run(
+        config,
+        architecture,
+        numbers,
+        linears,
+        list(stacks_of(config, architecture, linears, chosen, shape)),
+        total if full else parameters,
     )
 
 
@@ -88,8 +144,6 @@ def _architecture(config: RunConfig) -> ArchitectureConfig:
         raise ConfigError(
             f"memory can be planned for models of type {', '.join(PROFILES)}; got '{architecture.model_type}'"
         )
-    if config.adapter.kind != "lora":
-        raise ConfigError("memory can be planned for adapter.kind lora; full fine-tuning is not in the plan yet")
     if config.adapter.trained_modules:
         raise ConfigError(
             f"memory can be planned for adapters alone; adapter.trained_modules={config.adapter.trained_modules} would "
@@ -98,84 +152,135 @@ def _architecture(config: RunConfig) -> ArchitectureConfig:
     return architecture
 
 
-def _adapted(config: RunConfig, architecture: ArchitectureConfig, layers: list[Linear]) -> Adapted:
+def _adapted_paths(config: RunConfig, linears: list[Linear]) -> list[str]:
     adapter = config.adapter
-    paths = [path for path, *_ in layers]
-    chosen = set(match_linears(paths, adapter.placement, adapter.target_regex, adapter.last_k_layers))
-    in_attention = {layer_index(path) for path in chosen & set(match_linears(paths, "attention", None, None))}
-    of_layers: list[list[str]] = [[] for _ in range(architecture.num_layers)]
-    for path in chosen:
-        index = layer_index(path)
-        if index is not None:
-            of_layers[index].append(path.rpartition(".")[2])
-    parameters = sum(adapter.rank * (rows + columns) for path, rows, columns in layers if path in chosen)
-    return Adapted(
-        tuple(tuple(sorted(names)) for names in of_layers),
-        parameters,
-        frozenset(index for index in in_attention if index is not None),
+    paths = [path for path, *_ in linears]
+    return match_linears(paths, adapter.placement, adapter.target_regex, adapter.last_k_layers)
+
+
+def _classifier(config: RunConfig, classes: int) -> int:
+    """Return the parameters of a classifier's head, a dense layer and the output; 0 for other models."""
+    assert config.model.architecture is not None
+    hidden = config.model.architecture.hidden_size
+    return (hidden + 1) * (hidden + classes) if config.model.task == CLASSIFICATION else 0
+
+
+def _weights(run: Run) -> tuple[int, int, int]:
+    """Return the bytes of packed weights, of both levels of absmax, and of all that is not quantized."""
+    numbers = run.numbers
+    found = weight_bytes(
+        run.architecture, run.config.quant, FLOAT32_BYTES if numbers.trained else numbers.compute_bytes
     )
+    assert found is not None
+    # a classifier's head is among the trained parameters
+    dense = found.dense - (0 if numbers.trained else _classifier(run.config, CLASSES) * numbers.compute_bytes)
+    if numbers.trained and numbers.short:  # autocast's copies of what is multiplied, of one layer with checkpointing
+        copies = sum(rows * columns for _, rows, columns in run.linears) * numbers.compute_bytes
+        dense += copies // (sum(len(s.adapted) for s in run.stacks) if run.config.trainer.gradient_checkpointing else 1)
+    return found.packed, found.absmax + found.nested_absmax, dense
 
 
-def _optimizer_bytes(config: RunConfig, parameters: int) -> int:
+def optimizer_bytes(config: RunConfig, parameters: int) -> int:
+    """Return the bytes of both states of every trained parameter."""
     if config.optim.name.endswith("8bit"):
         return 2 * (parameters + -(-parameters // STATE_BLOCK) * FLOAT32_BYTES)
     return 2 * parameters * FLOAT32_BYTES
 
 
-def _activation_bytes(
-    config: RunConfig, architecture: ArchitectureConfig, adapted: Adapted, shape: Shape, compute_bytes: int
-) -> int:
+def _on_card(config: RunConfig, states: int) -> int:
+    """Return what of the optimizer's states has to be on the card: of paged ones little, if it comes to that."""
+    paged = config.optim.name.startswith("paged_") and config.trainer.device == "cuda"
+    return min(states, PAGED_BYTES) if paged else states
+
+
+def _activation_bytes(run: Run) -> int:
     """Return what is kept: nothing below the first adapter, since no gradient goes there."""
-    first = next((number for number, names in enumerate(adapted.layers) if names), architecture.num_layers)
-    hidden = shape.positions * architecture.hidden_size
-    reached = list(enumerate(adapted.layers))[first:]
-    kinds = Counter((names, number > first or number in adapted.attention) for number, names in reached)
-    of_a_layer = {
-        kind: saved_bytes(
-            architecture,
-            shape,
-            compute_bytes,
-            kind[0],
-            config.adapter.rank,
-            quantized=config.quant.format != "none",
-            from_attention=kind[1],
+    hidden = run.architecture.hidden_size
+    kept, inputs, checkpointed, reached_before = 0, 0, 0, run.numbers.trained
+    for number_of_stack, stack in enumerate(run.stacks):
+        first = 0 if reached_before else stack.first_adapted
+        # with checkpointing, the input of every layer
+        inputs += len(stack.adapted) * stack.shape.positions * hidden * run.numbers.compute_bytes
+        if first is None:
+            continue
+        kinds = Counter(
+            (names, run.numbers.trained or number > first or number in stack.attention)
+            for number, names in enumerate(stack.adapted)
+            if number >= first
         )
-        for kind in kinds
-    }
-    if config.trainer.gradient_checkpointing:
-        # the input of every layer, and one layer at a time as it is worked out again
-        return architecture.num_layers * hidden * compute_bytes + max(of_a_layer.values(), default=0)
-    return sum(count * of_a_layer[kind] for kind, count in kinds.items())
+        of_a_layer = {
+            kind: saved_bytes(
+                run.architecture,
+                stack.profile,
+                stack.shape,
+                run.numbers,
+                kind[0],
+                from_attention=kind[1],
+                source_tokens=stack.source_tokens,
+            )
+            for kind in kinds
+        }
+        kept += sum(count * of_a_layer[kind] for kind, count in kinds.items())
+        # ... and one layer at a time as it is worked out again, when all that came after it is gone
+        again = inputs + max(of_a_layer.values()) + _between_stacks(run, number_of_stack)
+        checkpointed = max(checkpointed, again)
+        reached_before = True  # what an encoder wrote goes into every layer of the decoder
+    if run.config.trainer.gradient_checkpointing:
+        return checkpointed
+    return kept + _between_stacks(run, len(run.stacks) - 1)
 
 
-def _loss_bytes(config: RunConfig, architecture: ArchitectureConfig, shape: Shape, compute_bytes: int) -> int:
-    chunk = min(config.trainer.loss_chunk_tokens, shape.positions)
-    emulated = _is_emulated(config)
-    logits = PROFILES[architecture.model_type].logits_bytes[compute_bytes < FLOAT32_BYTES and not emulated]
+def _between_stacks(run: Run, last_stack: int) -> int:
+    """Return what an encoder-decoder keeps besides its layers: the encoder's last norm, and biases of positions.
+
+    Args:
+        last_stack: that is there at the time; the first one is the encoder.
+    """
+    if len(run.stacks) == 1:
+        return 0
+    source, target = run.stacks[0].shape, run.stacks[1].shape
+    last = source.positions * run.architecture.hidden_size * (FLOAT32_BYTES + run.numbers.compute_bytes)
+    if not (run.numbers.on_gpu or run.config.trainer.gradient_checkpointing):
+        return last
+    places = source.tokens**2
+    if last_stack == 0:
+        last = 0
+    else:
+        places += target.tokens**2 + source.tokens * target.tokens
+    return last + source.rows * run.architecture.num_heads * places * run.numbers.compute_bytes
+
+
+def _loss_bytes(run: Run) -> int:
+    architecture, numbers, shape = run.architecture, run.numbers, run.stacks[-1].shape
+    if run.config.model.task == CLASSIFICATION:
+        return 2 * shape.rows * architecture.hidden_size * FLOAT32_BYTES
+    chunk = min(run.config.trainer.loss_chunk_tokens, shape.positions)
+    bytes_of_one = PROFILES[architecture.model_type].logits_bytes[numbers.short and not numbers.emulated]
+    logits = chunk * architecture.vocab_size * bytes_of_one
+    states = 2 * shape.positions * architecture.hidden_size * numbers.compute_bytes  # the last, and their gradient
+    if numbers.trained:  # the gradient of the head, which is scaled into another one
+        return states + run.head_bytes + max(logits, run.head_bytes)
     widened = min(HEAD_ROWS_AT_ONCE, architecture.vocab_size) * architecture.hidden_size * FLOAT32_BYTES
-    states = 2 * shape.positions * architecture.hidden_size * compute_bytes  # the last states, and their gradient
-    return chunk * architecture.vocab_size * logits + states + (widened if emulated else 0)
+    return logits + states + (widened if numbers.emulated else 0)
 
 
-def _is_emulated(config: RunConfig) -> bool:
-    """Say whether attention and the head compute in float32 though the compute dtype has 16 bits, as here on a CPU."""
-    trainer = config.trainer
-    return product_dtype(hardware.detect(), trainer.device, trainer.compute_dtype) != trainer.compute_dtype
-
-
-def _workspace_bytes(
-    config: RunConfig,
-    architecture: ArchitectureConfig,
-    adapted: Adapted,
-    layers: list[Linear],
-    shape: Shape,
-    compute_bytes: int,
-) -> int:
+def _workspace_bytes(run: Run) -> int:
+    """Return what the backward pass of one layer takes at its peak."""
+    numbers, architecture = run.numbers, run.architecture
+    largest = max(rows * columns for _, rows, columns in run.linears)
     # The CPU kernels expand a weight panel by panel in cache; elsewhere it is there whole for its product.
-    expanded = max(rows * columns for _, rows, columns in layers) * compute_bytes
-    whole = config.trainer.device == "cuda" and config.quant.format != "none"
-    hidden_gradient = shape.positions * architecture.hidden_size * compute_bytes
-    profile, quantized = PROFILES[architecture.model_type], config.quant.format != "none"
-    again = any(works_out_again(profile, names, quantized) for names in adapted.layers)
-    layer = workspace_bytes(architecture, shape, compute_bytes, again=again, emulated=_is_emulated(config))
-    return layer + hidden_gradient + (expanded if whole else 0)
+    expanded = largest * numbers.compute_bytes if numbers.on_gpu and numbers.quantized else 0
+    own_gradients = 0
+    if numbers.trained:  # of a linear, of the head as the loss left it, and of a head that waits for its embeddings
+        own_gradients = largest * FLOAT32_BYTES + run.head_bytes * (2 if architecture.tie_embeddings else 1)
+    of_layers = [
+        workspace_bytes(
+            architecture,
+            stack.profile,
+            stack.shape,
+            numbers,
+            again=any(works_out_again(stack.profile, numbers, names) for names in stack.adapted),
+        )
+        for stack in run.stacks
+    ]
+    return max(of_layers) + expanded + own_gradients

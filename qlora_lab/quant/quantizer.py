@@ -4,96 +4,37 @@ Importing this module registers the quantizer under "qlora_lab". While a checkpo
 over each linear weight as it is read; it is quantized at once and released, so the peak of loading is the
 quantized model plus one weight. A checkpoint that is quantized already (prequantized.py) is taken as it is. Layers are
 exchanged when everything is loaded, because models initialise missing weights through their plain linear layers.
+
+On a GPU (device_map) each weight is moved there as it is read, and quantized there.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from qlora_lab.errors import ConfigError, ModelError, QloraLabError, unknown_name
-from qlora_lab.ops.blockwise.checks import DTYPES, check_block_size
-from qlora_lab.ops.formats import format_named
+from qlora_lab.errors import ConfigError, ModelError, QloraLabError
+from qlora_lab.ops.blockwise.checks import DTYPES
+from qlora_lab.ops.formats import FORMATS
 from qlora_lab.quant.bitsandbytes_format import PARTS, to_tensors
-from qlora_lab.quant.linear import STATISTICS, QuantizedLinear
-from qlora_lab.quant.prequantized import TakeQuantized, first_of, takes_quantized
+from qlora_lab.quant.held import await_held, take_held
+from qlora_lab.quant.linear import BUFFERS, QuantizedLinear
+from qlora_lab.quant.prequantized import TakeQuantized, first_of, leave_on_meta, takes_quantized
+from qlora_lab.quant.settings import METHOD, QloraLabConfig
 
-METHOD = "qlora_lab"
+Layout = Literal["parts", "held"]
+PAIR = 2  # weights, the fewest that fill whole bytes in every format
 logger = logging.getLogger(__name__)
-
-
-@register_quantization_config(METHOD)
-class QloraLabConfig(QuantizationConfigMixin):
-    """How the linear layers of a transformers model are quantized.
-
-    Args:
-        format: a name of `ops.formats.FORMATS`.
-        block_size: weights that share one absmax.
-        double_quant: whether absmax is kept in 8 bits.
-        double_quant_block_size: absmax values that share one second-level absmax.
-        compute_dtype: of the products, a torch dtype or its name; a name is what is kept (JSON has no dtypes).
-        skip_modules: module paths, path endings or regular expressions left as they are, besides the output
-            head, tied weights and what the model keeps in float32.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    def __init__(
-        self,
-        format: str = "nf4",
-        block_size: int = 64,
-        double_quant: bool = True,
-        double_quant_block_size: int = 256,
-        compute_dtype: torch.dtype | str = "float32",
-        skip_modules: list[str] | None = None,
-        quant_method: str = METHOD,
-    ) -> None:
-        format_named(format)
-        check_block_size("block_size", block_size)
-        check_block_size("double_quant_block_size", double_quant_block_size)
-        self.quant_method = quant_method  # type: ignore[assignment]  # an enum of transformers' own methods
-        self.format = format
-        self.block_size = block_size
-        self.double_quant = double_quant
-        self.double_quant_block_size = double_quant_block_size
-        self.compute_dtype = str(compute_dtype).removeprefix("torch.")
-        self.skip_modules = list(skip_modules or [])
-        if self.compute_dtype not in DTYPES:
-            raise ConfigError(unknown_name("compute_dtype", self.compute_dtype, DTYPES))
-
-    def layer_arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of `QuantizedLinear.from_linear`."""
-        return {
-            "format": self.format,
-            "block_size": self.block_size,
-            "double_quant": self.double_quant,
-            "double_quant_block_size": self.double_quant_block_size,
-            "compute_dtype": DTYPES[self.compute_dtype],
-        }
-
-
-def quantization_config(
-    fmt: str, block_size: int, double_quant: bool, double_quant_block_size: int, compute_dtype: torch.dtype
-) -> QloraLabConfig | None:
-    """Return what `from_pretrained` takes as `quantization_config`; None for the format "none".
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-    if fmt == "none":
-        return None
-    return QloraLabConfig(fmt, block_size, double_quant, double_quant_block_size, compute_dtype)
 
 
 @register_quantizer(METHOD)
@@ -109,7 +50,10 @@ class QloraLabQuantizer(HfQuantizer):
         self.targets: set[str] = set()  # paths of the linear layers to quantize
         self.quantized: dict[str, QuantizedLinear] = {}  # those whose weight has come in
         self.refusal: ModelError | None = None  # transformers would log it as a report, so it is raised at the end
-        self._saving = False
+        self._likely: set[str] = set()  # paths of the linear layers that will be quantized, as far as it is known
+        self._held: Path | None = None  # the folder of a checkpoint that holds our layers' buffers
+        self._device = "cpu"
+        self._saving: Layout | None = None
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         if isinstance(device_map, dict) and len(set(device_map.values())) > 1:
@@ -118,18 +62,31 @@ class QloraLabQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        paths = linears_to_quantize(model, self.quantization_config)
+        self._likely = set(paths)
         if not self.pre_quantized:  # otherwise the checkpoint says which
-            self.targets = set(linears_to_quantize(model, self.quantization_config))
+            self.targets = set(paths)
+        elif self.quantization_config.as_held:
+            self._held = Path(kwargs["checkpoint_files"][0]).parent
+            self._device = str(next(iter((kwargs["device_map"] or {}).values()), "cpu"))
+            await_held(model, self._held)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         path, _, name = param_name.rpartition(".")
         return name == "weight" and path in self.targets
 
+    def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
+        """Return the bytes of one number; transformers reserves them on a GPU before it reads, in one piece."""
+        path, _, name = param_name.rpartition(".")
+        if name == "weight" and path in self._likely and param.is_floating_point():
+            return FORMATS[self.quantization_config.format].packed_bytes(PAIR) / PAIR
+        return param.element_size()
+
     def get_quantize_ops(self) -> "QuantizeOnArrival":
         return QuantizeOnArrival(self)
 
     def get_load_operations(self) -> dict[str, type[ConversionOps]]:
-        return {"deserialize": TakeQuantized}
+        return {} if self.quantization_config.as_held else {"deserialize": TakeQuantized}
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
         for operation in getattr(converter, "operations", ()):
@@ -139,13 +96,8 @@ class QloraLabQuantizer(HfQuantizer):
 
     def quantize(self, path: str, linear: nn.Linear, weight: Tensor) -> None:
         """Quantize a weight that belongs to the layer at `path`; the layer itself is exchanged later."""
-        layer = QuantizedLinear(
-            linear.in_features,
-            linear.out_features,
-            bias=False,
-            device="meta",
-            **self.quantization_config.layer_arguments(),
-        )
+        sizes, arguments = (linear.in_features, linear.out_features), self.quantization_config.layer_arguments()
+        layer = QuantizedLinear(*sizes, bias=False, device="meta", **arguments)
         try:
             layer.load_weight(weight)
         except QloraLabError as error:
@@ -155,6 +107,9 @@ class QloraLabQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.refusal is not None:
             raise self.refusal
+        if self._held is not None:
+            take_held(model, self._held, self._device, self.quantization_config.layer_arguments())
+            return model
         if self.pre_quantized:
             if not self.quantized:
                 raise ModelError("its config.json says that it is quantized, but none of its weights is")
@@ -172,29 +127,35 @@ class QloraLabQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
-        if not self._saving:
+        if self._saving is None:
             logger.warning(
                 "a model quantized by qlora_lab is saved by qlora_lab.models.save.save_quantized; mostly it is enough "
                 "to save its adapters, for the original checkpoint and this quantization give it back exactly"
             )
-        return self._saving
+        return self._saving is not None
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Let the model's save_pretrained write quantized weights while inside."""
-        self._saving = True
+    def saving(self, layout: Layout) -> Iterator[None]:
+        """Let the model's save_pretrained write quantized weights while inside.
+
+        Args:
+            layout: "parts" as `bitsandbytes_format` has them, or "held": all but our layers' buffers (held.py).
+        """
+        self._saving = layout
         try:
             yield
         finally:
-            self._saving = False
+            self._saving = None
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return all weights as a checkpoint holds them; called by save_pretrained."""
         state = model.state_dict()
         for path, layer in model.named_modules():
             if isinstance(layer, QuantizedLinear):
-                for name in ("packed", *STATISTICS):
+                for name in BUFFERS:
                     state.pop(f"{path}.{name}", None)
+                if self._saving == "held":  # written apart
+                    continue
                 tensors = to_tensors(layer.packed_weight, layer.compute_dtype)
                 state |= {f"{path}.{name}": tensor for name, tensor in tensors.items()}
         return state, {}
@@ -231,7 +192,7 @@ class QuantizeOnArrival(ConversionOps):
                     self.quantizer.quantize(path, linear_at(model, path), first_of(weights))
                 except ModelError as error:
                     self.quantizer.refusal = error
-            missing_keys.discard(name)  # nothing is to be made up for it: the plain weight stays on meta
+            leave_on_meta(name, model, missing_keys)
         return {}
 
 

@@ -22,7 +22,8 @@ from qlora_lab.adapters.gated_mlp import GatedMlp, is_gated_mlp
 from qlora_lab.adapters.lora import add_adapters
 from qlora_lab.config.schema import AdapterConfig
 from qlora_lab.quant.linear import cached_weights
-from qlora_lab.quant.quantizer import QloraLabConfig, quantize_model
+from qlora_lab.quant.quantizer import quantize_model
+from qlora_lab.quant.settings import QloraLabConfig
 
 from .conftest import randomize_adapters
 

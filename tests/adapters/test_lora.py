@@ -24,7 +24,8 @@ from qlora_lab.config.schema import AdapterConfig, ArchitectureConfig
 from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.models.architecture import to_transformers
 from qlora_lab.quant.linear import QuantizedLinear
-from qlora_lab.quant.quantizer import QloraLabConfig, quantize_model
+from qlora_lab.quant.quantizer import quantize_model
+from qlora_lab.quant.settings import QloraLabConfig
 
 SMOLLM2_135M = ArchitectureConfig("llama", 576, 30, 9, 3, 1536, 49152, tie_embeddings=True, max_position=8192)
 

@@ -19,7 +19,8 @@ from qlora_lab.adapters.peft_format import load_adapter, save_adapter, save_full
 from qlora_lab.config.schema import AdapterConfig
 from qlora_lab.errors import ModelError
 from qlora_lab.quant.linear import QuantizedLinear
-from qlora_lab.quant.quantizer import QloraLabConfig, quantize_model
+from qlora_lab.quant.quantizer import quantize_model
+from qlora_lab.quant.settings import QloraLabConfig
 from tests.adapters.conftest import randomize_adapters
 
 pytestmark = [

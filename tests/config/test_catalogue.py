@@ -11,8 +11,11 @@ from transformers.initialization import no_init_weights
 
 from qlora_lab.config.architecture import check_task, linear_layers, total_parameters
 from qlora_lab.config.catalogue import described_models, model_named
-from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, SEQ2SEQ, ArchitectureConfig
+from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, SEQ2SEQ, ArchitectureConfig, QuantConfig
 from qlora_lab.errors import ConfigError
+from qlora_lab.memory.plan import plan_memory
+from qlora_lab.memory.usual import USUAL_SHAPE, usual_run
+from qlora_lab.memory.weights import weight_bytes
 from qlora_lab.models.architecture import to_transformers
 from tests.helpers import composed
 
@@ -121,7 +124,17 @@ def test_the_command_prints_a_table_without_torch() -> None:
         "runpy.run_module('qlora_lab.models', run_name='__main__'); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split() for line in done.stdout.splitlines()[:4]]
     assert [line[0] for line in lines[1:]] == ["gemma3_270m", "gemma3_1b", "llama_65b"]
-    # 64,760 M weights x (0.5 + 1/64 + 4/(64 x 256)) bytes, and 525 M x 2 bytes
-    assert lines[-1][1:] == ["causal", "huggyllama/llama-65b", "65,285.7", "M", "34.46", "GB", "130.57", "GB"]
+    # 65,286 M x 2 bytes; 64,760 M weights x (0.5 + 1/64 + 4/(64 x 256)) bytes, and 525 M x 2 bytes
+    sizes = ["65,285.7", "M", "130.57", "GB", "34.46", "GB"]
+    assert lines[-1][1:-2] == ["causal", "huggyllama/llama-65b", *sizes]
+    usual = plan_memory(usual_run(model_named("llama_65b")), USUAL_SHAPE)
+    assert lines[-1][-2:] == [f"{usual.total / 1e9:.2f}", "GB"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_that_says_its_numbers_has_a_memory_plan(name: str) -> None:
+    plan = plan_memory(usual_run(MODELS[name]), USUAL_SHAPE)
+    weights = weight_bytes(MODELS[name].architecture, QuantConfig(), 2)
+    assert 0.9 * weights.total < plan.total < 2 * weights.total + 2e9

@@ -1,24 +1,32 @@
 """What training keeps is what was predicted: every tensor is counted while a step runs, so the comparison is exact."""
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from qlora_lab.adapters.lora import add_adapters
+from qlora_lab.adapters.lora import add_adapters, train_everything
 from qlora_lab.config.families import FAMILIES
-from qlora_lab.config.schema import ArchitectureConfig, ModelConfig
-from qlora_lab.memory.activations import PROFILES, Shape
+from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, SEQ2SEQ, ArchitectureConfig, ModelConfig, RunConfig
+from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.plan import MemoryPlan, plan_memory
+from qlora_lab.memory.profiles import PROFILES
 from qlora_lab.models.load import load_model
 from qlora_lab.models.loss import target_loss
+from qlora_lab.models.precision import computing_in
 from qlora_lab.train.optimizer import build_optimizer
 from tests.helpers import composed
 from tests.memory.live_bytes import LiveBytes
 
-BASE = {"h": 64, "layers": 3, "heads": 4, "kv": 2, "f": 192, "vocab": 256, "rows": 3, "tokens": 64}
+BASE = {"h": 64, "layers": 3, "heads": 4, "kv": 2, "f": 192, "vocab": 256, "rows": 3, "tokens": 64, "target": 40}
+FULL = ["adapter=none", "quant=none"]
 OVERRIDES = ["model=tiny_random", "trainer.device=cpu", "trainer.loss_chunk_tokens=16", "tracking=none"]
+
+
+FIXED_WIDTH = ("opt", "gpt_neox", "bloom", "mpt")  # the feed-forward block is 4 x hidden
 
 
 def numbers(model_type: str, size: dict[str, int]) -> ArchitectureConfig:
@@ -29,36 +37,59 @@ def numbers(model_type: str, size: dict[str, int]) -> ArchitectureConfig:
         size["layers"],
         size["heads"],
         size["heads"] if own else size["kv"],
-        4 * size["h"] if own else size["f"],
+        4 * size["h"] if model_type in FIXED_WIDTH else size["f"],
         size["vocab"],
-        tie_embeddings=True,
+        tie_embeddings=bool(size.get("tied", True)),
         max_position=512,
-        head_size=None if own else size["h"] // size["heads"],
+        head_size=size["h"] // size["heads"] if not own or model_type == "t5" else None,
     )
+
+
+@cache
+def composed_once(*overrides: str) -> RunConfig:
+    return composed(*OVERRIDES, "trainer.compute_dtype=float32", *overrides)
+
+
+def batch_of(task: str, size: dict[str, int]) -> dict[str, torch.Tensor]:
+    """Rows of which all but the first are padded."""
+    draw = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, size["vocab"], (size["rows"], size["tokens"]), generator=draw)
+    mask = torch.ones_like(ids)
+    mask[1:, -4:] = 0
+    if task == CAUSAL:
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids}
+    width = size["target"] + 1 if task == SEQ2SEQ else 2
+    labels = torch.randint(0, 2, (size["rows"], width), generator=draw)
+    labels[:, 0] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def predicted_and_measured(model_type: str, overrides: list[str], **changes: int) -> tuple[MemoryPlan, int, int]:
     """Return the plan, the bytes that were there before a step, and the most that it added."""
     size = {**BASE, **changes}
-    config = composed(*OVERRIDES, "trainer.compute_dtype=float32", *overrides)
+    config = copy.deepcopy(composed_once(*overrides))
     architecture = numbers(model_type, size)
-    config.model.architecture = architecture
+    task = FAMILIES[model_type].task
+    config.model.architecture, config.model.task = architecture, task
+    config.data.max_source_tokens, config.data.max_target_tokens = size["tokens"], size["target"]
+    config.data.labels = ["no", "yes"] if task == CLASSIFICATION else []
     model = load_model(
-        ModelConfig("m", "random", tokenizer="byte_level", architecture=architecture, max_length_tokens=512),
+        ModelConfig("m", "random", task, tokenizer="byte_level", architecture=architecture, max_length_tokens=512),
         config.quant,
         compute_dtype=getattr(torch, config.trainer.compute_dtype),
         device="cpu",
         cache_dir=Path(),
         seed=0,
+        labels=config.data.labels,
     )
-    add_adapters(model, config.adapter, torch.Generator())
+    if config.adapter.kind == "lora":
+        add_adapters(model, config.adapter, torch.Generator())
+    else:
+        train_everything(model)
     model.train()
     if config.trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    ids = torch.randint(3, size["vocab"], (size["rows"], size["tokens"]), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    mask[1:, -4:] = 0
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
+    batch = batch_of(task, size)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     for weight in trained.values():  # as in every micro-batch but the first
         weight.grad = torch.zeros_like(weight)
@@ -70,11 +101,14 @@ def predicted_and_measured(model_type: str, overrides: list[str], **changes: int
     before = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
     counter = LiveBytes([*held, *model.buffers(), *batch.values()])
     with counter:
-        target_loss(model, batch, config.trainer.loss_chunk_tokens)[0].backward()
-    shape = Shape(size["rows"], size["tokens"])
+        with computing_in(model, getattr(torch, config.trainer.compute_dtype)):
+            loss = target_loss(model, batch, config.trainer.loss_chunk_tokens)[0]
+        loss.backward()
+    shape = Shape(size["rows"], size["tokens"] + (size["target"] if task == SEQ2SEQ else 0))
     return plan_memory(config, shape), before, counter.peak
 
 
+OF_ITS_OWN = [name for name in PROFILES if name == "llama" or PROFILES[name] is not PROFILES["llama"]]
 COMBINATIONS: list[tuple[str, list[str], dict[str, int]]] = [
     *((model_type, [], {}) for model_type in PROFILES),
     *((model_type, ["trainer.compute_dtype=bfloat16"], {}) for model_type in PROFILES),
@@ -93,6 +127,32 @@ COMBINATIONS: list[tuple[str, list[str], dict[str, int]]] = [
     ("llama", [], {"rows": 1, "tokens": 200}),
     ("qwen3", [], {"rows": 1, "tokens": 256, "f": 512}),
     ("llama", [], {"rows": 6, "tokens": 16}),
+    # encoder-decoders and classifiers
+    *(
+        (model_type, overrides, {"layers": layers})
+        for model_type in ("t5", "roberta")
+        for overrides, layers in (
+            (["adapter=attention"], 3),
+            (["adapter=feed_forward"], 3),
+            (["adapter=query_value", "adapter.rank=64"], 3),
+            (["trainer.gradient_checkpointing=true"], 6),
+            (["adapter.last_k_layers=2"], 6),
+            (["quant=none"], 3),
+        )
+    ),
+    ("t5", [], {"rows": 2, "tokens": 24, "target": 96}),
+    ("t5", [], {"tied": 0, "vocab": 2000}),
+    ("t5", ["trainer.compute_dtype=bfloat16"], {"rows": 1, "tokens": 128, "h": 128}),
+    ("roberta", [], {"rows": 1, "tokens": 200}),
+    # full fine-tuning
+    *((model_type, FULL, {}) for model_type in OF_ITS_OWN),
+    *((model_type, [*FULL, "trainer.compute_dtype=bfloat16"], {}) for model_type in OF_ITS_OWN),
+    ("llama", [*FULL, "trainer.compute_dtype=bfloat16", "trainer.gradient_checkpointing=true"], {"layers": 6}),
+    ("llama", [*FULL, "trainer.gradient_checkpointing=true"], {"layers": 6}),
+    ("llama", [*FULL, "optim.name=adamw_8bit"], {"h": 128}),
+    ("llama", FULL, {"vocab": 4000, "tied": 0}),
+    ("llama", FULL, {"vocab": 4000}),
+    ("qwen3", FULL, {"rows": 1, "tokens": 200, "f": 384}),
 ]
 
 

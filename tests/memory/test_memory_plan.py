@@ -10,9 +10,11 @@ from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
 from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import largest_rows, longest_tokens
-from qlora_lab.memory.plan import plan_memory
+from qlora_lab.memory.plan import PAGED_BYTES, paged_bytes, plan_memory
+from qlora_lab.ops.paging import WINDOW_BYTES
 from tests.helpers import composed
 
+PAGED = "paged_adamw_32bit"
 GPU = ["trainer.device=cuda", "trainer.compute_dtype=bfloat16"]
 
 
@@ -25,10 +27,40 @@ def test_adapters_gradients_and_optimizer_states_are_counted_from_the_placement(
     # the study's count: 160 million at rank 64 on all linear layers, in float32; two states each
     assert plan.adapters == plan.gradients == 159_907_840 * 4
     assert plan.optimizer == 2 * plan.adapters
-    for name, value_bytes in {"paged_adamw_32bit": 4, "adamw_8bit": 1, "paged_adamw_8bit": 1}.items():
-        optimizer = plan_memory(llama("7b", f"optim.name={name}"), Shape(1, 512)).optimizer
-        absmax = 0 if value_bytes == 4 else 159_907_840 // 256 * 4
-        assert optimizer == 2 * (159_907_840 * value_bytes + absmax)
+    small = plan_memory(llama("7b", "optim.name=adamw_8bit"), Shape(1, 512))
+    assert small.optimizer == 2 * (159_907_840 + 159_907_840 // 256 * 4)
+
+
+def test_paged_states_leave_the_card_to_the_rest() -> None:
+    whole, paged = (plan_memory(llama("7b", f"optim.name={name}"), Shape(1, 512)) for name in ("adamw", PAGED))
+    assert paged.optimizer == PAGED_BYTES and replace(paged, optimizer=whole.optimizer) == whole
+    config = llama("7b", f"optim.name={PAGED}")
+    assert paged_bytes(config) == whole.optimizer - PAGED_BYTES
+    in_8_bits = llama("7b", "optim.name=paged_adamw_8bit")
+    assert plan_memory(in_8_bits, Shape(1, 512)).optimizer + paged_bytes(in_8_bits) == 2 * (159_907_840 + 2_498_560)
+    on_cpu = llama("7b", f"optim.name={PAGED}", "trainer.device=cpu")  # where nothing pages
+    assert plan_memory(on_cpu, Shape(1, 512)).optimizer == whole.optimizer and paged_bytes(on_cpu) == 0
+    assert PAGED_BYTES == 2 * WINDOW_BYTES
+
+
+def test_full_fine_tuning_holds_every_weight_four_times() -> None:
+    config = composed("model=llama_7b", "adapter=none", "quant=none", *GPU, "trainer.compute_dtype=float32")
+    plan = plan_memory(config, Shape(1, 512))
+    assert (plan.adapters, plan.packed_weights) == (0, 0)
+    assert plan.dense_weights == plan.gradients == plan.optimizer // 2 == 4 * 6_738_415_616
+    config.trainer.compute_dtype = "bfloat16"  # autocast copies what it multiplies, below the head
+    assert plan_memory(config, Shape(1, 512)).dense_weights == plan.dense_weights + 2 * 6_476_005_376
+
+
+def test_an_encoder_decoder_shares_its_tokens_as_the_limits_say() -> None:
+    limits = ["data.max_source_tokens=96", "data.max_target_tokens=32"]
+    config = composed("model=flan_t5_base", *GPU, *limits)
+    long_source = plan_memory(config, Shape(2, 128))
+    config.data.max_source_tokens, config.data.max_target_tokens = 32, 96
+    long_target = plan_memory(config, Shape(2, 128))
+    # 96 or 32 places with a loss; the decoder's layers attend twice and keep more
+    assert long_target.activations > long_source.activations
+    assert long_target.loss - long_source.loss == 64 * 2 * 2 * 768 * 2 + (128 - 64) * 32128 * 6
 
 
 def test_checkpointing_keeps_the_input_of_every_layer_and_one_layer() -> None:
@@ -59,8 +91,10 @@ def test_what_fits_fits_and_one_more_does_not(overrides: list[str]) -> None:
     ("overrides", "sentence"),
     [
         (["model=hub", "model.hub_id=some/model"], "memory can only be planned where model.architecture says"),
-        (["model=flan_t5_base"], "memory can be planned for models of type llama, mistral,"),
-        (["adapter=none", "quant=none"], "memory can be planned for adapter.kind lora"),
+        (
+            ["model=tiny_random", "model.architecture.model_type=gpt2"],
+            "memory can be planned for models of type llama, mistral,",
+        ),
         (["adapter.trained_modules=[embed_tokens]"], r"adapter\.trained_modules=\['embed_tokens'\] would add"),
     ],
 )

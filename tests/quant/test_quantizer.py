@@ -22,14 +22,8 @@ from transformers import (
 from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.ops.formats import FORMATS
 from qlora_lab.quant.linear import QuantizedLinear
-from qlora_lab.quant.quantizer import (
-    QloraLabConfig,
-    QloraLabQuantizer,
-    count_quantized,
-    linears_to_quantize,
-    quantization_config,
-    quantize_model,
-)
+from qlora_lab.quant.quantizer import QloraLabQuantizer, count_quantized, linears_to_quantize, quantize_model
+from qlora_lab.quant.settings import QloraLabConfig, quantization_config
 
 LLAMA = LlamaConfig(
     hidden_size=64,

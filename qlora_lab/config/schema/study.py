@@ -68,6 +68,7 @@ class LauncherConfig:
 class PathsConfig:
     runs_dir: str = "runs"
     cache_dir: str | None = None  # None: QLORA_LAB_CACHE, else the user's cache folder
+    cache_bases: bool = True  # keep quantized base models there
     data_dir: str = "data"
 
 

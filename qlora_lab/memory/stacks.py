@@ -1,0 +1,63 @@
+"""The lists of layers of a model, with their adapters and what they read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qlora_lab.config.architecture import stacks
+from qlora_lab.config.families import Linear
+from qlora_lab.config.placement import match_linears
+from qlora_lab.config.schema import SEQ2SEQ, ArchitectureConfig, RunConfig
+from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.profiles import PROFILES, Profile
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of like layers: a model has one, or an encoder's and a decoder's."""
+
+    profile: Profile
+    adapted: tuple[tuple[str, ...], ...]  # of each layer, the linears with an adapter, by their paths in it
+    attention: frozenset[int]  # layers with one in their attention
+    shape: Shape  # of what it reads
+    source_tokens: int = 0  # of what the encoder before it reads
+
+    @property
+    def first_adapted(self) -> int | None:
+        return next((number for number, names in enumerate(self.adapted) if names), None)
+
+
+def stacks_of(
+    config: RunConfig, architecture: ArchitectureConfig, linears: list[Linear], adapted: list[str], shape: Shape
+) -> Iterator[Stack]:
+    """Give each list of layers of a model.
+
+    Args:
+        linears: of the model.
+        adapted: the paths of those with an adapter.
+        shape: the tokens of an encoder-decoder are its source and target together.
+    """
+    attention = set(match_linears([path for path, *_ in linears], "attention", None, None))
+    encoder = PROFILES[architecture.model_type]
+    source, target = shape, shape
+    if config.model.task == SEQ2SEQ:
+        limits = config.data.max_source_tokens, config.data.max_target_tokens
+        target = Shape(shape.rows, max(1, shape.tokens * limits[1] // sum(limits)))
+        source = Shape(shape.rows, max(1, shape.tokens - target.tokens))
+    for number, (family, num_layers) in enumerate(stacks(architecture)):
+        of_layers: list[list[str]] = [[] for _ in range(num_layers)]
+        in_attention = set()
+        for path in adapted:
+            if path.startswith(f"{family.layers}."):
+                index, _, name = path.removeprefix(f"{family.layers}.").partition(".")
+                of_layers[int(index)].append(name)
+                if path in attention:
+                    in_attention.add(int(index))
+        profile = encoder if number == 0 else encoder.decoder
+        assert profile is not None  # of every family with a decoder
+        yield Stack(
+            profile,
+            tuple(tuple(sorted(names)) for names in of_layers),
+            frozenset(in_attention),
+            source if number == 0 else target,
+            0 if number == 0 else source.tokens,
+        )

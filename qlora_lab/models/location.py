@@ -1,0 +1,76 @@
+"""Where a model lies, and what is wrong with it as one sentence that says what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
+
+from qlora_lab.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where transformers finds a model or a tokenizer."""
+
+    name: str  # a folder, or a hub id
+    revision: str  # of a hub id
+    remedy: str  # what to do when it is damaged
+
+    @property
+    def on_hub(self) -> bool:
+        return not Path(self.name).is_dir()
+
+
+@contextmanager
+def explained(location: Location, what: str) -> Iterator[None]:
+    """Word what goes wrong inside as a sentence that says what to do."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"the {what} in {location.name} cannot be loaded ({error})") from error
+    except (OSError, StrictDataclassError, ValueError, SafetensorError) as error:
+        causes = list(_causes(error))
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            raise ModelError(
+                f"'{location.name}' is gated on the hub: accept its licence on its page and set HF_TOKEN to a token "
+                "of that account, or take an open model of its size (Qwen, SmolLM, Pythia, huggyllama)"
+            ) from error
+        if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+            raise ModelError(f"'{location.name}' has no model.revision '{location.revision}' on the hub") from error
+        if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            raise ModelError(
+                f"'{location.name}' is neither a folder nor a model on the hub that you may see; "
+                "check its spelling, or set HF_TOKEN if it is private"
+            ) from error
+        if location.on_hub and "find them in the cached files" in str(error):
+            raise ModelError(
+                f"'{location.name}' is neither a folder nor in the local hub cache, and the hub cannot be reached; "
+                "connect once (with HF_HUB_OFFLINE unset), set HF_HOME to a cache that holds it, "
+                "or use model=smollm2_135m, which needs no hub"
+            ) from error
+        raise damaged(location, what, error) from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        # transformers collects what went wrong with single weights in a report of its own
+        raise damaged(location, what, error) from error
+
+
+def damaged(location: Location, what: str, error: BaseException) -> ModelError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(f"the {what} in {location.name} cannot be loaded ({reason}); {location.remedy}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

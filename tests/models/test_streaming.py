@@ -1,0 +1,100 @@
+"""Loading holds what comes of it and one tensor, from shards of either kind, and next to nothing from the cache."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MB = 2**20
+# One process that has everything imported, and a child of it for each way to load, which tells its own peak.
+MEASURE = """
+import ctypes, json, os, re, sys, threading, time
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+from qlora_lab.config.schema import ModelConfig, QuantConfig
+from qlora_lab.models.load import load_model
+
+torch.set_num_threads(1)
+LAYERS, HIDDEN, WIDE, SHARDS, root = *map(int, sys.argv[1:5]), Path(sys.argv[5])
+CONFIG = LlamaConfig(vocab_size=64, hidden_size=HIDDEN, intermediate_size=WIDE, num_hidden_layers=LAYERS,
+                     num_attention_heads=8, num_key_value_heads=8)
+
+def write(folder, suffix):
+    with torch.device("meta"):
+        shapes = {name: tuple(weight.shape) for name, weight in LlamaForCausalLM(CONFIG).state_dict().items()}
+    folder.mkdir()
+    CONFIG.save_pretrained(folder)
+    names, where = list(shapes), {}
+    for shard in range(SHARDS):
+        file = f"{'model' if suffix == 'safetensors' else 'pytorch_model'}-{shard + 1:05}-of-{SHARDS:05}.{suffix}"
+        tensors = {name: torch.full(shapes[name], 0.5, dtype=torch.float16) for name in names[shard::SHARDS]}
+        where |= dict.fromkeys(tensors, file)
+        if suffix == "safetensors":
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, folder / file)
+    index = "model.safetensors.index.json" if suffix == "safetensors" else "pytorch_model.bin.index.json"
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+def anonymous():
+    return int(re.search(r"RssAnon:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+def peak_of_loading(folder, cached):
+    stopped, highest, start = threading.Event(), [0], anonymous()
+    def watch():
+        while not stopped.is_set():
+            highest[0] = max(highest[0], anonymous())
+            time.sleep(0.0005)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    config = ModelConfig("m", "folder", path=str(folder), max_length_tokens=64, content_sha256="one")
+    began = time.monotonic()
+    model = load_model(config, QuantConfig(), compute_dtype=torch.float32, device="cpu", cache_dir=root / "cache",
+                       seed=0, cache_bases=cached)
+    took = time.monotonic() - began
+    stopped.set()
+    watcher.join()
+    tensors = [*model.parameters(), *model.buffers()]
+    return {"peak": highest[0] - start, "result": sum(t.nbytes for t in tensors), "time_s": round(took, 1)}
+
+for name, suffix, cached in (("bin", "bin", False), ("safetensors", "safetensors", False),
+                             ("filling", "safetensors", True), ("cached", "safetensors", True)):
+    # files are written by a child too: what this process allocates, its children would use again unnoticed
+    child = os.fork()
+    if child == 0:
+        if not (root / suffix).exists():
+            write(root / suffix, suffix)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    child = os.fork()
+    if child == 0:
+        print(json.dumps({"name": name, **peak_of_loading(root / suffix, cached)}), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def peaks(folder: Path, layers: int, hidden: int, wide: int, shards: int) -> dict[str, dict[str, float]]:
+    sizes = [str(size) for size in (layers, hidden, wide, shards)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *sizes, str(folder)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {line.pop("name"): line for line in found}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the anonymous memory of /proc")
+def test_the_peak_of_loading_is_the_result_and_one_tensor(tmp_path: Path) -> None:
+    measured = peaks(tmp_path, layers=4, hidden=1024, wide=4096, shards=2)
+    tensor = 1024 * 4096 * 4  # in the compute dtype, before it is quantized
+    slack = 16 * MB  # modules, the reader of the files, what the allocator keeps
+    for name in ("bin", "safetensors", "filling"):
+        assert measured[name]["peak"] < measured[name]["result"] + tensor + slack, measured
+    assert measured["cached"]["peak"] < slack, measured  # maps of the file
