@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 STEPS, BATCH_ROWS, MICRO_BATCH_ROWS = 2000, 16, 4
+WORDS = "the of and to in is that it for as with on be at by this from or have an they which one you all"
 PARTS = ("imports", "fill", "reuse", "load", "load packed")
 
 
 def write_rows(path: Path, rows: int) -> None:
     rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(20_000)]
+    words = WORDS.split()
     with path.open("w") as file:
         for number in range(rows):
-            texts = [" ".join(rng.choices(words, k=int(rng.lognormvariate(3.3, 0.7)) + 1)) for _ in range(2)]
+            texts = [" ".join(rng.choices(words, k=int(rng.lognormvariate(3.0, 0.7)) + 1)) for _ in range(2)]
             file.write(json.dumps({"input": f"{number} {texts[0]}", "output": texts[1]}) + "\n")
 
 
