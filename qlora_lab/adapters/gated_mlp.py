@@ -3,13 +3,21 @@
 Llama, Mistral, Qwen and Gemma have the same one: down_proj(act_fn(gate_proj(x)) * up_proj(x)).
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
-from transformers.models.llama.modeling_llama import LlamaMLP
 
+# The classes of transformers that compute this and nothing more (others may, and are left as they are).
+GATED_MLPS = {
+    f"transformers.models.{family}.modeling_{family}.{name}"
+    for family, name in (
+        *(("llama", "LlamaMLP"), ("mistral", "MistralMLP"), ("smollm3", "SmolLM3MLP")),
+        *(("qwen2", "Qwen2MLP"), ("qwen3", "Qwen3MLP")),
+        *(("gemma", "GemmaMLP"), ("gemma2", "Gemma2MLP"), ("gemma3", "Gemma3MLP")),
+    )
+}
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -60,25 +68,16 @@ class GatedMlp(nn.Module):
 
 
 def is_gated_mlp(module: nn.Module) -> bool:
-    """Whether a module is a gated MLP and nothing more, so that a GatedMlp computes the same.
-
-    What it computes is told by the code of its `forward`: that must be the code of LlamaMLP, as in the many classes
-    of transformers that are generated from it.
-    """
+    """Whether a module is a gated MLP and nothing more, so that a GatedMlp computes the same."""
+    kind = type(module)
     return (
-        _formula(type(module)) == _formula(LlamaMLP)
+        f"{kind.__module__}.{kind.__qualname__}" in GATED_MLPS
         and "forward" not in vars(module)
         and {name for name, _ in module.named_children()} == set(PARTS)
         and not [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         and not module.get_submodule("act_fn").state_dict()
         and not _is_watched(module)
     )
-
-
-def _formula(kind: type[nn.Module]) -> Any:
-    """Return what decides what a class's `forward` does: names of its variables, comments and types do not."""
-    code = getattr(kind.forward, "__code__", None)
-    return code and (code.co_code, code.co_names, code.co_consts, code.co_argcount, code.co_flags)
 
 
 def _is_watched(*modules: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """Greedy generation in batches, and the comparison of what came out with the target."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +44,29 @@ def generate(
     """
     generations: list[Generation | None] = [None] * len(prompts)
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    for batch in budget_batches(lengths, batch_tokens):
-        write = _answer_batch if model.config.is_encoder_decoder else _generate_batch
-        written = write(model, tokenizer, [prompts[row] for row in batch], max_new_tokens, device)
-        for row, token_ids in zip(batch, written, strict=True):
-            generations[row] = _read(tokenizer, token_ids)
+    write = _answer_batch if model.config.is_encoder_decoder else _generate_batch
+    with _without_own_wishes(model):
+        for batch in budget_batches(lengths, batch_tokens):
+            written = write(model, tokenizer, [prompts[row] for row in batch], max_new_tokens, device)
+            for row, token_ids in zip(batch, written, strict=True):
+                generations[row] = _read(tokenizer, token_ids)
     return [generation for generation in generations if generation is not None]
 
 
 def exact_match(generation: str, target: str) -> bool:
     """Compare after white space at both ends is dropped, and nothing else: case and punctuation count."""
     return generation.strip() == target.strip()
+
+
+@contextmanager
+def _without_own_wishes(model: PreTrainedModel) -> Iterator[None]:
+    """Set a model's own generation_config aside: it may sample, forbid tokens, force some or shift their logits."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _generate_batch(
@@ -115,13 +128,9 @@ def _next_inputs(attention_mask: Tensor, output: Any, going: Tensor) -> dict[str
 
 
 def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """Set every value that a model's own generation_config could bring in and greedy search would obey."""
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_new_tokens=0,
         max_new_tokens=max_new_tokens,
         use_cache=True,
         return_dict_in_generate=True,

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.tiny_models import WIDER_LLAMA
+
 MakeLlama = Callable[[], LlamaForCausalLM]
 
 
@@ -16,12 +18,7 @@ def make_llama() -> MakeLlama:
 
     def make() -> LlamaForCausalLM:
         config = LlamaConfig(
-            vocab_size=96,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            **WIDER_LLAMA | {"vocab_size": 96},
             initializer_range=0.2,  # so that logits differ visibly
             tie_word_embeddings=True,
         )

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qlora_lab.data.tokenization import EvalExample, Example
+from tests.tiny_models import LLAMA
 
 WORDS = [f"w{number}" for number in range(40)]
 MakeRows = Callable[..., list[EvalExample]]
@@ -26,16 +27,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     torch.manual_seed(5)
-    numbers = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        attention_dropout=0.5,
-    )
+    numbers = LlamaConfig(**LLAMA | {"vocab_size": len(tokenizer)}, initializer_range=0.3, attention_dropout=0.5)
     return LlamaForCausalLM(numbers).eval()
 
 

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from qlora_lab.evaluation.generate import TOKENS_AT_ONCE, Generation, exact_match, generate
 
@@ -55,13 +56,24 @@ class StandIn:
         self.decode = tokenizer.decode
 
 
-def test_a_models_own_wish_to_sample_is_not_heard(model: Any, tokenizer: Any, make_rows: Any) -> None:
-    prompts = [row.prompt_ids for row in make_rows(6)]
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1},
+        {"forced_eos_token_id": 7},
+        {"exponential_decay_length_penalty": (1, 5.0)},
+        {"suppress_tokens": "what it would write"},
+    ],
+    ids=lambda wishes: next(iter(wishes)),
+)
+def test_a_models_own_wishes_are_not_heard(wishes: dict[str, Any], model: Any, tokenizer: Any, make_rows: Any) -> None:
+    prompts = [row.prompt_ids for row in make_rows(2)]
     expected = answers(model, tokenizer, prompts)
-    model.generation_config.do_sample = True
-    model.generation_config.temperature = 5.0
-    model.generation_config.repetition_penalty = 3.0
+    if "suppress_tokens" in wishes:
+        wishes = {"suppress_tokens": expected[0].token_ids[:1]}
+    own = model.generation_config = GenerationConfig(**wishes)
     assert answers(model, tokenizer, prompts) == expected
+    assert model.generation_config is own
 
 
 @pytest.mark.parametrize(

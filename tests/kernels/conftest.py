@@ -7,6 +7,7 @@ import pytest
 
 from qlora_lab.ops.native.library import ISAS
 from qlora_lab.ops.registry import KERNELS
+from tests.kernels.quantize_calls import Native
 
 
 @pytest.fixture(params=ISAS)
@@ -28,3 +29,8 @@ def library(isa: str) -> ctypes.CDLL:
     """The library without our checks of its status, running `isa`."""
     assert KERNELS.library is not None
     return ctypes.CDLL(str(KERNELS.library.path))
+
+
+@pytest.fixture
+def native(library: ctypes.CDLL) -> Native:
+    return Native(library)

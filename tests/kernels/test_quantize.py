@@ -4,173 +4,30 @@ import ctypes
 import math
 from collections.abc import Iterator
 
-import bitsandbytes.functional
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from qlora_lab.ops.blockwise import reference
 from qlora_lab.ops.blockwise.tables import midpoints
 from qlora_lab.ops.formats import FORMATS
-from qlora_lab.ops.native.library import WeightView
-
-OK, BAD_FORMAT, BAD_BLOCK_SIZE, BAD_DTYPE, BAD_SIZE, NULL_POINTER = range(6)
-FORMAT_NUMBER = {name: number for number, name in enumerate(FORMATS)}
-DTYPE_NUMBER = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-THEIRS = {"nf4": "nf4", "fp4_e2m1": "fp4"}
-LENGTHS = (1, 2, 31, 32, 33, 63, 65, 127, 1000, 4096, 4097, 12_321)
-GUARD_BYTES = 128
-GUARD = 0xA5
-
-every_format = pytest.mark.parametrize("fmt", FORMATS)
-shared_format = pytest.mark.parametrize("fmt", THEIRS)
-dtypes = pytest.mark.parametrize("dtype", DTYPE_NUMBER, ids=str)
-out_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-block_sizes = pytest.mark.parametrize("block_size", [32, 64, 4096])
-# Examples are drawn the same way in every run; the library keeps no state between them.
-repeatable = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+from tests.kernels.quantize_calls import (
+    DTYPE_NUMBER,
+    OK,
+    Native,
+    assert_same,
+    c_weight,
+    dtypes,
+    every_format,
+    normal,
+    repeatable,
 )
 
-
-class Outputs:
-    """Results that start as NaN between guard bytes; `check` fails if anything around them was written.
-
-    They lie `shift` elements off a multiple of 64 bytes.
-    """
-
-    def __init__(self, shift: int = 0) -> None:
-        self.shift = shift
-        self._all: list[tuple[Tensor, slice]] = []
-
-    def empty(self, numel: int, dtype: torch.dtype) -> Tensor:
-        size = dtype.itemsize
-        whole = torch.full((numel * size + 2 * GUARD_BYTES + 64 * (size + 1),), GUARD, dtype=torch.uint8)
-        start = GUARD_BYTES + -(whole.data_ptr() + GUARD_BYTES) % 64 + self.shift * size
-        inside = slice(start, start + numel * size)
-        self._all.append((whole, inside))
-        values = whole[inside].view(dtype)
-        return values.fill_(math.nan) if dtype.is_floating_point else values
-
-    def check(self) -> None:
-        for whole, inside in self._all:
-            assert (whole[: inside.start] == GUARD).all()
-            assert (whole[inside.stop :] == GUARD).all()
-
-
-class Native:
-    """The C functions on tensors. Two runs into differently filled memory must agree: all of it was written."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-
-        def function(name: str, *arguments: type) -> ctypes._CFuncPtr:
-            return ctypes.CFUNCTYPE(number, *arguments)((name, library))
-
-        self.quantize_status = function(
-            "qlk_cpu_quantize", pointer, number, size, number, size, pointer, pointer, number
-        )
-        self.dequantize_status = function("qlk_cpu_dequantize", pointer, number, pointer, number)
-        self.quantize_absmax_status = function(
-            "qlk_cpu_quantize_absmax", pointer, size, size, ctypes.c_float, pointer, pointer, number
-        )
-        self.dequantize_absmax_status = function(
-            "qlk_cpu_dequantize_absmax", pointer, pointer, pointer, size, size, pointer, number
-        )
-
-    def quantize(
-        self, weight: Tensor, fmt: str, block_size: int, threads: int = 1, shift: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        outputs, numel = Outputs(shift), weight.numel()
-        runs = []
-        for fill in (0x00, 0xFF):
-            packed = outputs.empty(FORMATS[fmt].packed_bytes(numel), torch.uint8).fill_(fill)
-            absmax = outputs.empty(-(-numel // block_size), torch.float32)
-            status = self.quantize_status(
-                *(weight.data_ptr(), DTYPE_NUMBER[weight.dtype], numel, FORMAT_NUMBER[fmt], block_size),
-                *(packed.data_ptr(), absmax.data_ptr(), threads),
-            )
-            assert status == OK
-            runs.append((packed, absmax))
-        outputs.check()
-        assert torch.equal(runs[0][0], runs[1][0])
-        return runs[0]
-
-    def dequantize(self, weight: WeightView, dtype: torch.dtype, threads: int = 1, shift: int = 0) -> Tensor:
-        outputs, numel = Outputs(shift), weight.out_features * weight.in_features
-        out, again = outputs.empty(numel, dtype), outputs.empty(numel, dtype).zero_()
-        for result in (out, again):
-            status = self.dequantize_status(ctypes.byref(weight), DTYPE_NUMBER[dtype], result.data_ptr(), threads)
-            assert status == OK
-        outputs.check()
-        assert_same(out, again)
-        return out
-
-    def quantize_absmax(
-        self, absmax: Tensor, offset: Tensor, block_size: int, threads: int = 1, shift: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        outputs, blocks = Outputs(shift), absmax.numel()
-        runs = []
-        for fill in (0x00, 0xFF):
-            codes = outputs.empty(blocks, torch.uint8).fill_(fill)
-            nested_absmax = outputs.empty(-(-blocks // block_size), torch.float32)
-            status = self.quantize_absmax_status(
-                *(absmax.data_ptr(), blocks, block_size, offset.item(), codes.data_ptr(), nested_absmax.data_ptr()),
-                threads,
-            )
-            assert status == OK
-            runs.append((codes, nested_absmax))
-        outputs.check()
-        assert torch.equal(runs[0][0], runs[1][0])
-        return runs[0]
-
-    def dequantize_absmax(
-        self, codes: Tensor, nested_absmax: Tensor, offset: Tensor, block_size: int, threads: int = 1, shift: int = 0
-    ) -> Tensor:
-        outputs = Outputs(shift)
-        absmax = outputs.empty(codes.numel(), torch.float32)
-        status = self.dequantize_absmax_status(
-            *(codes.data_ptr(), nested_absmax.data_ptr(), offset.data_ptr(), codes.numel(), block_size),
-            *(absmax.data_ptr(), threads),
-        )
-        assert status == OK
-        outputs.check()
-        return absmax
-
-
-@pytest.fixture
-def native(library: ctypes.CDLL) -> Native:
-    return Native(library)
-
-
-def c_weight(
-    packed: Tensor,
-    absmax: Tensor,
-    nested: tuple[Tensor, Tensor] | None,
-    fmt: str,
-    block_size: int,
-    nested_block_size: int,
-    numel: int,
-) -> WeightView:
-    pointers = [tensor.data_ptr() for tensor in (packed, absmax, *(nested or ()))]
-    pointers += [None] * (4 - len(pointers))
-    return WeightView(*pointers, 1, numel, block_size, nested_block_size, FORMAT_NUMBER[fmt])
-
-
-def assert_same(actual: Tensor, expected: Tensor) -> None:
-    """Equal bit for bit, so that -0 is not 0; but all NaN count as the same."""
-    assert actual.dtype == expected.dtype and actual.shape == expected.shape
-    if actual.is_floating_point():
-        assert torch.equal(actual.isnan(), expected.isnan())
-        bits = {2: torch.int16, 4: torch.int32}[actual.dtype.itemsize]
-        actual, expected = (t.masked_fill(t.isnan(), 0.0).view(bits) for t in (actual, expected))
-    assert torch.equal(actual, expected)
-
-
-def normal(numel: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(numel, generator=torch.Generator().manual_seed(seed)).to(dtype)
+LENGTHS = (1, 2, 31, 32, 33, 63, 65, 127, 1000, 4096, 4097, 12_321)
+out_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+block_sizes = pytest.mark.parametrize("block_size", [32, 64, 4096])
 
 
 def strange_weight(numel: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -351,152 +208,3 @@ def every_instruction_set(library: ctypes.CDLL) -> Iterator[str]:
             yield name.decode()
     finally:
         assert library.qlk_cpu_use_isa(before) == OK
-
-
-@shared_format
-@dtypes
-@pytest.mark.parametrize(
-    ("shape", "block_size"),
-    [((7, 96), 32), ((5, 576), 64), ((192, 576), 64), ((3, 640), 128), ((2, 4096), 1024), ((3, 4096), 4096)],
-)
-def test_equals_bitsandbytes(
-    native: Native, fmt: str, dtype: torch.dtype, shape: tuple[int, int], block_size: int
-) -> None:
-    weight = normal(shape[0] * shape[1], dtype).view(shape)
-    weight.view(-1)[:block_size] = 0.0
-    packed, absmax = native.quantize(weight, fmt, block_size)
-    theirs, state = bitsandbytes.functional.quantize_4bit(weight, blocksize=block_size, quant_type=THEIRS[fmt])
-    assert_same(packed, theirs.flatten())
-    assert_same(absmax, state.absmax)
-    if dtype != torch.float16:
-        ours = native.dequantize(c_weight(packed, absmax, None, fmt, block_size, 0, weight.numel()), dtype)
-        assert_same(ours, bitsandbytes.functional.dequantize_4bit(theirs, state).flatten())
-
-
-@shared_format
-def test_a_nested_state_equals_bitsandbytes(native: Native, fmt: str) -> None:
-    weight = normal(192 * 576).view(192, 576) * 0.03
-    theirs, state = bitsandbytes.functional.quantize_4bit(
-        weight, blocksize=64, quant_type=THEIRS[fmt], compress_statistics=True
-    )
-    packed, absmax = native.quantize(weight, fmt, 64)
-    codes, nested_absmax = native.quantize_absmax(absmax, absmax.mean(), 256)
-    assert_same(packed, theirs.flatten())
-    assert_same(codes, state.absmax)
-    assert_same(nested_absmax, state.state2.absmax)
-    nested = c_weight(packed, codes, (nested_absmax, state.offset), fmt, 64, 256, weight.numel())
-    expected = bitsandbytes.functional.dequantize_4bit(theirs, state)
-    assert_same(native.dequantize(nested, torch.float32), expected.flatten())
-
-
-def assert_absmax_equals_the_reference(
-    native: Native, absmax: Tensor, offset: Tensor, block_size: int, threads: int = 1, shift: int = 0
-) -> None:
-    codes, nested_absmax = native.quantize_absmax(absmax, offset, block_size, threads, shift)
-    expected, expected_absmax = reference.quantize_absmax(absmax, offset, block_size)
-    assert_same(codes, expected)
-    assert_same(nested_absmax, expected_absmax)
-    actual = native.dequantize_absmax(codes, nested_absmax, offset, block_size, threads, shift)
-    assert_same(actual, reference.dequantize_absmax(codes, nested_absmax, offset, block_size))
-
-
-@repeatable
-@given(
-    blocks=st.integers(1, 40_000),
-    block_size=st.sampled_from([32 << i for i in range(8)]),
-    threads=st.integers(0, 4),
-    shift=st.integers(0, 17),
-)
-def test_double_quantization_equals_the_reference(
-    native: Native, blocks: int, block_size: int, threads: int, shift: int
-) -> None:
-    absmax = normal(blocks + shift, seed=blocks).abs()[shift:] * 0.05
-    assert_absmax_equals_the_reference(native, absmax, absmax.mean(), block_size, threads, shift)
-
-
-@pytest.mark.parametrize("block_size", [32, 256])
-@pytest.mark.parametrize("special", [math.nan, math.inf, 3.4e38, 1e-45])
-def test_double_quantization_of_strange_absmax(native: Native, block_size: int, special: float) -> None:
-    absmax = normal(1003).abs()
-    absmax[500] = special
-    assert_absmax_equals_the_reference(native, absmax, absmax.mean(), block_size)
-    assert_absmax_equals_the_reference(native, absmax, torch.tensor(0.5), block_size)
-
-
-def test_equal_absmax_survives_double_quantization(native: Native) -> None:
-    absmax = torch.full((301,), 0.5)
-    codes, nested_absmax = native.quantize_absmax(absmax, absmax.mean(), 256)
-    assert codes.unique().tolist() == [0]
-    assert_same(native.dequantize_absmax(codes, nested_absmax, absmax.mean(), 256), absmax)
-
-
-def test_every_step_of_the_grid_of_double_quantization(native: Native) -> None:
-    # Between and on the 65,536 steps; one value in each block is 1, so that nothing is scaled.
-    values = torch.linspace(-1, 1, 4 * reference.DYNAMIC_GRID + 1)
-    rows = torch.nn.functional.pad(values, (0, -len(values) % 4095)).view(-1, 4095)
-    absmax = torch.cat((rows, torch.ones(len(rows), 1)), dim=1).view(-1)
-    assert_absmax_equals_the_reference(native, absmax, torch.zeros(()), 4096)
-
-
-def test_quantize_refuses_bad_arguments(native: Native) -> None:
-    weight, packed, absmax = torch.ones(64), torch.zeros(32, dtype=torch.uint8), torch.zeros(1)
-    good = (weight.data_ptr(), 0, 64, 0, 64, packed.data_ptr(), absmax.data_ptr(), 1)
-
-    def status(**changes: int | None) -> int:
-        names = ("weight", "dtype", "numel", "format", "block_size", "packed", "absmax", "threads")
-        return native.quantize_status(*(changes.get(name, value) for name, value in zip(names, good, strict=True)))
-
-    assert [status(weight=None), status(packed=None), status(absmax=None)] == [NULL_POINTER] * 3
-    assert [status(dtype=3), status(dtype=-1)] == [BAD_DTYPE] * 2
-    assert [status(format=len(FORMATS)), status(format=-1)] == [BAD_FORMAT] * 2
-    assert [status(block_size=size) for size in (48, 16, 0, -64, 8192, 2**40)] == [BAD_BLOCK_SIZE] * 6
-    assert [status(numel=numel) for numel in (-1, -(2**63), 2**63 - 1, 2**60)] == [BAD_SIZE] * 4
-    assert packed.sum() == 0 and absmax.sum() == 0
-    assert status(numel=0, weight=None, packed=None, absmax=None) == OK
-    assert [status(threads=threads) for threads in (-5, 0, 1000)] == [OK] * 3
-    assert absmax == 1
-
-
-def test_dequantize_refuses_bad_arguments(native: Native) -> None:
-    packed, absmax, codes = torch.zeros(32, dtype=torch.uint8), torch.ones(1), torch.zeros(1, dtype=torch.uint8)
-    offset, out = torch.ones(()), torch.full((64,), 5.0)
-
-    def status(dtype: int = 0, out_pointer: int | None = out.data_ptr(), **changes: int | None) -> int:
-        weight = c_weight(packed, absmax, None, "nf4", 64, 0, 64)
-        for name, value in changes.items():
-            setattr(weight, name, value)
-        return native.dequantize_status(ctypes.byref(weight), dtype, out_pointer, 1)
-
-    assert native.dequantize_status(None, 0, out.data_ptr(), 1) == NULL_POINTER
-    assert [status(packed=None), status(absmax=None), status(out_pointer=None)] == [NULL_POINTER] * 3
-    assert [status(dtype=dtype) for dtype in (2, 3, -1)] == [BAD_DTYPE] * 3
-    assert [status(format=number) for number in (len(FORMATS), -1)] == [BAD_FORMAT] * 2
-    assert [status(block_size=size) for size in (48, 16, 0, -64, 8192)] == [BAD_BLOCK_SIZE] * 5
-    sizes = ((-1, 64), (1, -64), (-1, -64), (2**32, 2**32), (2**62, 2), (2**31, 2**31))
-    assert [status(out_features=rows, in_features=columns) for rows, columns in sizes] == [BAD_SIZE] * 6
-    nested = {"absmax": codes.data_ptr(), "nested_absmax": absmax.data_ptr(), "nested_block_size": 256}
-    assert status(**nested) == NULL_POINTER  # no offset
-    assert status(**nested | {"offset": offset.data_ptr(), "nested_block_size": 100}) == BAD_BLOCK_SIZE
-    assert out.unique().tolist() == [5.0]
-    assert status(**nested, offset=offset.data_ptr()) == OK
-    assert status(out_features=0, packed=None, absmax=None, out_pointer=None) == OK
-
-
-def test_double_quantization_refuses_bad_arguments(native: Native) -> None:
-    absmax, codes, nested, offset = torch.ones(4), torch.zeros(4, dtype=torch.uint8), torch.ones(1), torch.zeros(())
-    pointers = [tensor.data_ptr() for tensor in (absmax, codes, nested, offset)]
-
-    def quantize(blocks: int = 4, block_size: int = 256, missing: int = -1) -> int:
-        first, second, third, _ = (None if i == missing else pointer for i, pointer in enumerate(pointers))
-        return native.quantize_absmax_status(first, blocks, block_size, 0.0, second, third, 1)
-
-    def dequantize(blocks: int = 4, block_size: int = 256, missing: int = -1) -> int:
-        first, second, third, fourth = (None if i == missing else pointer for i, pointer in enumerate(pointers))
-        return native.dequantize_absmax_status(second, third, fourth, blocks, block_size, first, 1)
-
-    for status, arguments in ((quantize, 3), (dequantize, 4)):
-        assert [status(missing=i) for i in range(arguments)] == [NULL_POINTER] * arguments
-        assert [status(block_size=size) for size in (48, 16, 0, -256, 8192)] == [BAD_BLOCK_SIZE] * 5
-        assert [status(blocks=blocks) for blocks in (-1, 2**63 - 1, 2**60)] == [BAD_SIZE] * 3
-        assert [status(blocks=0, missing=i) for i in range(4)] == [OK] * 4
-        assert status() == OK

@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.tiny_models import LLAMA
+
 MakeFolder = Callable[..., Path]
 
 
@@ -16,16 +18,7 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     """Save a llama and a tokenizer of four words; `special` are the tokenizer's special tokens."""
 
     def make(name: str = "model", **special: str) -> Path:
-        config = LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            initializer_range=0.2,
-        )
+        config = LlamaConfig(**LLAMA, max_position_embeddings=128, initializer_range=0.2)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             LlamaForCausalLM(config).save_pretrained(tmp_path / name)

@@ -11,6 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qlora_lab.models import attention
 from qlora_lab.models.attention import NAME, cpu_attention, use_fast_attention
+from tests.tiny_models import LLAMA
 
 ROWS, HEADS, KEY_HEADS, TOKENS, SIZE = 2, 4, 2, 37, 16
 Forward = Callable[..., tuple[Tensor, None]]
@@ -110,12 +111,8 @@ def test_it_keeps_each_input_once_in_its_own_dtype(emulated: bool, dtype: torch.
 
 
 def test_a_model_gives_the_loss_and_gradients_it_gave() -> None:
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.2,
-    )  # fmt: skip
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA, initializer_range=0.2))
     ids = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0

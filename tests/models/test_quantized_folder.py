@@ -136,7 +136,7 @@ def test_a_saved_base_gives_the_logits_of_quantizing_afresh(
 
 
 def test_a_random_model_is_saved_too(tmp_path: Path) -> None:
-    from tests.models.test_load import architecture, random_config  # the numbers of a llama
+    from tests.models.loading import architecture, random_config  # the numbers of a llama
 
     quant = QuantConfig(format="nf3", double_quant=False)
     random = load_model(

@@ -24,16 +24,9 @@ from qlora_lab.ops.formats import FORMATS
 from qlora_lab.quant.linear import QuantizedLinear
 from qlora_lab.quant.quantizer import QloraLabQuantizer, count_quantized, linears_to_quantize, quantize_model
 from qlora_lab.quant.settings import QloraLabConfig, quantization_config
+from tests.tiny_models import T5, WIDER_LLAMA
 
-LLAMA = LlamaConfig(
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=128,
-    tie_word_embeddings=True,
-)
+LLAMA = LlamaConfig(**WIDER_LLAMA | {"vocab_size": 128}, tie_word_embeddings=True)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -149,14 +142,7 @@ def test_compute_dtype_is_separate_from_the_dtype_of_the_model(folder: Path, dty
 
 
 def test_biases_are_kept(tmp_path: Path) -> None:
-    config = Qwen2Config(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
-    )
+    config = Qwen2Config(**WIDER_LLAMA | {"vocab_size": 128})
     original = built(config)
     nn.init.normal_(original.model.layers[0].self_attn.q_proj.bias)
     original.save_pretrained(tmp_path)
@@ -170,17 +156,7 @@ def test_biases_are_kept(tmp_path: Path) -> None:
 def test_t5_loads_and_keeps_its_output_projections_when_float16_could_overflow(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    settings: dict[str, Any] = {"tie_word_embeddings": False, "decoder_start_token_id": 0}
-    config = T5Config(
-        vocab_size=128,
-        d_model=64,
-        d_kv=16,
-        d_ff=96,
-        num_layers=1,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        **settings,
-    )
+    config = T5Config(**T5 | {"vocab_size": 128, "num_layers": 1}, tie_word_embeddings=False)  # type: ignore[arg-type]
     built(config, AutoModelForSeq2SeqLM).save_pretrained(tmp_path)
     model = loaded(tmp_path, QloraLabConfig(), AutoModelForSeq2SeqLM, dtype=dtype)
     in_feed_forward = ("wi_0", "wi_1") if dtype == torch.float16 else ("wi_0", "wi_1", "wo")

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_lab.data.tokenization import Example
+from tests.tiny_models import LLAMA
 
 VOCAB_SIZE = 61
 
@@ -21,17 +22,8 @@ def make_model() -> MakeModel:
 
     def make(trainable: tuple[str, ...] | None = ("q_proj", "down_proj"), **overrides: Any) -> LlamaForCausalLM:
         torch.manual_seed(7)
-        numbers: dict[str, Any] = {
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 64,
-            "initializer_range": 0.2,
-        }
-        model = LlamaForCausalLM(LlamaConfig(**{**numbers, **overrides}))
+        numbers = LLAMA | {"vocab_size": VOCAB_SIZE, "max_position_embeddings": 64, "initializer_range": 0.2}
+        model = LlamaForCausalLM(LlamaConfig(**numbers | overrides))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable is None or any(part in name for part in trainable))
         return model.eval()

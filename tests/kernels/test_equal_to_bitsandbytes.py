@@ -1,0 +1,46 @@
+"""Native quantize and dequantize equal bitsandbytes byte for byte, in the formats that both have."""
+
+import bitsandbytes.functional
+import pytest
+import torch
+
+from tests.kernels.quantize_calls import Native, assert_same, c_weight, dtypes, normal
+
+THEIRS = {"nf4": "nf4", "fp4_e2m1": "fp4"}
+shared_format = pytest.mark.parametrize("fmt", THEIRS)
+
+
+@shared_format
+@dtypes
+@pytest.mark.parametrize(
+    ("shape", "block_size"),
+    [((7, 96), 32), ((5, 576), 64), ((192, 576), 64), ((3, 640), 128), ((2, 4096), 1024), ((3, 4096), 4096)],
+)
+def test_equals_bitsandbytes(
+    native: Native, fmt: str, dtype: torch.dtype, shape: tuple[int, int], block_size: int
+) -> None:
+    weight = normal(shape[0] * shape[1], dtype).view(shape)
+    weight.view(-1)[:block_size] = 0.0
+    packed, absmax = native.quantize(weight, fmt, block_size)
+    theirs, state = bitsandbytes.functional.quantize_4bit(weight, blocksize=block_size, quant_type=THEIRS[fmt])
+    assert_same(packed, theirs.flatten())
+    assert_same(absmax, state.absmax)
+    if dtype != torch.float16:
+        ours = native.dequantize(c_weight(packed, absmax, None, fmt, block_size, 0, weight.numel()), dtype)
+        assert_same(ours, bitsandbytes.functional.dequantize_4bit(theirs, state).flatten())
+
+
+@shared_format
+def test_a_nested_state_equals_bitsandbytes(native: Native, fmt: str) -> None:
+    weight = normal(192 * 576).view(192, 576) * 0.03
+    theirs, state = bitsandbytes.functional.quantize_4bit(
+        weight, blocksize=64, quant_type=THEIRS[fmt], compress_statistics=True
+    )
+    packed, absmax = native.quantize(weight, fmt, 64)
+    codes, nested_absmax = native.quantize_absmax(absmax, absmax.mean(), 256)
+    assert_same(packed, theirs.flatten())
+    assert_same(codes, state.absmax)
+    assert_same(nested_absmax, state.state2.absmax)
+    nested = c_weight(packed, codes, (nested_absmax, state.offset), fmt, 64, 256, weight.numel())
+    expected = bitsandbytes.functional.dequantize_4bit(theirs, state)
+    assert_same(native.dequantize(nested, torch.float32), expected.flatten())
