@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qlora_lab.ops.adamw import AdamW
+from qlora_lab.ops.adamw.optimizer import AdamW
 from qlora_lab.ops.native.cuda_adamw import CudaAdamw
 from qlora_lab.ops.native.cuda_library import CudaLibrary
 from qlora_lab.ops.native.cuda_pager import ManagedPager, Slab
