@@ -16,7 +16,7 @@ class ByteLevelTokenizer(ByT5Tokenizer):
     A model with more tokens, as big random ones have, may generate those too: they read as unk.
     """
 
-    def tokenize(self, text: str, **options: Any) -> list[str]:
+    def tokenize(self, text: str, **options: Any) -> list[str]:  # type: ignore[override]  # as the Python tokenizers do
         """Split a text; as in fast tokenizers, what `split_special_tokens` splits is special tokens alone."""
         added = [str(token) for token in self.added_tokens_decoder.values() if not token.special]
         plain = sorted(set(added).difference(self.all_special_tokens), key=len, reverse=True)
