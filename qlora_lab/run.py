@@ -5,15 +5,12 @@ The only module that joins the light chain (configuration, run folders, tracking
 """
 
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -34,7 +31,8 @@ from qlora_lab.models.loss import check_output_head
 from qlora_lab.models.packing import check_packing
 from qlora_lab.models.precision import computing_in
 from qlora_lab.models.special_tokens import fit_vocabulary
-from qlora_lab.models.warm import WarmBase, base_key, leaves_base_unchanged
+from qlora_lab.models.warm import WarmBase, base_key
+from qlora_lab.ops.blockwise.checks import DTYPES
 from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
 from qlora_lab.quant.quantizer import QuantizedShare, count_quantized
 from qlora_lab.runs.causes import STOPPED
@@ -42,20 +40,18 @@ from qlora_lab.runs.environment import environment
 from qlora_lab.runs.fingerprint import check_model_fingerprint
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, MetricsFile, RunFolder
 from qlora_lab.runs.lease import Lease
-from qlora_lab.runs.peak_memory import PeakRss
 from qlora_lab.tracking.session import NoSession, Session, open_session
 from qlora_lab.train.fit import FitResult, TrainingInterrupted, fit
+from qlora_lab.train.interrupt import stop_requests
+from qlora_lab.train.peak_memory import PeakMemory
 from qlora_lab.train.progress import progress_for
 from qlora_lab.train.rng import seed_everything
 from qlora_lab.wheels import default_cache_dir
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Record = Callable[[int, dict[str, float]], None]
 Clock = Callable[[], float]
 HEAD_CHECK_TOKENS = 8
 LOST = "lost"  # what `execute` says of an attempt that another one has replaced
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 LITTLE_QUANTIZED = 0.5  # of the matrix weights; below it the run says so
 
 
@@ -177,7 +173,7 @@ def build(config: RunConfig, bases: WarmBase | None = None) -> Workbench:
         labels=config.data.labels,
         cache_bases=config.paths.cache_bases,
     )
-    model = bases.model(base_key(config), load) if bases is not None and leaves_base_unchanged(config) else load()
+    model = load() if bases is None else bases.model(base_key(config), load)
     fit_vocabulary(model, tokenizer, config.model.new_tokens)
     check_output_head(model, torch.tensor([data.train[0].input_ids[:HEAD_CHECK_TOKENS]], device=model.device))
     if config.data.packing:
@@ -252,33 +248,6 @@ def _execute(
     }
 
 
-class PeakMemory:
-    """Peak memory of a run, section by section, of this run alone also where a process does several."""
-
-    def __init__(self, device: str) -> None:
-        self.highest: dict[str, float] = {}  # of all sections so far, by the metric's name
-        self._on_gpu = device == "cuda"
-        self._resident = PeakRss()
-        self._restart()
-
-    def end_section(self) -> dict[str, float]:
-        """Return the peaks since the last section ended; what cannot be known is left out."""
-        peaks: dict[str, float] = {}
-        resident = self._resident.peak_bytes()
-        if resident is not None:
-            peaks["peak_rss_bytes"] = resident
-        if self._on_gpu:
-            peaks["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
-        self.highest = {name: max(peak, self.highest.get(name, 0)) for name, peak in peaks.items()}
-        self._restart()
-        return peaks
-
-    def _restart(self) -> None:
-        self._resident.restart()
-        if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-
-
 def _say_what_was_built(bench: Workbench, config: RunConfig, run_id: str) -> None:
     print(f"run {run_id}: {bench.data.report.summary()}", flush=True)
     share = bench.quantized
@@ -313,7 +282,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
 
 
 def _train(bench: Workbench, config: RunConfig, folder: RunFolder, record: Record) -> FitResult:
-    with _stop_requests() as stop_requested:
+    with stop_requests() as stop_requested:
         return fit(
             bench.model,
             bench.data.train,
@@ -330,27 +299,6 @@ def _train(bench: Workbench, config: RunConfig, folder: RunFolder, record: Recor
             stop=stop_requested,
             progress=progress_for(sys.stdout),
         )
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGUSR2, which schedulers send first, into an answer to "shall I stop after this step?".
-
-    Once a stop was asked for, further signals change nothing, also after the block: the record is being written.
-    """
-    requested = False
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        requested = True
-
-    before = {signum: signal.signal(signum, handle) for signum in STOP_SIGNALS}
-    try:
-        yield lambda: requested
-    finally:
-        if not requested:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
 
 def _save_weights(bench: Workbench, config: RunConfig, folder: RunFolder) -> str:

@@ -12,7 +12,7 @@ import torch
 from rounds import Cell, main
 from torch import nn
 
-from qlora_lab.ops.adamw import AdamW
+from qlora_lab.ops.adamw.optimizer import AdamW
 from qlora_lab.ops.native.adamw import NativeAdamw
 from qlora_lab.ops.registry import KERNELS
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlora_lab.ops.adamw import AdamwStep, AdamwTensor
+from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
 from qlora_lab.ops.blockwise.op import dequantize_weight, quantize_absmax, quantize_blockwise, quantized_linear
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.lora.op import lora_linear

@@ -27,7 +27,12 @@ constexpr unsigned WARP = 32;
 constexpr unsigned ALL_LANES = 0xFFFFFFFFu;
 constexpr int64_t LARGEST_GRID = 0x7FFFFFFF;
 
-inline int status_of(cudaError_t error) { return error == cudaSuccess ? QLK_OK : QLK_CUDA_ERROR + static_cast<int>(error); }
+// Said once: an error that stays noted would be taken for that of the next launch.
+inline int status_of(cudaError_t error) {
+    if (error == cudaSuccess) return QLK_OK;
+    cudaGetLastError();
+    return QLK_CUDA_ERROR + static_cast<int>(error);
+}
 
 // kernel(arguments...) on `blocks` blocks of `threads` threads.
 template <typename... Parameters, typename... Arguments>
@@ -38,11 +43,11 @@ int launch(void (*kernel)(Parameters...), int64_t blocks, unsigned threads, void
     (void)stream;
     auto call = [&] { kernel(arguments...); };
     const auto body = [](void *it) { (*static_cast<decltype(call) *>(it))(); };
-    return status_of(static_cast<cudaError_t>(emu::run_grid(grid, dim3(threads), body, &call)));
+    emu::run_grid(grid, dim3(threads), body, &call);
 #else
     kernel<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
-    return status_of(cudaGetLastError());
 #endif
+    return status_of(cudaGetLastError());
 }
 
 QLK_HD int64_t divide_up(int64_t count, int64_t size) { return count / size + (count % size != 0); }

@@ -59,7 +59,7 @@ int lane();
 void *shared(const void *key, size_t bytes, size_t alignment);
 
 using Body = void (*)(void *kernel_and_arguments);
-int run_grid(dim3 grid, dim3 block, Body body, void *kernel_and_arguments);
+void run_grid(dim3 grid, dim3 block, Body body, void *kernel_and_arguments);
 
 template <typename T>
 struct Lanes {

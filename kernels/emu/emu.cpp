@@ -261,7 +261,7 @@ void *shared(const void *key, size_t bytes, size_t alignment) {
     return block.shared + start;
 }
 
-int run_grid(dim3 grid, dim3 threads, Body body, void *argument) {
+void run_grid(dim3 grid, dim3 threads, Body body, void *argument) {
     const size_t size = static_cast<size_t>(threads.x) * threads.y * threads.z;
     block.failure.clear();
     if (size == 0 || size > MOST_THREADS || size % WARP != 0) {
@@ -288,10 +288,9 @@ int run_grid(dim3 grid, dim3 threads, Body body, void *argument) {
                               static_cast<unsigned>(index / (uint64_t{grid.x} * grid.y)));
         run_block(count % 2 == 1);
     }
-    if (block.failure.empty()) return cudaSuccess;
+    if (block.failure.empty()) return;
     last_failure = block.failure;
     last_error = cudaErrorLaunchFailure;
-    return last_error;
 }
 
 }  // namespace emu
@@ -330,7 +329,8 @@ cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 
 cudaError_t cudaMallocManaged(void **memory, size_t bytes, unsigned) {
     *memory = std::malloc(bytes);
-    return *memory == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+    if (*memory != nullptr) return cudaSuccess;
+    return emu::last_error = cudaErrorMemoryAllocation;
 }
 
 cudaError_t cudaFree(void *memory) { return std::free(memory), cudaSuccess; }

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_lab.config.architecture import check_task
+from qlora_lab.config.families import POSITION_OFFSET
 from qlora_lab.config.placement import CLASSIFIER_HEADS
 from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, ModelConfig, QuantConfig
 from qlora_lab.errors import ModelError, QloraLabError
@@ -173,6 +174,8 @@ def _check_config(config: PreTrainedConfig, model: ModelConfig, location: Locati
     if model.architecture is not None:
         check_architecture(config, model.architecture, location.name)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and config.model_type == "roberta":
+        positions -= POSITION_OFFSET  # its first rows are no token's
     if positions is not None and model.max_length_tokens > positions:
         raise ModelError(
             f"model.max_length_tokens must be at most {positions}, the positions of {location.name}; "

@@ -23,26 +23,28 @@ class WarmBase:
         self._key: str | None = None
         self._base: PreTrainedModel | None = None
 
-    def model(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-        """Return the model of `key`, loading it unless it is the one that is kept."""
+    def model(self, key: str | None, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """Return the model of `key`, loading it unless it is the one that is kept; one without a key is not kept."""
         if self._base is None or self._key != key:
             self._base = None  # freed before the next one is loaded: both might not fit
+            if key is None:
+                return load()
             self._base, self._key = load(), key
         shared: dict[int, Any] = {id(tensor): tensor for tensor in _tensors(self._base)}
         return copy.deepcopy(self._base, shared)
 
 
-def leaves_base_unchanged(config: RunConfig) -> bool:
-    """Say whether a run trains adapters and nothing else, so that the next one can start from the same tensors."""
+def base_key(config: RunConfig) -> str | None:
+    """Return what two runs have in common when their base models are the same, as text.
+
+    None for a run that trains more than adapters, so that the next one could not start from the same tensors.
+    """
     adapter, model = config.adapter, config.model
     only_adapters = adapter.kind == "lora" and not adapter.trained_modules
-    return only_adapters and not model.new_tokens and model.task != CLASSIFICATION
-
-
-def base_key(config: RunConfig) -> str:
-    """Return what two runs have in common when their base models are the same, as text."""
-    random = config.seed if config.model.source == "random" else None
-    parts = asdict(config.model), asdict(config.quant), config.trainer.compute_dtype, config.trainer.device, random
+    if not only_adapters or model.new_tokens or model.task == CLASSIFICATION:
+        return None
+    random = config.seed if model.source == "random" else None
+    parts = asdict(model), asdict(config.quant), config.trainer.compute_dtype, config.trainer.device, random
     return json.dumps(parts, sort_keys=True)
 
 

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from qlora_lab.ops.adamw import AdamwKernels, AdamwStep, AdamwTensor, StateMemory
+from qlora_lab.ops.adamw.optimizer import AdamwKernels, StateMemory
+from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
 
 WINDOW_BYTES = 64 * 2**20  # of states: some milliseconds of the bus, so that the first window is not long in coming
 RESERVE_SHARE = 1 / 16  # of the GPU's memory that must be free for states to stay
@@ -66,7 +67,7 @@ class Pager(StateMemory, Protocol):
 
 
 class PagedKernels:
-    """`ops.adamw.AdamwKernels` that update paged states window by window, with the kernels of ordinary ones."""
+    """`ops.adamw.optimizer.AdamwKernels` that update paged states window by window, with kernels of ordinary ones."""
 
     def __init__(self, kernels: AdamwKernels, pager: Pager, policy: PagingPolicy) -> None:
         self._kernels = kernels

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from qlora_lab.errors import RunFolderError, TrainingError
 from qlora_lab.hashing import file_sha256
-from qlora_lab.ops.adamw import AdamW
+from qlora_lab.ops.adamw.optimizer import AdamW
 from qlora_lab.runs.lease import Lease
 from qlora_lab.train.optimizer import ScaledStep
 from qlora_lab.train.rng import RngState

@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from qlora_lab.errors import QloraLabError
 
 logger = logging.getLogger(__name__)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class TrainingInterrupted(QloraLabError):
@@ -68,3 +69,24 @@ def as_usual_exceptions(ctrl_c: CtrlC) -> Iterator[None]:
         raise
     if ctrl_c.pressed:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and SIGUSR2, which schedulers send first, into an answer to "shall I stop after this step?".
+
+    Once a stop was asked for, further signals change nothing, also after the block: the record is being written.
+    """
+    requested = False
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        requested = True
+
+    before = {signum: signal.signal(signum, handle) for signum in STOP_SIGNALS}
+    try:
+        yield lambda: requested
+    finally:
+        if not requested:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qlora_lab.config.schema import OptimConfig
 from qlora_lab.errors import TrainingError
-from qlora_lab.ops.adamw import AdamW, AdamwKernels
+from qlora_lab.ops.adamw.optimizer import AdamW, AdamwKernels
 from qlora_lab.ops.native.adamw import NativeAdamw
 from qlora_lab.ops.native.cuda_adamw import CudaAdamw
 from qlora_lab.ops.native.cuda_pager import ManagedPager

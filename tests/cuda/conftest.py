@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qlora_lab.ops.adamw import AdamwKernels, AdamwStep, AdamwTensor
+from qlora_lab.ops.adamw.optimizer import AdamwKernels
+from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
 from qlora_lab.ops.native.cuda_adamw import CudaAdamw
 from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary
 from qlora_lab.ops.native.cuda_ops import CudaOps, CudaStreams, InOrder

@@ -33,12 +33,16 @@ def include_folders(scratch: Path) -> list[Path]:
     return [KERNELS / "include", scratch / "include", KERNELS, KERNELS / "cuda"]
 
 
+def digest_of_sources(*further: bytes) -> str:
+    """Return what changes whenever a source of the kernels does, or `further`."""
+    inputs = sorted(p for p in KERNELS.rglob("*") if p.suffix in (".cu", ".cuh", ".h", ".cpp"))
+    inputs += [KERNELS / "generate_tables.py", ROOT / "qlora_lab" / "ops" / "formats.py", Path(__file__)]
+    return hashlib.sha256(b"".join([*(path.read_bytes() for path in inputs), *further])).hexdigest()[:16]
+
+
 def build(name: str, *extra: Path, sanitize: bool = False, shared: bool = True) -> Path:
     """Return a library (or a program) of the emulated kernels and `extra` sources, built anew if anything changed."""
-    inputs = [*sorted(p for p in KERNELS.rglob("*") if p.suffix in (".cu", ".cuh", ".h", ".cpp")), Path(__file__)]
-    inputs += [KERNELS / "generate_tables.py", ROOT / "qlora_lab" / "ops" / "formats.py"]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*inputs, *extra))).hexdigest()[:16]
-    target = ROOT / "build" / "emulated" / digest / name
+    target = ROOT / "build" / "emulated" / digest_of_sources(*(path.read_bytes() for path in extra)) / name
     if target.exists():
         return target
     flags = [*FLAGS, "-O1", *(SANITIZED if sanitize else ())]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda.emulator import SOURCES, include_folders
+from tests.cuda.emulator import ROOT, SOURCES, digest_of_sources, include_folders
 
 NVCC = shutil.which("nvcc")
 EVERYTHING = "QLORA_LAB_GATE" in os.environ  # the other GPU and PTX too: three times as long
@@ -37,16 +37,21 @@ class Kernel:
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """The cubin of each source, and what ptxas said of it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    includes = [f"-I{path}" for path in include_folders(folder)]
-    command = [NVCC, "-std=c++17", "-O3", "-fmad=false", "--resource-usage", f"-arch={request.param}", *includes]
+    """The cubin of each source, and what ptxas said of it; kept until a source changes, or nvcc."""
+    options = ["-std=c++17", "-O3", "-fmad=false", "--resource-usage", f"-arch={request.param}"]
+    version = subprocess.run([NVCC, "--version"], check=True, capture_output=True).stdout
+    folder = ROOT / "build" / "cubins" / digest_of_sources(version, Path(__file__).read_bytes()) / request.param
+    folder.mkdir(parents=True, exist_ok=True)
+    includes = [f"-I{path}" for path in include_folders(tmp_path_factory.mktemp(request.param))]
 
     def compile_(source: Path) -> tuple[Path, str]:
-        cubin = folder / f"{source.stem}.cubin"
-        done = subprocess.run([*command, "-cubin", source, "-o", cubin], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return cubin, done.stdout + done.stderr
+        cubin, report = folder / f"{source.stem}.cubin", folder / f"{source.stem}.txt"
+        if not report.exists():  # it is written last
+            command = [NVCC, *options, *includes, "-cubin", source, "-o", cubin]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            report.write_text(done.stdout + done.stderr)
+        return cubin, report.read_text()
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return dict(zip((source.stem for source in SOURCES), pool.map(compile_, SOURCES), strict=True))

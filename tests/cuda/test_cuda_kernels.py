@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import qlora_lab.ops.lora.op  # noqa: F401  # registers its ops
-from qlora_lab.ops.adamw import AdamwKernels, AdamwStep, AdamwTensor, adamw_, gradient_norm
+from qlora_lab.ops.adamw.optimizer import AdamwKernels
+from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor, adamw_, gradient_norm
 from qlora_lab.ops.blockwise import reference
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.formats import FORMATS
@@ -240,17 +241,24 @@ def adamw_tensors(bits: int, block_size: int = 256) -> list[AdamwTensor]:
     return tensors
 
 
+def assert_updates_alike(
+    kernels: AdamwKernels, ours: list[AdamwTensor], expected: list[AdamwTensor], step: AdamwStep
+) -> None:
+    """Update `ours` with the kernels and `expected` with the reference, and compare every tensor."""
+    kernels.update(ours, step)
+    adamw_(expected, step)
+    for pair in zip(ours, expected, strict=True):
+        for actual, value in zip(*(tensor[:6] for tensor in pair), strict=True):
+            if actual is not None:
+                assert_same(actual, value)
+
+
 @pytest.mark.parametrize(("bits", "block_size"), [(32, 256), (8, 32), (8, 256), (8, 1024), (8, 4096)])
 def test_adamw_gives_the_bits_of_the_reference(adamw_kernels: AdamwKernels, bits: int, block_size: int) -> None:
     ours, expected = adamw_tensors(bits, block_size), adamw_tensors(bits, block_size)
     for number in range(1, 4):
         step = AdamwStep(1e-2, 0.9, 0.99, 1e-8, number, gradient_scale=0.7, block_size=block_size)
-        adamw_kernels.update(ours, step)
-        adamw_(expected, step)
-        for tensors in zip(ours, expected, strict=True):
-            for actual, value in zip(*(tensor[:6] for tensor in tensors), strict=True):
-                if actual is not None:
-                    assert_same(actual, value)
+        assert_updates_alike(adamw_kernels, ours, expected, step)
 
 
 def test_adamw_of_gradients_that_are_not_finite(adamw_kernels: AdamwKernels) -> None:
@@ -258,13 +266,7 @@ def test_adamw_of_gradients_that_are_not_finite(adamw_kernels: AdamwKernels) -> 
     for tensors in (ours, expected):
         tensors[3].gradient[17] = math.nan
         tensors[5].gradient[300] = math.inf
-    step = AdamwStep(1e-2, 0.9, 0.99, 1e-8, 1)
-    adamw_kernels.update(ours, step)
-    adamw_(expected, step)
-    for tensors_ in zip(ours, expected, strict=True):
-        for actual, value in zip(*(tensor[:6] for tensor in tensors_), strict=True):
-            if actual is not None:
-                assert_same(actual, value)
+    assert_updates_alike(adamw_kernels, ours, expected, AdamwStep(1e-2, 0.9, 0.99, 1e-8, 1))
 
 
 def test_the_gradient_norm_is_that_of_the_reference(adamw_kernels: AdamwKernels) -> None:

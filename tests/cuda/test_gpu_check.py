@@ -1,6 +1,5 @@
 """`make gpu-check` goes on after a failure, keeps to its time, and says why it left something out."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -9,17 +8,12 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "kernels" / "bench" / "gpu_check.py"
+from tests.cuda.scripts import FOLDER, load_script
 
 
 @pytest.fixture(scope="module")
 def gpu_check() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("gpu_check")
 
 
 class FakeMachine:
@@ -107,4 +101,4 @@ def test_every_step_names_its_commands(gpu_check: ModuleType, monkeypatch: pytes
     for words in (words for listed in commands.values() for words in listed):
         for word in words:
             if word.startswith(("kernels/", "tests/")):
-                assert (SCRIPT.parents[2] / word).exists(), word
+                assert (FOLDER.parents[1] / word).exists(), word

@@ -1,28 +1,19 @@
 """The memory proof trains what it says: a quantized LLaMA with adapters, on this machine a tiny one."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 from qlora_lab.quant.linear import QuantizedLinear
+from tests.cuda.scripts import load_script
 
-SCRIPT = Path(__file__).parents[2] / "kernels" / "bench" / "memory_proof.py"
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def proof() -> ModuleType:
-    import sys
-
-    spec = importlib.util.spec_from_file_location("memory_proof", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["memory_proof"] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("memory_proof")
 
 
 def test_the_model_is_whole_and_quantized(proof: ModuleType) -> None:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qlora_lab.ops.adamw import AdamW
+from qlora_lab.errors import KernelError
+from qlora_lab.ops.adamw.optimizer import AdamW
 from qlora_lab.ops.native.cuda_adamw import CudaAdamw
 from qlora_lab.ops.native.cuda_library import CudaLibrary
+from qlora_lab.ops.native.cuda_ops import CudaOps, Streams
 from qlora_lab.ops.native.cuda_pager import ManagedPager, Slab
 from qlora_lab.ops.paging import PagedKernels, PagingPolicy
 from qlora_lab.ops.registry import CUDA_KERNELS
@@ -26,6 +28,13 @@ def test_a_slab_hands_out_aligned_pieces_of_its_memory(emulated: CudaLibrary) ->
     assert slab.left == 4096 - 256 - 256 - 512
     ctypes.memset(slab.address, 0x5A, 4096)
     assert ctypes.string_at(addresses[2], 300) == b"\x5a" * 300
+
+
+def test_memory_that_is_refused_fails_no_launch_after_it(emulated: CudaLibrary, streams: Streams) -> None:
+    with pytest.raises(KernelError, match="qlk_cuda_managed_allocate: out of memory"):
+        Slab(emulated, 2**60, device=0)
+    packed, _ = CudaOps(emulated, streams).quantize_blockwise(torch.zeros(64), "nf4", 64)
+    assert packed.numel() == 32
 
 
 def parameters() -> list[Tensor]:

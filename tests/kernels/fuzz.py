@@ -23,6 +23,7 @@ from torch import Tensor
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE, SIGNATURES, AdamwView
 from tests.kernels.fuzz_calls import BAD_ISA, ENTRIES, NO_MEMORY, OK, Arguments, Case
 
+EXPECT_WRITES = "qlk_cpu_expect_writes"
 KEPT = {"parts", "matrices", "kept"}  # not arguments, but what they point to
 
 
@@ -47,8 +48,8 @@ def is_empty(arguments: Arguments) -> bool:
     return 0 in sizes or any(view.numel == 0 for view in arguments.get("tensors", ()))
 
 
-def spoil(arguments: Arguments, name: str, value: Any) -> Any:
-    """Put a bad value into a call; return what keeps it alive."""
+def spoil(arguments: Arguments, name: str, value: Any) -> None:
+    """Put a bad value into a call."""
     outer, _, field = name.partition(".")
     if not field:
         arguments[outer] = value
@@ -85,20 +86,24 @@ def load(path: Path) -> dict[str, Any]:
     library = ctypes.CDLL(str(path))
     functions: dict[str, Any] = {"use_isa": library.qlk_cpu_use_isa, "isas": library.qlk_cpu_isas}
     functions["isas"].restype = ctypes.c_char_p
-    for entry in ENTRIES:
+    for entry in (*ENTRIES, EXPECT_WRITES):
         functions[entry] = getattr(library, entry)
         functions[entry].argtypes = SIGNATURES[entry]
     return functions
 
 
 def check_what_no_draw_gives(functions: dict[str, Any]) -> None:
-    """Sizes that fit 64 bits but no memory, and an unknown instruction set; nothing is read or written."""
+    """Sizes that fit 64 bits but no memory, an unknown instruction set, and advice; nothing is read or written."""
     somewhere = torch.zeros(8)
     tensor = (AdamwView * 1)(AdamwView(gradient=somewhere.data_ptr(), numel=2**58))
     numbers = ctypes.c_double(), ctypes.c_int64()
     status = functions["qlk_cpu_gradient_norm"](tensor, 1, 1.0, *map(byref, numbers), 1)
     assert status == NO_MEMORY, status
     assert functions["use_isa"](b"avx3") == BAD_ISA
+    large = torch.full((9_000_001,), 7, dtype=torch.uint8)  # from 8 MiB on
+    for memory, size in ((large.data_ptr(), large.numel()), (large.data_ptr(), -1), (None, 2**62)):
+        assert functions[EXPECT_WRITES](memory, size) == OK
+    assert (large == 7).all()
 
 
 def main() -> None:

@@ -183,30 +183,23 @@ PRODUCT_SPOILERS: Spoilers = [*WEIGHT_SPOILERS, ("dtype", (2, *BAD_DTYPES), BAD_
 
 
 def linear(case: Case) -> Built:
-    rows, out_features, in_features, dtype, weight, parts = product(case)
-    arguments = {
-        "x": case.values(rows * in_features, DTYPES[dtype]),
-        "dtype": dtype,
-        "rows": rows,
-        "weight": weight,
-        "bias": case.values(out_features, DTYPES[dtype]) if case.random.random() < 0.5 else None,
-        "out": case.output(rows * out_features, DTYPES[dtype]),
-        "parts": parts,
-    }
-    return arguments, [*PRODUCT_SPOILERS, *nulls("x", "out")]
+    return one_product(case, "x")
 
 
 def linear_grad_input(case: Case) -> Built:
+    return one_product(case, "grad_output")
+
+
+def one_product(case: Case, left: str) -> Built:
+    """Return a product with the weight, or where `left` is grad_output with its transpose."""
     rows, out_features, in_features, dtype, weight, parts = product(case)
-    arguments = {
-        "grad_output": case.values(rows * out_features, DTYPES[dtype]),
-        "dtype": dtype,
-        "rows": rows,
-        "weight": weight,
-        "out": case.output(rows * in_features, DTYPES[dtype]),
-        "parts": parts,
-    }
-    return arguments, [*PRODUCT_SPOILERS, *nulls("grad_output", "out")]
+    forward = left == "x"
+    read, written = (in_features, out_features) if forward else (out_features, in_features)
+    arguments = {left: case.values(rows * read, DTYPES[dtype]), "dtype": dtype, "rows": rows, "weight": weight}
+    if forward:
+        arguments["bias"] = case.values(out_features, DTYPES[dtype]) if case.random.random() < 0.5 else None
+    arguments |= {"out": case.output(rows * written, DTYPES[dtype]), "parts": parts}
+    return arguments, [*PRODUCT_SPOILERS, *nulls(left, "out")]
 
 
 def adapter(case: Case, out_features: int, in_features: int) -> tuple[AdapterView, list[Tensor]]:

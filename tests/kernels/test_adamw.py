@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qlora_lab.ops import adamw
-from qlora_lab.ops.adamw import AdamwStep, AdamwTensor
+from qlora_lab.ops.adamw import reference as adamw
+from qlora_lab.ops.adamw.optimizer import AdamW
+from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
 from qlora_lab.ops.native.library import AdamwView
 
 OK, BAD_BLOCK_SIZE, BAD_SIZE, NULL_POINTER = 0, 2, 4, 5
@@ -352,7 +353,7 @@ def test_an_optimizer_takes_the_same_steps_with_native_kernels(library: ctypes.C
     for kernels in (None, NativeKernels(library, threads=2)):
         generator = torch.Generator().manual_seed(7)
         parameters = [torch.randn(shape, generator=generator) for shape in ((70, 70), (5,), (64, 65))]
-        optimizer = adamw.AdamW(parameters, lr=1e-2, bits=bits, kernels=kernels)
+        optimizer = AdamW(parameters, lr=1e-2, bits=bits, kernels=kernels)
         for _ in range(3):
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape, generator=generator)

@@ -25,7 +25,8 @@ def test_equals_bitsandbytes(
     theirs, state = bitsandbytes.functional.quantize_4bit(weight, blocksize=block_size, quant_type=THEIRS[fmt])
     assert_same(packed, theirs.flatten())
     assert_same(absmax, state.absmax)
-    if dtype != torch.float16:
+    # From blocks of 2048 on bitsandbytes compiles a function of torch first, which takes seconds.
+    if dtype != torch.float16 and block_size < 2048:
         ours = native.dequantize(c_weight(packed, absmax, None, fmt, block_size, 0, weight.numel()), dtype)
         assert_same(ours, bitsandbytes.functional.dequantize_4bit(theirs, state).flatten())
 

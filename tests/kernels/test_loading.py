@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,50 @@ import pytest
 import torch
 
 from qlora_lab.errors import KernelError
+from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.native.ctypes_ops import CtypesOps
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE, Library
-from qlora_lab.ops.native.load import BINDING_FILE, OPS
+from qlora_lab.ops.native.load import BINDING_FILE, OPS, load_kernels
 from qlora_lab.ops.registry import KERNELS
 from tests.ops.op_calls import IN, arguments
 
 native = pytest.mark.skipif(KERNELS.library is None, reason=f"no native kernels: {KERNELS.reason}")
 
 
-def first_line_of_doctor(**variables: str) -> str:
+Load = Callable[[Path], str]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Load the kernels of a folder for ops of another name, and return what is said of them."""
+    elsewhere = torch.library.Library("qlora_lab_elsewhere", "FRAGMENT")
+
+    def kernels_of(folder: Path) -> str:
+        monkeypatch.setenv(PATH_VARIABLE, str(folder))
+        return str(load_kernels(elsewhere))
+
+    yield kernels_of
+    elsewhere._destroy()
+
+
+@pytest.fixture
+def without_binding(tmp_path: Path) -> Path:
+    """A folder with a copy of the library alone; a copy is loaded anew, and reads its variables anew."""
+    assert KERNELS.library is not None
+    return Path(shutil.copy(KERNELS.library.path, tmp_path / FILE)).parent
+
+
+def test_the_doctor_says_which_kernels_run() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "qlora_lab.doctor"],
-        env={**os.environ, **variables},
+        env={**os.environ, PATH_VARIABLE: "reference"},
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parents[2],
     )
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("kernels"))
-    return line.removeprefix("kernels").strip()
+    assert line.removeprefix("kernels").strip() == f"reference (pure torch): {PATH_VARIABLE}=reference asks for it"
 
 
 @pytest.mark.skipif(PATH_VARIABLE in os.environ, reason=f"{PATH_VARIABLE} chooses the kernels")
@@ -43,32 +68,29 @@ def test_where_there_is_a_compiler_the_native_kernels_run() -> None:
 
 
 @native
-def test_without_the_binding_ctypes_calls_the_library(tmp_path: Path) -> None:
+def test_without_the_binding_ctypes_calls_the_library(without_binding: Path, load: Load) -> None:
     assert KERNELS.library is not None
-    shutil.copy(KERNELS.library.path, tmp_path / FILE)
-    line = first_line_of_doctor(**{PATH_VARIABLE: str(tmp_path)})
-    assert line == f"native {KERNELS.library.isas[-1]} (ctypes: {BINDING_FILE} was not built)"
+    assert load(without_binding) == f"native {KERNELS.library.isas[-1]} (ctypes: {BINDING_FILE} was not built)"
 
 
-def test_without_the_library_the_references_run(tmp_path: Path) -> None:
-    line = first_line_of_doctor(**{PATH_VARIABLE: str(tmp_path)})
-    assert line.startswith(f"reference (pure torch): no {FILE} in {tmp_path}")
-    assert first_line_of_doctor(**{PATH_VARIABLE: "reference"}).endswith("=reference asks for it")
+def test_without_the_library_the_references_run(tmp_path: Path, load: Load) -> None:
+    assert load(tmp_path).startswith(f"reference (pure torch): no {FILE} in {tmp_path}")
 
 
-def test_a_damaged_library_is_named(tmp_path: Path) -> None:
+def test_a_damaged_library_is_named(tmp_path: Path, load: Load) -> None:
     (tmp_path / FILE).write_bytes(b"not a library")
-    line = first_line_of_doctor(**{PATH_VARIABLE: str(tmp_path)})
-    assert line.startswith(f"reference (pure torch): {FILE} does not load")
+    assert load(tmp_path).startswith(f"reference (pure torch): {FILE} does not load")
 
 
 @native
-def test_an_unknown_instruction_set_is_refused() -> None:
+def test_an_unknown_instruction_set_is_refused(
+    without_binding: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert KERNELS.library is not None
-    folder = str(KERNELS.library.path.parent)
-    line = first_line_of_doctor(**{PATH_VARIABLE: folder, "QLK_ISA": "avx3"})
-    assert "must be one of scalar, avx2, avx512; got 'avx3'; did you mean 'avx2'?" in line
-    assert first_line_of_doctor(**{PATH_VARIABLE: folder, "QLK_ISA": "scalar"}).startswith("native scalar")
+    monkeypatch.setenv("QLK_ISA", "avx3")
+    assert "must be one of scalar, avx2, avx512; got 'avx3'; did you mean 'avx2'?" in load(without_binding)
+    monkeypatch.setenv("QLK_ISA", "scalar")
+    assert load(without_binding).startswith("native scalar")
     with pytest.raises(KernelError, match="does not have that instruction set"):
         KERNELS.library.use_isa("avx3")
 
@@ -77,7 +99,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert KERNELS.library is not None
     monkeypatch.setattr("qlora_lab.ops.native.library.VERSION", 99)
-    with pytest.raises(KernelError, match="is of version 2 and this code needs 99; build the kernels again"):
+    with pytest.raises(KernelError, match=r"is of version \d+ and this code needs 99; build the kernels again"):
         Library(KERNELS.library.path)
 
 
@@ -95,6 +117,18 @@ def test_both_bindings_compute_the_same_bits(op: str, dtype: torch.dtype) -> Non
     for through_torch, through_ctypes in zip(*results, strict=True):
         assert through_torch.dtype == through_ctypes.dtype
         assert torch.equal(through_torch, through_ctypes)
+
+
+@native
+def test_large_weights_are_expanded_alike_wherever_their_memory_comes_from() -> None:
+    assert KERNELS.library is not None
+    numel = 3 * 2**20  # over 8 MiB in float32, for which the system is asked for large pages
+    packed, absmax = torch.arange(numel // 2).to(torch.uint8), torch.rand(numel // 64)
+    weight = PackedWeight(packed, absmax, None, None, "nf4", 64, 256, 3 * 2**10, 2**10)
+    expected = torch.empty(3 * 2**10, 2**10)
+    torch.ops.qlora_lab.dequantize_weight_into(*weight, expected)
+    assert torch.equal(torch.ops.qlora_lab.dequantize_weight(*weight, torch.float32), expected)
+    assert torch.equal(CtypesOps(KERNELS.library).dequantize_weight(*weight, torch.float32), expected)
 
 
 @native

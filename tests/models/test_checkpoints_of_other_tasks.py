@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM, T5Config, T5ForConditionalGeneration
 
@@ -17,36 +17,25 @@ from qlora_lab.errors import ModelError
 from qlora_lab.models.load import load_model
 from qlora_lab.models.loss import check_output_head, target_loss
 from qlora_lab.quant.linear import QuantizedLinear
+from tests.models.loading import PLAIN, edit_weights
+from tests.tiny_models import T5
 
-T5 = ArchitectureConfig("t5", 32, 2, 2, 2, 48, 40, max_position=64, num_decoder_layers=1, head_size=8)
-PLAIN = QuantConfig(format="none", double_quant=False)
+T5_ARCHITECTURE = ArchitectureConfig("t5", 32, 2, 2, 2, 48, 40, max_position=64, num_decoder_layers=1, head_size=8)
 
 
 def flan(folder: Path, *, own_head: bool = True) -> Path:
     """Save a T5 as the v1.1 and Flan checkpoints are: config.json says untied, and the file has both matrices."""
-    config = T5Config(
-        vocab_size=40,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=2,
-        num_decoder_layers=1,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-        decoder_start_token_id=0,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        T5ForConditionalGeneration(config).save_pretrained(folder)
+        T5ForConditionalGeneration(T5Config(**T5)).save_pretrained(folder)
     values = json.loads((folder / "config.json").read_text())
     values["tie_word_embeddings"] = False
     values.pop("scale_decoder_outputs", None)  # transformers 5 adds it; no file on the hub has it
     (folder / "config.json").write_text(json.dumps(values))
-    weights = load_file(folder / "model.safetensors")
-    weights.pop("lm_head.weight", None)
+    edit_weights(folder, lambda weights: weights.pop("lm_head.weight", None))
     if own_head:
-        weights["lm_head.weight"] = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        head = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
+        edit_weights(folder, lambda weights: weights.update({"lm_head.weight": head}))
     return folder
 
 
@@ -68,7 +57,7 @@ def batch() -> dict[str, Tensor]:
 @pytest.mark.parametrize("quant", [PLAIN, QuantConfig()], ids=["plain", "nf4"])
 def test_the_head_of_its_own_is_used(quant: QuantConfig, tmp_path: Path) -> None:
     folder = flan(tmp_path / "flan")
-    model = loaded(folder, quant, architecture=T5)
+    model = loaded(folder, quant, architecture=T5_ARCHITECTURE)
     weights = load_file(folder / "model.safetensors")
     assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
     assert torch.equal(model.shared.weight, weights["shared.weight"])
@@ -93,7 +82,7 @@ def test_a_lost_head_is_refused(tmp_path: Path) -> None:
     ("number", "value", "has"), [("tie_embeddings", True, False), ("num_decoder_layers", 2, 1), ("head_size", 16, 8)]
 )
 def test_numbers_that_contradict_the_checkpoint_are_refused(number: str, value: Any, has: Any, tmp_path: Path) -> None:
-    numbers = ArchitectureConfig(**{**vars(T5), number: value})
+    numbers = ArchitectureConfig(**{**vars(T5_ARCHITECTURE), number: value})
     with pytest.raises(ModelError, match=rf"model\.architecture\.{number} is {value}, but .* has {has}; correct it"):
         loaded(flan(tmp_path / "flan"), architecture=numbers)
 
@@ -103,7 +92,7 @@ def test_full_fine_tuning_keeps_both_matrices(tmp_path: Path) -> None:
     train_everything(model)
     assert model.lm_head.weight.requires_grad
     save_full(model, tmp_path / "tuned")
-    again = loaded(tmp_path / "tuned", architecture=T5)
+    again = loaded(tmp_path / "tuned", architecture=T5_ARCHITECTURE)
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     assert torch.equal(again.shared.weight, model.shared.weight)
     torch.testing.assert_close(
@@ -144,8 +133,11 @@ def test_the_new_head_of_a_classifier_is_drawn_from_the_seed(encoder: Path) -> N
 
 
 def test_weights_that_an_encoder_lacks_are_not_made_up(encoder: Path) -> None:
-    weights = load_file(encoder / "model.safetensors")
-    weights.pop("roberta.encoder.layer.1.attention.self.query.weight")
-    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    edit_weights(encoder, lambda weights: weights.pop("roberta.encoder.layer.1.attention.self.query.weight"))
     with pytest.raises(ModelError, match=r"lacks 1 of the model's weights.*attention\.self\.query\.weight"):
         loaded(encoder, task="classification", labels=["a", "b"], max_length_tokens=32)
+
+
+def test_rows_longer_than_an_encoder_numbers_are_refused(encoder: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.max_length_tokens must be at most 32, the positions of .*; got 33"):
+        loaded(encoder, task="classification", labels=["a", "b"], max_length_tokens=33)

@@ -1,11 +1,14 @@
 """A base model kept for the next run: the same tensors, and nothing of the run before."""
 
+import weakref
+
+import pytest
 import torch
 
 from qlora_lab.adapters.lora import add_adapters
 from qlora_lab.config.schema import RunConfig
+from qlora_lab.models.load import load_model
 from qlora_lab.models.warm import WarmBase, base_key
-from qlora_lab.run import DTYPES, load_model
 from tests.helpers import composed
 
 
@@ -13,7 +16,7 @@ def load(config: RunConfig) -> object:
     return load_model(
         config.model,
         config.quant,
-        compute_dtype=DTYPES["float32"],
+        compute_dtype=torch.float32,
         device="cpu",
         cache_dir=None,  # type: ignore[arg-type]  # random weights lie nowhere
         seed=config.seed,
@@ -46,3 +49,21 @@ def test_another_base_is_loaded_anew() -> None:
     for key in ("a", "a", "b", "a"):
         warm.model(key, lambda key=key: loaded.append(key) or torch.nn.Linear(1, 1))  # type: ignore[misc, return-value]
     assert loaded == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["adapter=none", "quant=none"], ["adapter.trained_modules=[embed_tokens]"], ["model.new_tokens=['<x>']"]],
+)
+def test_a_run_that_changes_its_base_gets_its_own_alone_in_memory(overrides: list[str]) -> None:
+    warm = WarmBase()
+    kept = weakref.ref(warm.model("key", lambda: torch.nn.Linear(1, 1))._parameters["weight"])  # type: ignore[arg-type, return-value]
+    assert kept() is not None
+
+    def load() -> torch.nn.Module:
+        assert kept() is None, "both might not fit"
+        return torch.nn.Linear(1, 1)
+
+    key = base_key(composed("model=tiny_random", *overrides))
+    assert key is None
+    assert warm.model(key, load) is not warm.model(key, load)  # type: ignore[arg-type]

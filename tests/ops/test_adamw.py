@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from qlora_lab.errors import ConfigError, RunFolderError, ShapeError
-from qlora_lab.ops import adamw
-from qlora_lab.ops.adamw import AdamW
+from qlora_lab.ops.adamw import reference as adamw
+from qlora_lab.ops.adamw.optimizer import AdamW, ReferenceKernels
 
 SHAPES = ((64, 80), (80,), (16, 1000), (1,))  # the first and the third have 8-bit states on request
 
@@ -179,7 +179,7 @@ def test_groups_have_their_own_values() -> None:
 
 
 def test_tensors_of_one_update_go_out_in_one_call() -> None:
-    class Counting(adamw.ReferenceKernels):
+    class Counting(ReferenceKernels):
         calls: list[int] = []  # noqa: RUF012  # of this one test
 
         def update(self, tensors: list[adamw.AdamwTensor], step: adamw.AdamwStep) -> None:

@@ -19,7 +19,6 @@ from tests.ops.op_calls import arguments
 DIFFERENTIABLE = {"quantized_linear": (0, 10), "quantized_linear_grad_input": (0,), "lora_linear": (0, 11, 12)}
 every_op = pytest.mark.parametrize("op", OPS)
 KINDS = [(torch.float32, False), (torch.bfloat16, True), (torch.float16, True)]  # of activations; double quantization
-every_kind = pytest.mark.parametrize(("dtype", "nested"), KINDS, ids=str)
 pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators")  # they are overridden on purpose
 
 
@@ -60,7 +59,7 @@ def given(op: str, dtype: torch.dtype, nested: bool) -> tuple[Any, ...]:
 
 
 @every_op
-@every_kind
+@pytest.mark.parametrize(("dtype", "nested"), KINDS[::2], ids=str)
 def test_it_is_well_registered(binding: str, op: str, dtype: torch.dtype, nested: bool) -> None:
     opcheck(getattr(torch.ops.qlora_lab, op).default, given(op, dtype, nested))
 

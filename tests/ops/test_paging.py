@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qlora_lab.ops.adamw import AdamW, AdamwStep, AdamwTensor, ReferenceKernels
+from qlora_lab.ops.adamw.optimizer import AdamW, ReferenceKernels
+from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
 from qlora_lab.ops.paging import PagedKernels, PagingPolicy, merge_ranges, policy_for
 
 

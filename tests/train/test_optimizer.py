@@ -4,7 +4,7 @@ from torch import nn
 
 from qlora_lab.config.schema import OptimConfig
 from qlora_lab.errors import TrainingError
-from qlora_lab.ops.adamw import AdamW
+from qlora_lab.ops.adamw.optimizer import AdamW
 from qlora_lab.ops.registry import KERNELS
 from qlora_lab.train.optimizer import TorchAdamW, _say_once, build_optimizer, describe_optimizer
 

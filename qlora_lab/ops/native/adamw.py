@@ -9,12 +9,12 @@ from struct import pack, unpack
 import torch
 from torch import Tensor
 
-from qlora_lab.ops.adamw import AdamwStep, AdamwTensor
+from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
 from qlora_lab.ops.native.library import AdamwView, Library
 
 
 class NativeAdamw:
-    """`ops.adamw.AdamwKernels` for CPU tensors."""
+    """`ops.adamw.optimizer.AdamwKernels` for CPU tensors."""
 
     def __init__(self, library: Library) -> None:
         self._library = library

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qlora_lab.ops.adamw import AdamwStep, AdamwTensor
+from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
 from qlora_lab.ops.native.adamw import tensor_words
 from qlora_lab.ops.native.cuda_library import CudaLibrary
 from qlora_lab.ops.native.cuda_ops import Streams
@@ -15,7 +15,7 @@ PIECE = 4096  # QLK_CUDA_PIECE: elements that one block of threads updates
 
 
 class CudaAdamw:
-    """`ops.adamw.AdamwKernels` for tensors of one CUDA device."""
+    """`ops.adamw.optimizer.AdamwKernels` for tensors of one CUDA device."""
 
     def __init__(self, library: CudaLibrary, streams: Streams) -> None:
         self._library = library
