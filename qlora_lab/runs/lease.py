@@ -1,8 +1,8 @@
 """Leases: at most one attempt at a time may write into a folder, whatever node or moment it comes from.
 
-A lease is the folder `lease.000003`: the attempt's number, a file `beat` that its holder changes every few seconds, and
-whatever the holder is writing. Nothing here trusts the clock of another machine, or that a process is gone because
-nobody has heard of it:
+A lease is the folder `lease.000003`: the attempt's number, a file `beat` that its holder changes every few seconds, some
+space on the disk kept in reserve, and whatever the holder is writing. Nothing here trusts the clock of another machine,
+or that a process is gone because nobody has heard of it:
 
 - Taking: a folder with a beat in it is prepared and renamed to the next number, which works for one taker only.
 - Dead or alive: a holder whose beat has not changed for `STALE_S` on the observer's own monotonic clock is given up. On

@@ -117,6 +117,8 @@ def open_session(config: RunConfig, run_id: str, group: str, folder: Path) -> Se
 
 
 def _open_wandb(config: RunConfig, run_id: str, group: str, folder: Path) -> WandbSession:
+    # W&B's reports about itself; they hold a process up for 20 s at its end where the server takes them in silence.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     tracking = config.tracking

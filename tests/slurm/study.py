@@ -80,7 +80,7 @@ class FakeStudy:
         wait_until(lambda: all(state == FINISHED for state in self.states()), patience_s)
 
     def wait_until_quiet(self, patience_s: float = 120) -> None:
-        quiet = wait_until(self.cluster.quiet, patience_s / 3, required=False, every_s=0.5)
+        quiet = wait_until(self.cluster.quiet, patience_s / 6, required=False, every_s=0.5)
         if not quiet:
             self.cluster.ask_nodes()
             quiet = wait_until(self.cluster.quiet, patience_s, required=False, every_s=0.5)

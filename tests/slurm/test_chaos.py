@@ -15,7 +15,7 @@ from tests.slurm.study import FakeStudy
 from tests.small_disk import fill, small_disk
 
 RUNS = 60
-FAULTS_S = float(os.environ.get("QLORA_LAB_CHAOS_S", "45"))
+FAULTS_S = float(os.environ.get("QLORA_LAB_CHAOS_S", "30"))
 SEED = int(os.environ.get("QLORA_LAB_SEED", "0"))
 
 

@@ -73,7 +73,7 @@ def test_preemption_by_a_higher_partition(cluster: Cluster, tmp_path: Path) -> N
 
 def test_a_time_limit_in_slices(cluster: Cluster, tmp_path: Path) -> None:
     study = FakeStudy(cluster, tmp_path, 1, time_limit_min=1)
-    study.tell(steps=75, step_s=1.0)
+    study.tell(steps=50, step_s=1.0)
     study.launch()
     study.wait_until_finished(300)
     study.check_each_was_done_once()

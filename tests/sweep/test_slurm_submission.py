@@ -16,7 +16,7 @@ from qlora_lab.sweep.journal import INTENT, LOST, REFUSED, SUBMITTED, Journal
 from qlora_lab.sweep.scheduler import ENDED, PENDING, RUNNING, STUCK, Ending, Job
 from qlora_lab.sweep.slurm import submit
 from qlora_lab.sweep.slurm.arrays import batches_of, groups_of
-from qlora_lab.sweep.slurm.commands import LimitError, UnreachableError
+from qlora_lab.sweep.slurm.commands import ForgottenError, LimitError, UnreachableError
 from qlora_lab.sweep.slurm.endings import cause_of_ending
 from qlora_lab.sweep.slurm.limits import SiteLimits
 from qlora_lab.sweep.slurm.nodes import bad_nodes
@@ -148,6 +148,22 @@ def test_an_answer_that_got_lost_is_found_in_the_queue(
     with pytest.raises(UnreachableError):
         submission(tmp_path, scheduler).launch(runs[1:2])
     assert submission(tmp_path, scheduler).launch(runs[1:2]).submitted == [runs[1].run_id]
+
+
+def test_a_canary_that_slurm_has_forgotten_is_submitted_again(tmp_path: Path, runs: list[RunFolder]) -> None:
+    scheduler = Scheduler()
+    submit_ = scheduler.submit
+
+    def forget(script: str, *, keep_open: Sequence[int] = ()) -> str:
+        if option(script, "array") == "0-0" or len(scheduler.scripts) > 1:
+            return submit_(script, keep_open=keep_open)
+        scheduler.queue.clear()  # the controller died and came back without the canary
+        raise ForgottenError("sbatch refused (Job dependency problem)")
+
+    scheduler.submit = forget  # type: ignore[method-assign]
+    outcome = submission(tmp_path, scheduler).launch(runs)
+    assert outcome.submitted == [run.run_id for run in runs] and len(scheduler.queue) == 2
+    assert events(tmp_path) == [INTENT, SUBMITTED, INTENT, REFUSED, INTENT, SUBMITTED, INTENT, SUBMITTED]
 
 
 def test_a_refusal_is_recorded_and_raised(tmp_path: Path, runs: list[RunFolder]) -> None:

@@ -22,11 +22,16 @@ UNREACHABLE = (
 LIMITED = ("qos policy", "accounting/qos", "maxsubmitjob", "submit job limit", "job submit limit", "limit on jobs")
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
 OURS = {"SLURM_BITSTR_LEN": "0"}  # the tasks of an array whole, rather than cut to "1,3,5,..." after 64 characters
+FORGOTTEN = "job dependency problem"
 UNKNOWN_JOB = "invalid job id"
 
 
 class UnreachableError(LaunchError):
     """SLURM's controller, or its accounting, does not answer."""
+
+
+class ForgottenError(LaunchError):
+    """SLURM does not know the job that another is to wait for: its controller died soon after it had taken it."""
 
 
 class LimitError(LaunchError):
@@ -40,7 +45,7 @@ def run(*command: str, stdin: str | None = None, keep_open: Sequence[int] = ()) 
     cluster's configuration is (which `submitit.helpers.clean_env` takes away too).
 
     Raises:
-        UnreachableError, LimitError: as they say.
+        UnreachableError, ForgottenError, LimitError: as they say.
         LaunchError: the command is not on this machine, or refuses.
     """
     environment = {key: value for key, value in os.environ.items() if key in KEPT or not key.startswith("SLURM_")}
@@ -68,6 +73,8 @@ def run(*command: str, stdin: str | None = None, keep_open: Sequence[int] = ()) 
     lower = done.stderr.lower()
     if any(words in lower for words in UNREACHABLE):
         raise UnreachableError(f"{command[0]} cannot reach SLURM ({said}); try again later")
+    if FORGOTTEN in lower:
+        raise ForgottenError(f"{command[0]} refused ({said}): SLURM has forgotten the job before it; try again")
     if any(words in lower for words in LIMITED):
         raise LimitError(f"{command[0]} refused: {said}")
     raise LaunchError(f"{command[0]} refused ({said})")

@@ -24,13 +24,14 @@ from qlora_lab.sweep.plan_file import code_sha256
 from qlora_lab.sweep.scheduler import STUCK, Job
 from qlora_lab.sweep.settle import may_go_on, memory_factor, settle
 from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of
-from qlora_lab.sweep.slurm.commands import LimitError, UnreachableError
+from qlora_lab.sweep.slurm.commands import ForgottenError, LimitError, UnreachableError
 from qlora_lab.sweep.slurm.endings import cause_of_ending, log_tail
 from qlora_lab.sweep.slurm.nodes import bad_nodes
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.script import batch_script, nonce_of
 
 BACK_OFF_S = (2.0, 5.0, 10.0, 20.0, 40.0)  # between tries to reach a controller that does not answer
+TIMES_FORGOTTEN = 3  # a job that SLURM has just taken, in one launch
 LOCK_POLL_S = 0.5
 
 
@@ -110,16 +111,23 @@ class Submission:
             LaunchError: SLURM refuses, or does not answer; the same command goes on from there.
         """
         with self._lock() as lease:
-            queue = self.reconcile()
-            queued = self._queued(queue) | _executed(runs, queue)
-            waiting = [run for run in runs if run.run_id in queued]
-            outcome = Outcome(queued=[run.run_id for run in waiting])
-            to_do = self._open([run for run in runs if run.run_id not in queued], outcome)
-            if not to_do:
-                return outcome
+            for _ in range(TIMES_FORGOTTEN):
+                try:
+                    return self._launch(runs, everything, lease)
+                except ForgottenError as error:
+                    self._log(str(error))
+            return self._launch(runs, everything, lease)
+
+    def _launch(self, runs: Sequence[RunFolder], everything: Sequence[RunFolder], lease: Lease) -> Outcome:
+        queue = self.reconcile()
+        queued = self._queued(queue) | _executed(runs, queue)
+        waiting = [run for run in runs if run.run_id in queued]
+        outcome = Outcome(queued=[run.run_id for run in waiting])
+        to_do = self._open([run for run in runs if run.run_id not in queued], outcome)
+        if to_do:
             outcome.excluded = bad_nodes(run.status() for run in everything or runs)
             self._submit(to_do, queue, outcome, lease)
-            return outcome
+        return outcome
 
     def reconcile(self) -> list[Job]:
         """Compare the journal with SLURM's queue: adopt jobs whose launcher died, and note those that SLURM lost.
