@@ -77,7 +77,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert KERNELS.library is not None
     monkeypatch.setattr("qlora_lab.ops.native.library.VERSION", 99)
-    with pytest.raises(KernelError, match="is of version 2 and this code needs 99; build the kernels again"):
+    with pytest.raises(KernelError, match="is of version 3 and this code needs 99; build the kernels again"):
         Library(KERNELS.library.path)
 
 
