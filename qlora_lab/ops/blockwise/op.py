@@ -89,7 +89,7 @@ class _QuantizedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = differentiable_grad_input(grad_output, *ctx.saved_tensors, *ctx.layout)
+            grad_x = grad_input_with_gradients(grad_output, PackedWeight(*ctx.saved_tensors, *ctx.layout))
         if ctx.needs_input_grad[1]:
             grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(dim=0, dtype=ctx.bias_dtype)
         return grad_x, grad_bias, None
@@ -106,35 +106,34 @@ class _GradInput(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return differentiable_linear(grad, *ctx.saved_tensors, *ctx.layout, None), None
+        return linear_with_gradients(grad, PackedWeight(*ctx.saved_tensors, *ctx.layout), None), None
 
 
-def differentiable_linear(x: Tensor, *parts: Any) -> Tensor:
-    bias = parts[-1]
+def linear_with_gradients(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        outputs: Tensor = _QuantizedLinear.apply(x, bias, PackedWeight(*parts[:WEIGHT_PARTS]))
+        outputs: Tensor = _QuantizedLinear.apply(x, bias, weight)
         return outputs
-    return QUANTIZED_LINEAR(x, *parts)
+    return QUANTIZED_LINEAR(x, *weight, bias)
 
 
-def differentiable_grad_input(grad_output: Tensor, *parts: Any) -> Tensor:
+def grad_input_with_gradients(grad_output: Tensor, weight: PackedWeight) -> Tensor:
     if torch.is_grad_enabled() and grad_output.requires_grad:
-        grad_x: Tensor = _GradInput.apply(grad_output, PackedWeight(*parts))
+        grad_x: Tensor = _GradInput.apply(grad_output, weight)
         return grad_x
-    return QUANTIZED_LINEAR_GRAD_INPUT(grad_output, *parts)
+    return QUANTIZED_LINEAR_GRAD_INPUT(grad_output, *weight)
 
 
 QUANTIZED_LINEAR = register_differentiable(
     f"quantized_linear(Tensor x, {WEIGHT_SCHEMA}, Tensor? bias) -> Tensor",
     reference.quantized_linear,
     quantized_linear_fake,
-    differentiable_linear,
+    lambda x, *parts: linear_with_gradients(x, PackedWeight(*parts[:WEIGHT_PARTS]), parts[WEIGHT_PARTS]),
 )
 QUANTIZED_LINEAR_GRAD_INPUT = register_differentiable(
     f"quantized_linear_grad_input(Tensor grad_output, {WEIGHT_SCHEMA}) -> Tensor",
     reference.quantized_linear_grad_input,
     quantized_linear_grad_input_fake,
-    differentiable_grad_input,
+    lambda grad_output, *parts: grad_input_with_gradients(grad_output, PackedWeight(*parts)),
 )
 
 
@@ -285,7 +284,7 @@ def quantized_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None
     check_linear(x, weight, bias)
     if torch.compiler.is_compiling():
         return torch.ops.qlora_lab.quantized_linear(x, *weight, bias)
-    return differentiable_linear(x, *weight, bias)  # the same without going through the dispatcher twice
+    return linear_with_gradients(x, weight, bias)  # the op itself, without a way through torch's dispatcher
 
 
 def check_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:

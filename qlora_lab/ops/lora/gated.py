@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qlora_lab.ops.blockwise.weight import WEIGHT_TENSORS, PackedWeight
-from qlora_lab.ops.lora.op import LORA_LINEAR, LORA_LINEAR_BACKWARD, check_lora_linear
+from qlora_lab.ops.lora.op import LORA_LINEAR, LORA_LINEAR_BACKWARD, Adapter, check_lora_linear
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -59,7 +59,7 @@ class _GatedLoraLinear(torch.autograd.Function):
         lora_B: Tensor,
         activation: Activation,
         compute_dtype: torch.dtype,
-        adapter: tuple[float, float, int],
+        adapter: Adapter,
         bias: Tensor | None,
         weight: PackedWeight,
     ) -> Tensor:

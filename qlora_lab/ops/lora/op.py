@@ -11,6 +11,7 @@ from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, WEIGHT_T
 from qlora_lab.ops.lora import reference
 from qlora_lab.ops.registry import register, register_differentiable
 
+Adapter = tuple[float, float, int]  # scaling, dropout, seed
 ADAPTER_SCHEMA = "Tensor lora_A, Tensor lora_B, float scaling, float dropout, int seed"
 
 
@@ -46,7 +47,7 @@ class _LoraLinear(torch.autograd.Function):
         lora_A: Tensor,
         lora_B: Tensor,
         weight: PackedWeight,
-        adapter: tuple[float, float, int],
+        adapter: Adapter,
     ) -> tuple[Tensor, Tensor]:
         out, low = LORA_LINEAR(x, *weight, bias, lora_A, lora_B, *adapter)
         ctx.mark_non_differentiable(low)
@@ -69,24 +70,28 @@ class _LoraLinear(torch.autograd.Function):
         return grad_x if wants_x else None, grad_bias, grad_A, grad_B, None, None
 
 
-def differentiable_lora_linear(x: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
-    bias, lora_A, lora_B, *adapter = parts[WEIGHT_PARTS:]
+def lora_linear_with_gradients(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, adapter: Adapter
+) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled() and (
         x.requires_grad or lora_A.requires_grad or lora_B.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        outputs: tuple[Tensor, Tensor] = _LoraLinear.apply(
-            x, bias, lora_A, lora_B, PackedWeight(*parts[:WEIGHT_PARTS]), tuple(adapter)
-        )
+        outputs: tuple[Tensor, Tensor] = _LoraLinear.apply(x, bias, lora_A, lora_B, weight, adapter)
         return outputs
-    result: tuple[Tensor, Tensor] = LORA_LINEAR(x, *parts)
+    result: tuple[Tensor, Tensor] = LORA_LINEAR(x, *weight, bias, lora_A, lora_B, *adapter)
     return result
+
+
+def lora_linear_of_parts(x: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
+    bias, lora_A, lora_B, *adapter = parts[WEIGHT_PARTS:]
+    return lora_linear_with_gradients(x, PackedWeight(*parts[:WEIGHT_PARTS]), bias, lora_A, lora_B, tuple(adapter))
 
 
 LORA_LINEAR = register_differentiable(
     f"lora_linear(Tensor x, {WEIGHT_SCHEMA}, Tensor? bias, {ADAPTER_SCHEMA}) -> (Tensor out, Tensor low)",
     reference.lora_linear,
     lora_linear_fake,
-    differentiable_lora_linear,
+    lora_linear_of_parts,
 )
 
 
@@ -125,9 +130,11 @@ def lora_linear(
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
     """
     check_lora_linear(x, weight, bias, lora_A, lora_B, dropout)
-    compiling = torch.compiler.is_compiling()  # elsewhere the dispatcher need not be gone through twice
-    call = torch.ops.qlora_lab.lora_linear if compiling else differentiable_lora_linear
-    out, _ = call(x, *weight, bias, lora_A, lora_B, scaling, dropout, seed)
+    adapter = (scaling, dropout, seed)
+    if torch.compiler.is_compiling():
+        out, _ = torch.ops.qlora_lab.lora_linear(x, *weight, bias, lora_A, lora_B, *adapter)
+    else:  # the op itself, without a way through torch's dispatcher
+        out, _ = lora_linear_with_gradients(x, weight, bias, lora_A, lora_B, adapter)
     return out
 
 
