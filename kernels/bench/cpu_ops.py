@@ -115,23 +115,8 @@ def training_cell(name: str, weights: Weights, rows: int) -> Cell:
     return Cell(f"{name} forward+backward {rows} rows", work, moved, 4 * rows * weights.dense.numel())
 
 
-def overhead_cells() -> Iterator[Cell]:
-    """Calls with next to nothing to do: the registered op, and the function with its checks."""
-    weights = Weights(1, 64, torch.float32)
-    x = torch.ones(1, 64)
-    packed, state = weights.bitsandbytes
-    others = {
-        "bitsandbytes": lambda: matmul_4bit(x, packed.t(), state),
-        "torch dense": lambda: F.linear(x, weights.dense),
-    }
-    op = torch.ops.qlora_lab.quantized_linear
-    yield Cell("fp32 1x64 call of the op", {"ours": lambda: op(x, *weights.ours, None), **others})
-    yield Cell("fp32 1x64 call of the function", {"ours": lambda: quantized_linear(x, weights.ours), **others})
-
-
 def cells(wanted: str) -> Iterator[Cell]:
     """Yield the cells whose name contains `wanted`; a weight is made only when one of its cells is."""
-    yield from (cell for cell in overhead_cells() if wanted in cell.name)
     for dtype_name, dtype in DTYPES.items():
         for shape in SHAPES:
             name = f"{dtype_name} {shape[0]}x{shape[1]}"

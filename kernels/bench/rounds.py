@@ -3,6 +3,8 @@
 One process; the implementations take turns, round by round, so that a noisy machine disturbs all of them. A figure is
 the median over rounds, a ratio the median of the per-round ratios (theirs / ours: above 1, ours is faster).
 
+`--cpu-time` counts what the process computed, on one thread: for a machine on which others compute too.
+
 The floor of a cell is the time its bytes take at the rate of a large copy, or its operations at the peak rate of
 multiply-adds, whichever is longer, both measured in the same run; what stays in a cache can be faster. table.py prints
 the JSON as a table.
@@ -45,13 +47,13 @@ class Cell:
     flops: int = 0
 
 
-def time_calls(work: Callable[[], Any]) -> float:
+def time_calls(work: Callable[[], Any], clock: Callable[[], float]) -> float:
     """Return the seconds of one call, over as many as fill the shortest round."""
-    calls, started = 0, time.perf_counter()
+    calls, started = 0, clock()
     while True:
         work()
         calls += 1
-        elapsed = time.perf_counter() - started
+        elapsed = clock() - started
         if elapsed >= SHORTEST_ROUND_S:
             return elapsed / calls
 
@@ -62,12 +64,14 @@ def floor_ms(cell: Cell, ceilings: dict[str, float | None]) -> float:
     return 1e3 * max(cell.bytes / copy if copy else 0.0, cell.flops / peak if peak else 0.0)
 
 
-def measure(cell: Cell, rounds: int, ceilings: dict[str, float | None]) -> dict[str, Any]:
+def measure(
+    cell: Cell, rounds: int, ceilings: dict[str, float | None], clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
     """Return the medians of one cell: milliseconds by implementation, ratios to ours, and its floor."""
     seconds: dict[str, list[float]] = {name: [] for name in cell.work}
     for number in range(rounds + 1):
         for name, work in cell.work.items():
-            took = time_calls(work)
+            took = time_calls(work, clock)
             if number:  # the first round warms up
                 seconds[name].append(took)
     ours, floor = seconds["ours"], floor_ms(cell, ceilings)
@@ -91,11 +95,15 @@ def main(description: str, cells: Callable[[str], Iterator[Cell]]) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="count the process's own time, on one thread")
     parser.add_argument("--only", default="", help="cells whose name contains this")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if KERNELS.library is None:
         sys.exit(f"there is nothing to measure: {KERNELS}")
+    if options.cpu_time:
+        options.threads = 1
+    clock = time.process_time if options.cpu_time else time.perf_counter
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {
         "machine": f"{detect().cpu_model}, {options.threads} threads",
@@ -103,6 +111,7 @@ def main(description: str, cells: Callable[[str], Iterator[Cell]]) -> None:
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
         "rounds": options.rounds,
+        "clock": "process" if options.cpu_time else "wall",
         "ceilings": {
             "copy_bytes_per_s": copy_bytes_per_s(),
             "peak_flops_per_s": peak_flops_per_s(options.threads),
@@ -111,7 +120,7 @@ def main(description: str, cells: Callable[[str], Iterator[Cell]]) -> None:
     }
     print(f"{results['kernels']} on {results['machine']}; {results['packages']}")
     for cell in cells(options.only):
-        result = measure(cell, options.rounds, results["ceilings"])
+        result = measure(cell, options.rounds, results["ceilings"], clock)
         results["cells"].append(result)
         ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in result["ratio"].items())
         share = f"{100 * result['share_of_floor']:>4.0f} %"

@@ -47,7 +47,8 @@ def tables(results: dict[str, Any]) -> str:
     peak = ceilings["peak_flops_per_s"]
     packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
     sentences = [
-        f"{results['machine']}; {results['kernels']}; {packages}; medians of {results['rounds']} rounds.",
+        f"{results['machine']}; {results['kernels']}; {packages}; medians of {results['rounds']} rounds, "
+        f"{results['clock']} time.",
         f"Copy: {ceilings['copy_bytes_per_s'] / 1e9:.1f} GB/s read and written;",
         f"peak: {peak / 1e9:.0f} GFLOP/s of float32." if peak else "peak not measured (no C++ compiler).",
     ]

@@ -325,8 +325,8 @@ STABLE_TORCH_LIBRARY_IMPL(qlora_lab, CPU, m) {
     m.impl("dequantize_weight_into", TORCH_BOX(&dequantize_weight_into));
     m.impl("quantize_absmax", TORCH_BOX(&quantize_absmax));
     m.impl("dequantize_absmax", TORCH_BOX(&dequantize_absmax));
-    m.impl("quantized_linear", TORCH_BOX(&quantized_linear));
-    m.impl("quantized_linear_grad_input", TORCH_BOX(&quantized_linear_grad_input));
-    m.impl("lora_linear", TORCH_BOX(&lora_linear));
+    m.impl("quantized_linear_kernel", TORCH_BOX(&quantized_linear));
+    m.impl("quantized_linear_grad_input_kernel", TORCH_BOX(&quantized_linear_grad_input));
+    m.impl("lora_linear_kernel", TORCH_BOX(&lora_linear));
     m.impl("lora_linear_backward", TORCH_BOX(&lora_linear_backward));
 }

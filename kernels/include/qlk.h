@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define QLK_API __attribute__((visibility("default")))
-#define QLK_VERSION 2 /* raised whenever a signature or the meaning of an argument changes */
+#define QLK_VERSION 3 /* raised whenever a signature, an op's name or the meaning of an argument changes */
 
 enum qlk_status {
     QLK_OK = 0,

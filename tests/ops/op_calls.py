@@ -33,4 +33,4 @@ def arguments(op: str, dtype: torch.dtype, *, nested: bool = True) -> tuple[Any,
         "quantized_linear_grad_input": (gradient, *weight),
         "lora_linear": (x, *weight, None, *adapter),
         "lora_linear_backward": (gradient, x, normal(6, RANK, seed=6), *weight, *adapter, True),
-    }[op]
+    }[op.removesuffix("_kernel")]

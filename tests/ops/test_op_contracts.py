@@ -11,13 +11,14 @@ from torch.library import opcheck
 from qlora_lab.ops.blockwise import reference as blockwise
 from qlora_lab.ops.lora import reference as lora
 from qlora_lab.ops.native.ctypes_ops import CtypesOps
-from qlora_lab.ops.native.load import OPS
+from qlora_lab.ops.native.load import DIFFERENTIABLE, OPS, kernel_of
 from qlora_lab.ops.registry import KERNELS
 from tests.ops.op_calls import arguments
 
 # The inputs that gradients flow to, by their position in the schema.
-DIFFERENTIABLE = {"quantized_linear": (0, 10), "quantized_linear_grad_input": (0,), "lora_linear": (0, 11, 12)}
-every_op = pytest.mark.parametrize("op", OPS)
+GRADIENTS = {"quantized_linear": (0, 10), "quantized_linear_grad_input": (0,), "lora_linear": (0, 11, 12)}
+REGISTERED = (*OPS, *map(kernel_of, DIFFERENTIABLE))
+every_op = pytest.mark.parametrize("op", REGISTERED)
 KINDS = [(torch.float32, False), (torch.bfloat16, True), (torch.float16, True)]  # of activations; double quantization
 pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators")  # they are overridden on purpose
 
@@ -39,20 +40,20 @@ def binding(request: pytest.FixtureRequest) -> Iterator[str]:
         else:
             assert KERNELS.library is not None
             call = getattr(CtypesOps(KERNELS.library), name)
-        registered.impl(name, call, "CPU", allow_override=True)
+        registered.impl(kernel_of(name), call, "CPU", allow_override=True)
     yield request.param
     registered._destroy()  # what was registered before runs again
 
 
 def test_every_op_is_tested() -> None:
     names = {name.removeprefix("qlora_lab::") for name in torch._C._dispatch_get_all_op_names() if "qlora_lab" in name}
-    assert names == set(OPS)
+    assert names == set(REGISTERED) and set(GRADIENTS) == set(DIFFERENTIABLE)
 
 
 def given(op: str, dtype: torch.dtype, nested: bool) -> tuple[Any, ...]:
     """Return arguments of an op; those that gradients flow to ask for them."""
     values = list(arguments(op, dtype, nested=nested))
-    for position in DIFFERENTIABLE.get(op, ()):
+    for position in GRADIENTS.get(op, ()):
         if values[position] is not None:
             values[position].requires_grad_()
     return tuple(values)

@@ -71,13 +71,15 @@ QLK_HD uint16_t float_to_float16(float x) {
 }
 
 // Two in one word, the first in the low half, as they lie in memory.
+QLK_HD uint32_t two_halves(uint16_t first, uint16_t second) { return first | static_cast<uint32_t>(second) << 16; }
+
 QLK_HD uint32_t two_bfloat16(float first, float second) {
 #ifdef __CUDA_ARCH__
     uint32_t both;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
     return both;
 #else
-    return float_to_bfloat16(first) | static_cast<uint32_t>(float_to_bfloat16(second)) << 16;
+    return two_halves(float_to_bfloat16(first), float_to_bfloat16(second));
 #endif
 }
 
@@ -87,7 +89,7 @@ QLK_HD uint32_t two_float16(float first, float second) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
     return both;
 #else
-    return float_to_float16(first) | static_cast<uint32_t>(float_to_float16(second)) << 16;
+    return two_halves(float_to_float16(first), float_to_float16(second));
 #endif
 }
 

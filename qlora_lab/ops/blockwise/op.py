@@ -14,9 +14,9 @@ from qlora_lab.ops.blockwise.checks import (
     check_weight,
     dtype_name,
 )
-from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, PackedWeight
+from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, WEIGHT_TENSORS, PackedWeight
 from qlora_lab.ops.formats import format_named
-from qlora_lab.ops.registry import LIBRARY, register
+from qlora_lab.ops.registry import register, register_differentiable
 
 
 def quantize_blockwise_fake(weight: Tensor, fmt: str, block_size: int) -> tuple[Tensor, Tensor]:
@@ -73,54 +73,67 @@ register(
     reference.dequantize_absmax,
     dequantize_absmax_fake,
 )
-register(
+
+
+class _QuantizedLinear(torch.autograd.Function):
+    """Keeps the quantized weight for backward; never the expanded one, nor x. The weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
+        ctx.save_for_backward(*weight[:WEIGHT_TENSORS])
+        ctx.layout = weight[WEIGHT_TENSORS:]
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return QUANTIZED_LINEAR(x, *weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_input_with_gradients(grad_output, PackedWeight(*ctx.saved_tensors, *ctx.layout))
+        if ctx.needs_input_grad[1]:
+            grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(dim=0, dtype=ctx.bias_dtype)
+        return grad_x, grad_bias, None
+
+
+class _GradInput(torch.autograd.Function):
+    """The input's gradient, which is linear in grad_output: its own gradient is a product with the same weight."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_output: Tensor, weight: PackedWeight) -> Tensor:
+        ctx.save_for_backward(*weight[:WEIGHT_TENSORS])
+        ctx.layout = weight[WEIGHT_TENSORS:]
+        return QUANTIZED_LINEAR_GRAD_INPUT(grad_output, *weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return linear_with_gradients(grad, PackedWeight(*ctx.saved_tensors, *ctx.layout), None), None
+
+
+def linear_with_gradients(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        outputs: Tensor = _QuantizedLinear.apply(x, bias, weight)
+        return outputs
+    return QUANTIZED_LINEAR(x, *weight, bias)
+
+
+def grad_input_with_gradients(grad_output: Tensor, weight: PackedWeight) -> Tensor:
+    if torch.is_grad_enabled() and grad_output.requires_grad:
+        grad_x: Tensor = _GradInput.apply(grad_output, weight)
+        return grad_x
+    return QUANTIZED_LINEAR_GRAD_INPUT(grad_output, *weight)
+
+
+QUANTIZED_LINEAR = register_differentiable(
     f"quantized_linear(Tensor x, {WEIGHT_SCHEMA}, Tensor? bias) -> Tensor",
     reference.quantized_linear,
     quantized_linear_fake,
+    lambda x, *parts: linear_with_gradients(x, PackedWeight(*parts[:WEIGHT_PARTS]), parts[WEIGHT_PARTS]),
 )
-register(
+QUANTIZED_LINEAR_GRAD_INPUT = register_differentiable(
     f"quantized_linear_grad_input(Tensor grad_output, {WEIGHT_SCHEMA}) -> Tensor",
     reference.quantized_linear_grad_input,
     quantized_linear_grad_input_fake,
-)
-
-
-def save_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the quantized weight for the backward of `quantized_linear`; never the expanded one, nor x."""
-    _, packed, absmax, nested_absmax, offset, *ctx.layout, bias = inputs
-    ctx.save_for_backward(packed, absmax, nested_absmax, offset)
-    ctx.bias_dtype = None if bias is None else bias.dtype
-
-
-def quantized_linear_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    """Return gradients for x and the bias; the quantized weight is frozen."""
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.qlora_lab.quantized_linear_grad_input(grad_output, *ctx.saved_tensors, *ctx.layout)
-    if ctx.bias_dtype is not None and ctx.needs_input_grad[-1]:
-        grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(dim=0, dtype=ctx.bias_dtype)
-    return grad_x, *[None] * WEIGHT_PARTS, grad_bias
-
-
-def save_weight_of_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, packed, absmax, nested_absmax, offset, *ctx.layout = inputs
-    ctx.save_for_backward(packed, absmax, nested_absmax, offset)
-
-
-def grad_input_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradient for grad_output: the input's gradient is linear in it, with the same weight."""
-    grad_output = torch.ops.qlora_lab.quantized_linear(grad, *ctx.saved_tensors, *ctx.layout, None)
-    return grad_output, *[None] * WEIGHT_PARTS
-
-
-torch.library.register_autograd(
-    "qlora_lab::quantized_linear", quantized_linear_backward, setup_context=save_weight, lib=LIBRARY
-)
-torch.library.register_autograd(
-    "qlora_lab::quantized_linear_grad_input",
-    grad_input_backward,
-    setup_context=save_weight_of_grad_input,
-    lib=LIBRARY,
+    lambda grad_output, *parts: grad_input_with_gradients(grad_output, PackedWeight(*parts)),
 )
 
 
@@ -269,7 +282,9 @@ def quantized_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None
         ShapeError: tensors that do not belong together.
     """
     check_linear(x, weight, bias)
-    return torch.ops.qlora_lab.quantized_linear(x, *weight, bias)
+    if torch.compiler.is_compiling():
+        return torch.ops.qlora_lab.quantized_linear(x, *weight, bias)
+    return linear_with_gradients(x, weight, bias)  # the op itself, without a way through torch's dispatcher
 
 
 def check_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:

@@ -54,3 +54,4 @@ WEIGHT_SCHEMA = (
     " int nested_block_size, int out_features, int in_features"
 )
 WEIGHT_PARTS = len(PackedWeight._fields)
+WEIGHT_TENSORS = 4  # the first of them; the others are its layout

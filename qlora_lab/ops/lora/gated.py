@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, PackedWeight
-from qlora_lab.ops.lora.op import check_lora_linear
-
-WEIGHT_TENSORS = 4  # the first parts of a packed weight; the others are its layout
+from qlora_lab.ops.blockwise.weight import WEIGHT_TENSORS, PackedWeight
+from qlora_lab.ops.lora.op import LORA_LINEAR, LORA_LINEAR_BACKWARD, Adapter, check_lora_linear
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -46,7 +44,7 @@ def gated_lora_linear(
     The others, what is returned (in the product's dtype) and raised are those of `ops.lora.op.lora_linear`.
     """
     outputs: Tensor = _GatedLoraLinear.apply(
-        gate, up, lora_A, lora_B, activation, compute_dtype, (scaling, dropout, seed), bias, *weight
+        gate, up, lora_A, lora_B, activation, compute_dtype, (scaling, dropout, seed), bias, weight
     )
     return outputs
 
@@ -61,14 +59,14 @@ class _GatedLoraLinear(torch.autograd.Function):
         lora_B: Tensor,
         activation: Activation,
         compute_dtype: torch.dtype,
-        adapter: tuple[float, float, int],
+        adapter: Adapter,
         bias: Tensor | None,
-        *weight: Any,
+        weight: PackedWeight,
     ) -> Tensor:
         product = activation(gate) * up
         x = product.to(compute_dtype)
-        check_lora_linear(x, PackedWeight(*weight), bias, lora_A, lora_B, adapter[1])
-        out, low = torch.ops.qlora_lab.lora_linear(x, *weight, bias, lora_A, lora_B, *adapter)
+        check_lora_linear(x, weight, bias, lora_A, lora_B, adapter[1])
+        out, low = LORA_LINEAR(x, *weight, bias, lora_A, lora_B, *adapter)
         ctx.save_for_backward(gate, up, lora_A, lora_B, low, *weight[:WEIGHT_TENSORS])
         ctx.layout, ctx.activation, ctx.adapter = weight[WEIGHT_TENSORS:], activation, adapter
         ctx.compute_dtype, ctx.product_dtype = compute_dtype, product.dtype
@@ -82,7 +80,7 @@ class _GatedLoraLinear(torch.autograd.Function):
         with torch.enable_grad():
             leaf = gate.detach().requires_grad_(wants_gate)
             activated = ctx.activation(leaf)
-        grad_x, grad_A, grad_B = torch.ops.qlora_lab.lora_linear_backward(
+        grad_x, grad_A, grad_B = LORA_LINEAR_BACKWARD(
             grad_output.to(ctx.compute_dtype),
             (activated.detach() * up).to(ctx.compute_dtype),
             low,
@@ -94,4 +92,4 @@ class _GatedLoraLinear(torch.autograd.Function):
         grad_gate = None
         if wants_gate:
             (grad_gate,) = torch.autograd.grad(activated, leaf, grad_product.mul_(up).to(activated.dtype))
-        return (grad_gate, grad_up, grad_A, grad_B, *[None] * (4 + WEIGHT_PARTS))
+        return (grad_gate, grad_up, grad_A, grad_B, *[None] * 5)

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from qlora_lab.errors import ShapeError
 from qlora_lab.ops.blockwise.op import check_linear
-from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, PackedWeight
+from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, WEIGHT_TENSORS, PackedWeight
 from qlora_lab.ops.lora import reference
-from qlora_lab.ops.registry import LIBRARY, register
+from qlora_lab.ops.registry import register, register_differentiable
 
+Adapter = tuple[float, float, int]  # scaling, dropout, seed
 ADAPTER_SCHEMA = "Tensor lora_A, Tensor lora_B, float scaling, float dropout, int seed"
 
 
@@ -27,49 +28,70 @@ def lora_linear_backward_fake(grad_output: Tensor, x: Tensor, low: Tensor, *part
 
 
 register(
-    f"lora_linear(Tensor x, {WEIGHT_SCHEMA}, Tensor? bias, {ADAPTER_SCHEMA}) -> (Tensor out, Tensor low)",
-    reference.lora_linear,
-    lora_linear_fake,
-)
-register(
     f"lora_linear_backward(Tensor grad_output, Tensor x, Tensor low, {WEIGHT_SCHEMA}, {ADAPTER_SCHEMA},"
     " bool needs_grad_x) -> (Tensor grad_x, Tensor grad_A, Tensor grad_B)",
     reference.lora_linear_backward,
     lora_linear_backward_fake,
 )
+LORA_LINEAR_BACKWARD = torch.ops.qlora_lab.lora_linear_backward.default
 
 
-def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Keep x, the low-rank product, the packed weight and the adapter: nothing of the size of the dense weight."""
-    x, packed, absmax, nested_absmax, offset, *ctx.layout, bias, lora_A, lora_B, scaling, dropout, seed = inputs
-    _, low = output
-    ctx.mark_non_differentiable(low)
-    ctx.set_materialize_grads(False)  # or zeros would be made for `low` in every backward
-    ctx.save_for_backward(x, low, packed, absmax, nested_absmax, offset, lora_A, lora_B)
-    ctx.adapter = (scaling, dropout, seed)
-    ctx.bias_dtype = None if bias is None else bias.dtype
+class _LoraLinear(torch.autograd.Function):
+    """Keeps x, the low-rank product, the packed weight and the adapter: nothing of the size of the dense weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        weight: PackedWeight,
+        adapter: Adapter,
+    ) -> tuple[Tensor, Tensor]:
+        out, low = LORA_LINEAR(x, *weight, bias, lora_A, lora_B, *adapter)
+        ctx.mark_non_differentiable(low)
+        ctx.set_materialize_grads(False)  # or zeros would be made for `low` in every backward
+        ctx.save_for_backward(x, low, lora_A, lora_B, *weight[:WEIGHT_TENSORS])
+        ctx.layout, ctx.adapter = weight[WEIGHT_TENSORS:], adapter
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return out, low
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, low, lora_A, lora_B, *weight = ctx.saved_tensors
+        wants_x, wants_bias = ctx.needs_input_grad[:2]
+        grad_x, grad_A, grad_B = LORA_LINEAR_BACKWARD(
+            grad_output, x, low, *weight, *ctx.layout, lora_A, lora_B, *ctx.adapter, wants_x
+        )
+        grad_bias = None
+        if wants_bias:
+            grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(dim=0, dtype=ctx.bias_dtype)
+        return grad_x if wants_x else None, grad_bias, grad_A, grad_B, None, None
 
 
-def lora_linear_gradients(ctx: Any, grad_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, low, *weight, lora_A, lora_B = ctx.saved_tensors
-    grad_x, grad_A, grad_B = torch.ops.qlora_lab.lora_linear_backward(
-        grad_output, x, low, *weight, *ctx.layout, lora_A, lora_B, *ctx.adapter, ctx.needs_input_grad[0]
-    )
-    grad_bias = None
-    if ctx.bias_dtype is not None and ctx.needs_input_grad[WEIGHT_PARTS + 1]:
-        grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(dim=0, dtype=ctx.bias_dtype)
-    return (
-        grad_x if ctx.needs_input_grad[0] else None,
-        *[None] * WEIGHT_PARTS,
-        grad_bias,
-        grad_A,
-        grad_B,
-        *(None, None, None),
-    )
+def lora_linear_with_gradients(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, adapter: Adapter
+) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and (
+        x.requires_grad or lora_A.requires_grad or lora_B.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        outputs: tuple[Tensor, Tensor] = _LoraLinear.apply(x, bias, lora_A, lora_B, weight, adapter)
+        return outputs
+    result: tuple[Tensor, Tensor] = LORA_LINEAR(x, *weight, bias, lora_A, lora_B, *adapter)
+    return result
 
 
-torch.library.register_autograd(
-    "qlora_lab::lora_linear", lora_linear_gradients, setup_context=save_for_backward, lib=LIBRARY
+def lora_linear_of_parts(x: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
+    bias, lora_A, lora_B, *adapter = parts[WEIGHT_PARTS:]
+    return lora_linear_with_gradients(x, PackedWeight(*parts[:WEIGHT_PARTS]), bias, lora_A, lora_B, tuple(adapter))
+
+
+LORA_LINEAR = register_differentiable(
+    f"lora_linear(Tensor x, {WEIGHT_SCHEMA}, Tensor? bias, {ADAPTER_SCHEMA}) -> (Tensor out, Tensor low)",
+    reference.lora_linear,
+    lora_linear_fake,
+    lora_linear_of_parts,
 )
 
 
@@ -108,7 +130,11 @@ def lora_linear(
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
     """
     check_lora_linear(x, weight, bias, lora_A, lora_B, dropout)
-    out, _ = torch.ops.qlora_lab.lora_linear(x, *weight, bias, lora_A, lora_B, scaling, dropout, seed)
+    adapter = (scaling, dropout, seed)
+    if torch.compiler.is_compiling():
+        out, _ = torch.ops.qlora_lab.lora_linear(x, *weight, bias, lora_A, lora_B, *adapter)
+    else:  # the op itself, without a way through torch's dispatcher
+        out, _ = lora_linear_with_gradients(x, weight, bias, lora_A, lora_B, adapter)
     return out
 
 

@@ -1,14 +1,13 @@
 """The C library of the CUDA kernels (kernels/include/qlk_cuda.h) through ctypes."""
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any
 
 from qlora_lab.errors import KernelError
 from qlora_lab.ops.formats import FORMATS
 from qlora_lab.ops.native.cuda_plan import Device
-from qlora_lab.ops.native.library import ADAPTER, WEIGHT
+from qlora_lab.ops.native.library import ADAPTER, WEIGHT, CLibrary
 
 VERSION = 1  # QLK_CUDA_VERSION of kernels/include/qlk_cuda.h
 CUDA_FILE = "libqlk_cuda.so"
@@ -45,48 +44,24 @@ SIGNATURES = {
 }
 
 
-class CudaLibrary:
-    """The loaded C library: every function of qlk_cuda.h by its name, raising KernelError for a bad status.
+class CudaLibrary(CLibrary):
+    """The CUDA kernels (qlk_cuda.h).
 
     Raises:
-        KernelError: it cannot be loaded, is of another version than this code, or the driver is too old for it.
+        KernelError: as CLibrary; also where the driver is too old for it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._handle = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise KernelError(f"{path.name} does not load ({error})") from error
-        built = self._handle.qlk_cuda_version()
-        if built != VERSION:
-            raise KernelError(
-                f"{path} is of version {built} and this code needs {VERSION}; build the kernels again: pip install -e ."
-            )
+        super().__init__(path, "qlk_cuda", VERSION, SIGNATURES)
         self.driver, self.runtime = self._handle.qlk_cuda_driver_version(), self._handle.qlk_cuda_runtime_version()
         check_driver(self.driver, self.runtime)
         self.format_index = {name: number for number, name in enumerate(FORMATS)}
-        self._handle.qlk_cuda_status_text.restype = c_char_p
-        for name, arguments in SIGNATURES.items():
-            function = getattr(self._handle, name)
-            function.argtypes = arguments
-            function.errcheck = self._check
-
-    def __getattr__(self, name: str) -> Any:
-        if name in SIGNATURES:
-            return getattr(self._handle, name)
-        raise AttributeError(name)
 
     def device(self, index: int) -> Device:
         """Return what the choice of a kernel depends on."""
         view = PropertiesView()
         self.qlk_cuda_device_properties(index, view)
         return Device(view.multiprocessors, view.l2_bytes, view.capability, bool(view.concurrent_managed_access))
-
-    def _check(self, status: int, function: Any, arguments: tuple[object, ...]) -> int:
-        if status != 0:
-            raise KernelError(f"{function.__name__}: {self._handle.qlk_cuda_status_text(status).decode()}")
-        return status
 
 
 def check_driver(driver: int, runtime: int) -> None:

@@ -1,4 +1,4 @@
-"""The C library of the CPU kernels (kernels/include/qlk.h) through ctypes."""
+"""C libraries through ctypes, and the one of the CPU kernels (kernels/include/qlk.h)."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from typing import Any
 from qlora_lab.errors import KernelError, unknown_name
 from qlora_lab.ops.formats import FORMATS
 
-VERSION = 2  # QLK_VERSION of kernels/include/qlk.h
+VERSION = 3  # QLK_VERSION of kernels/include/qlk.h
 FILE = "libqlk_cpu.so"
 FOLDER = "qlora_lab/_native"  # inside an installed package
 PATH_VARIABLE = "QLORA_LAB_KERNELS"  # a folder to load from instead, or "reference"
@@ -84,40 +84,64 @@ SIGNATURES = {
 }
 
 
-class Library:
-    """The loaded C library: every function of qlk.h by its name, raising KernelError for a bad status.
+class CLibrary:
+    """A loaded C library: every function of its header by name, raising KernelError for a bad status.
+
+    Args:
+        path: the file.
+        prefix: of the functions that say the version and what a status means.
+        version: that this code was written for.
+        signatures: the types of each function's arguments.
 
     Raises:
         KernelError: it cannot be loaded, or is of another version than this code.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, prefix: str, version: int, signatures: dict[str, tuple[Any, ...]]) -> None:
         self.path = path
-        check_isa_variable()
         try:
             self._handle = ctypes.CDLL(str(path))
         except OSError as error:
             raise KernelError(f"{path.name} does not load ({error})") from error
-        built = self._handle.qlk_version()
-        if built != VERSION:
+        built = getattr(self._handle, f"{prefix}_version")()
+        if built != version:
             raise KernelError(
-                f"{path} is of version {built} and this code needs {VERSION}; build the kernels again: pip install -e ."
+                f"{path} is of version {built} and this code needs {version}; build the kernels again: pip install -e ."
             )
-        self.format_index = {name: self._handle.qlk_format_index(name.encode()) for name in FORMATS}
-        if -1 in self.format_index.values():
-            raise KernelError(f"{path} was built from other number formats; build it again: pip install -e .")
-        self._handle.qlk_status_text.restype = c_char_p
-        self._handle.qlk_cpu_isa.restype = c_char_p
-        self._handle.qlk_cpu_isas.restype = c_char_p
-        for name, arguments in SIGNATURES.items():
+        self._status_text = getattr(self._handle, f"{prefix}_status_text")
+        self._status_text.restype = c_char_p
+        self._signatures = signatures
+        for name, arguments in signatures.items():
             function = getattr(self._handle, name)
             function.argtypes = arguments
             function.errcheck = self._check
 
     def __getattr__(self, name: str) -> Any:
-        if name in SIGNATURES:
+        if name != "_signatures" and name in self._signatures:
             return getattr(self._handle, name)
         raise AttributeError(name)
+
+    def _check(self, status: int, function: Any, arguments: tuple[object, ...]) -> int:
+        if status != 0:
+            raise KernelError(f"{function.__name__}: {self._status_text(status).decode()}")
+        return status
+
+
+class Library(CLibrary):
+    """The CPU kernels (qlk.h).
+
+    Raises:
+        KernelError: as CLibrary; also where QLK_ISA names no instruction set.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_isa_variable()
+        super().__init__(path, "qlk", VERSION, SIGNATURES)
+        self.format_index = {name: self._handle.qlk_format_index(name.encode()) for name in FORMATS}
+        if -1 in self.format_index.values():
+            raise KernelError(f"{path} was built from other number formats; build it again: pip install -e .")
+        self._handle.qlk_cpu_isa.restype = c_char_p
+        self._handle.qlk_cpu_isas.restype = c_char_p
 
     @property
     def isa(self) -> str:
@@ -136,11 +160,6 @@ class Library:
             KernelError: this machine does not have it.
         """
         self.qlk_cpu_use_isa(name.encode())
-
-    def _check(self, status: int, function: Any, arguments: tuple[object, ...]) -> int:
-        if status != 0:
-            raise KernelError(f"{function.__name__}: {self._handle.qlk_status_text(status).decode()}")
-        return status
 
 
 def check_isa_variable() -> None:

@@ -23,6 +23,12 @@ OPS = (
     "lora_linear",
     "lora_linear_backward",
 )
+DIFFERENTIABLE = ("quantized_linear", "quantized_linear_grad_input", "lora_linear")
+
+
+def kernel_of(op: str) -> str:
+    """Return the name under which what computes an op is registered; see `registry.register_differentiable`."""
+    return f"{op}_kernel" if op in DIFFERENTIABLE else op
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def load_kernels(torch_library: torch.library.Library) -> Kernels:
         reason = str(error).splitlines()[0] if (folder / BINDING_FILE).exists() else f"{BINDING_FILE} was not built"
     ops = CtypesOps(library)
     for name in OPS:
-        torch_library.impl(name, getattr(ops, name), "CPU")
+        torch_library.impl(kernel_of(name), getattr(ops, name), "CPU")
     return Kernels(library, "ctypes", reason)
 
 
@@ -99,7 +105,7 @@ def load_cuda_kernels(torch_library: torch.library.Library) -> CudaKernels:
     streams = CudaStreams(library.qlk_cuda_use_device)
     ops = CudaOps(library, streams)
     for name in OPS:
-        torch_library.impl(name, getattr(ops, name), "CUDA")
+        torch_library.impl(kernel_of(name), getattr(ops, name), "CUDA")
     return CudaKernels(library, streams, "")
 
 
