@@ -33,7 +33,8 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
     dtype = _compute_dtype(config, hardware, device)
     sources: list[SourceConfig | ModelConfig] = [config.model, config.data.source, *config.evaluation.sets.values()]
     for source in sources:
-        if source.hub_id is not None and source.revision is None:
+        read_from = source.source if isinstance(source, ModelConfig) else source.kind
+        if read_from == "hub" and source.hub_id is not None and source.revision is None:
             _warn_of_moving_branch(source.hub_id)
     return replace(
         config,
