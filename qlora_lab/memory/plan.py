@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from qlora_lab.config import hardware
-from qlora_lab.config.architecture import linear_layers
+from qlora_lab.config.architecture import adapter_parameters, linear_layers
 from qlora_lab.config.families import FAMILIES, Linear
 from qlora_lab.config.hardware import product_dtype
 from qlora_lab.config.placement import layer_index, match_linears
@@ -103,7 +103,7 @@ def _adapted(config: RunConfig, architecture: ArchitectureConfig, layers: list[L
         index = layer_index(path)
         if index is not None:
             of_layers[index].append(path.rpartition(".")[2])
-    parameters = sum(adapter.rank * (rows + columns) for path, rows, columns in layers if path in chosen)
+    parameters = adapter_parameters([layer for layer in layers if layer[0] in chosen], adapter.rank)
     return Adapted(
         tuple(tuple(sorted(names)) for names in of_layers),
         parameters,
