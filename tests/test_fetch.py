@@ -138,7 +138,7 @@ def test_fetches_at_the_same_time_do_no_harm(offline_folder: Path, tmp_path: Pat
     sha256 = wheels.WHEELS[NAME].sha256
     arguments = [sys.executable, "-c", code, sha256, str(cache), str(offline_folder)]
     processes = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert [process.wait(240) for process in processes] == [0, 0, 0]
     assert wheel_file(NAME, cache).read_bytes() == file.read_bytes()
     assert not temporary_files(cache)
 

@@ -35,8 +35,8 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
     data, sets = config.data, config.evaluation.sets
     sources: list[SourceConfig | ModelConfig] = [config.model, data.source, *data.mix.values(), *sets.values()]
     for source in sources:
-        read_from_file = isinstance(source, SourceConfig) and source.kind == "file"
-        if source.hub_id is not None and source.revision is None and not read_from_file:
+        read_from = source.source if isinstance(source, ModelConfig) else source.kind
+        if read_from == "hub" and source.hub_id is not None and source.revision is None:
             _warn_of_moving_branch(source.hub_id)
     return replace(
         config,

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 from qlora_lab.config import hardware
-from qlora_lab.config.architecture import linear_layers, total_parameters
+from qlora_lab.config.architecture import adapter_parameters, linear_layers, total_parameters
 from qlora_lab.config.families import CLASSES, FAMILIES, Linear
 from qlora_lab.config.hardware import product_dtype
 from qlora_lab.config.placement import match_linears
@@ -119,10 +119,8 @@ def _run(config: RunConfig, shape: Shape) -> Run:
         emulated=product_dtype(hardware.detect(), trainer.device, trainer.compute_dtype) != trainer.compute_dtype,
     )
     chosen = [] if full else _adapted_paths(config, linears)
-    sizes = {path: rows + columns for path, rows, columns in linears}
-    parameters = sum(config.adapter.rank * sizes[path] for path in chosen) + _classifier(
-        config, len(config.data.labels)
-    )
+    adapted = [linear for linear in linears if linear[0] in set(chosen)]
+    parameters = adapter_parameters(adapted, config.adapter.rank) + _classifier(config, len(config.data.labels))
     return Run(
         config,
         architecture,

@@ -98,10 +98,12 @@ def _resolve(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
 
 
 def threads_of_a_run(config: RunConfig, machine: hardware.Hardware) -> int:
-    """Return a run's share of the cores: on SLURM those it asks for, not those of the machine that plans."""
-    if config.launcher.kind == "slurm":
-        return config.launcher.slurm.cpus_per_run
-    return max(1, machine.cores // parallel_runs(config, machine))
+    """Return a run's share of the cores: on SLURM of those a task asks for, not those of the machine that plans."""
+    launcher = config.launcher
+    if launcher.kind == "slurm":
+        return max(1, launcher.slurm.cpus_per_run // launcher.runs_per_gpu)
+    beside = launcher.runs_per_gpu if launcher.kind == "pool" else 1
+    return max(1, machine.cores // (parallel_runs(config, machine) * beside))
 
 
 def _check_device(config: RunConfig, machine: hardware.Hardware) -> None:

@@ -3,7 +3,7 @@
 import time
 from typing import TextIO
 
-from qlora_lab.runs.folder import RUNNING, RunFolder
+from qlora_lab.runs.folder import FINISHED, NEW, RUNNING, RunFolder
 
 LOG_EVERY_S = 20.0
 
@@ -18,7 +18,9 @@ class SweepProgress:
         self._states: list[str] = []
 
     def show(self, *, final: bool = False) -> None:
-        states = [folder.state() for folder in self._folders]
+        # finished runs stay so: of thousands, only the others are looked at twice a second
+        both = zip(self._folders, self._states or [NEW] * len(self._folders), strict=True)
+        states = [state if state == FINISHED else folder.state() for folder, state in both]
         line = self._line(states)
         if self._stream.isatty():
             self._stream.write(f"\r\x1b[2K{line}" + ("\n" if final else ""))

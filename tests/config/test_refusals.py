@@ -108,15 +108,15 @@ def test_a_fault_of_ours_keeps_its_traceback(tmp_path: Path) -> None:
 def test_a_command_that_is_stopped_says_what_is_left(tmp_path: Path, signum: signal.Signals, status: int) -> None:
     code = (
         "import time; from pathlib import Path; from qlora_lab.config.command import command\n"
-        "def task(node):\n    Path('started').touch()\n    time.sleep(60)\n"
+        "def task(node):\n    Path('started').touch()\n    time.sleep(600)\n"
         "command('train', task)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (tmp_path / "started").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     os.kill(process.pid, signum)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == status
     assert said.count("\n") == 1 and "the same command goes on" in said

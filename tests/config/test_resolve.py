@@ -125,7 +125,9 @@ def test_a_branch_that_can_move_is_warned_of_once(capsys: pytest.CaptureFixture[
     resolve(composed("data=hub", "data.source.hub_id=a/copied-set", "data.source.path=a.csv"), LAPTOP, no_file)
     assert "copied-set" not in capsys.readouterr().err
     resolve(composed("model=hub", "model.hub_id=a/fixed-model", "model.revision=abc123"), LAPTOP, no_file)
-    assert "fixed-model" not in capsys.readouterr().err
+    not_read = ("model=llama_7b", "model.source=random", "model.tokenizer=byte_level")
+    resolve(composed(*not_read), LAPTOP, no_file)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_states(folder: RunFolder) -> None:
 def test_the_lock_of_a_killed_process_is_free(folder: RunFolder) -> None:
     code = (
         "import sys, time; from pathlib import Path; from qlora_lab.runs.folder import RunFolder\n"
-        "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True); time.sleep(60)"
+        "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline()

@@ -90,7 +90,7 @@ def test_a_plan_is_what_hydra_composes(study: tuple[dict[str, Any], list[str], d
     axes = axes_of_study(loader, params, ["model=tiny_random", *arguments], asked)
     points = axes.points()
     composer = composer_of(axes)
-    for point in points[:: max(1, len(points) // 6)]:
+    for point in points[:: max(1, len(points) // 3)]:
         expected = by_hydra(axes.overrides(point))
         try:
             found: RunConfig | type[Exception] = composer(axes, point)

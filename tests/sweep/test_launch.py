@@ -1,6 +1,7 @@
 """What a job is told, and what becomes of jobs when the command that started them ends."""
 
 import contextlib
+import io
 import os
 import sys
 import types
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from qlora_lab.config.hardware import Hardware
-from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
 from qlora_lab.sweep import launch
 from qlora_lab.sweep.plan import Plan, make_plan
 from qlora_lab.sweep.prepare import prepare
+from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.worker import RunJob
 from tests.helpers import tiny
 
@@ -99,8 +101,36 @@ def test_no_job_goes_on_unwatched_when_its_sweep_breaks(plan: Plan, monkeypatch:
         (("launcher=local",), 1),
         (("launcher=in_process",), 8),
         (("launcher=slurm", "trainer.threads=3"), 3),
+        (("launcher=slurm", "launcher.slurm.cpus_per_run=6", "launcher.runs_per_gpu=2"), 3),
+        (("launcher=pool", "launcher.max_parallel=2", "launcher.runs_per_gpu=2"), 2),
     ],
 )
 def test_threads_are_a_runs_share_of_the_cores(tmp_path: Path, overrides: tuple[str, ...], threads: int) -> None:
     machine = Hardware("a login node", frozenset(), cores=8, gpus=())
     assert prepare(tiny(tmp_path, *overrides), machine).trainer.threads == threads
+
+
+def test_progress_looks_at_finished_runs_once(tmp_path: Path) -> None:
+    """It shows them twice a second, and there may be ten thousand."""
+    looked: list[str] = []
+
+    class Watched(RunFolder):
+        def state(self) -> str:
+            looked.append(self.run_id)
+            return super().state()
+
+    folders = [Watched(tmp_path / name) for name in ("finished", "new")]
+    folders[0].begin()
+    folders[0].end(FINISHED, 1.0)
+    out = io.StringIO()
+    progress = SweepProgress(folders, out)
+    for _ in range(3):
+        progress.show()
+    folders[1].begin()
+    folders[1].end(FAILED, 1.0)
+    progress.show()
+    assert looked.count("finished") == 1 and looked.count("new") == 4
+    assert [line.partition("] ")[2] for line in out.getvalue().splitlines()] == [
+        "1 finished, 1 new",
+        "1 finished, 1 failed",
+    ]

@@ -21,7 +21,7 @@ def put(commands: Path, name: str, script: str) -> None:
 
 
 def test_all_tasks_of_an_array_are_heard_of(commands: Path) -> None:
-    """Where every other task was cancelled; SLURM shortens the list unless it is told not to."""
+    """Where many single tasks are left; SLURM shortens the list unless it is told not to."""
     put(
         commands,
         "squeue",

@@ -182,8 +182,6 @@ def test_a_limit_that_nobody_told_is_met_with_fewer_workers(tmp_path: Path, runs
     with pytest.raises(LimitError):
         submission(tmp_path, scheduler).launch(runs[1:])  # not even the canary
     scheduler = Scheduler()
-    scheduler.answers = [(LaunchError("unused"), False)]
-    scheduler.answers.clear()
     mine = submission(tmp_path / "other", scheduler)
     submit_ = scheduler.submit
 

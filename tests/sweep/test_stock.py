@@ -16,7 +16,14 @@ hydra:
   sweeper:
     params: {quant: "none,nf4", adapter.rank: "4,8", seed: "0,1"}
 """
-TINY = ["model=tiny_random", "tracking=none", "data.rows=16", "evaluation.rows=16", "trainer.max_steps=1"]
+TINY = [
+    "model=tiny_random",
+    "tracking=none",
+    "data.rows=16",
+    "evaluation.rows=16",
+    "trainer.max_steps=1",
+    "trainer.threads=1",
+]
 STOCK = ["hydra/sweeper=basic", "hydra/launcher=basic"]
 
 

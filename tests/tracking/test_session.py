@@ -86,11 +86,14 @@ def test_artifacts_are_staged_in_the_run_folder(tmp_path: Path, monkeypatch: pyt
 def test_fragments_of_a_resumed_run_merge_on_the_training_step(tmp_path: Path) -> None:
     config = offline(tmp_path)
     identifier = run_id(config)
+    begun = 0.0
     for step, state in ((10, "interrupted"), (20, "finished")):
+        while time.time() < begun + 1.1:
+            time.sleep(0.05)  # W&B names the fragment's folder by the second
+        begun = time.time()
         session = open_session(config, identifier, "a_study", tmp_path)
         session.log(step, {"train/loss": 1.0})
         session.finish(state, {})
-        time.sleep(1.1)  # W&B names the fragment's folder by the second
     fragments = [records(file) for file in offline_files(tmp_path, identifier)]
     assert len(fragments) == 2  # of one id
     for fragment, step in zip(fragments, (10, 20), strict=True):
@@ -121,14 +124,13 @@ def test_time_outs_reach_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_an_unreachable_server_means_offline_and_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-    config = tiny(tmp_path, "tracking=wandb_online", "tracking.init_timeout_s=2")
-    session = open_session(config, run_id(config), "a_study", tmp_path)
-    session.log(1, {"train/loss": 2.5})
-    session.finish("finished", {"eval/loss": 1.25})
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))  # and no other process can
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{nobody_listens.getsockname()[1]}")
+        config = tiny(tmp_path, "tracking=wandb_online", "tracking.init_timeout_s=2")
+        session = open_session(config, run_id(config), "a_study", tmp_path)
+        session.log(1, {"train/loss": 2.5})
+        session.finish("finished", {"eval/loss": 1.25})
     assert "W&B is not reachable" in capsys.readouterr().out
     assert len(offline_files(tmp_path, run_id(config))) == 1
 
@@ -233,7 +235,7 @@ def test_a_killed_service_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFi
     assert services
     for service in services:
         os.kill(service, signal.SIGKILL)
-    time.sleep(0.5)
+        os.waitid(os.P_PID, service, os.WEXITED | os.WNOWAIT)
     for step in range(2, 5):
         session.log(step, {"train/loss": 1.0})
     session.finish("finished", {})
