@@ -19,6 +19,8 @@ from qlora_lab.memory.usual import RANK, TOKENS, USUAL_SHAPE, usual_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BARE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # around a number, which may stand on a line
+
 GIB = 2**30  # cards are named by these
 MODELS = ("llama_7b", "llama_13b", "llama_33b", "llama_65b")
 CARDS = (24, 48, 80)
@@ -70,7 +72,7 @@ def draw(found: Sequence[Bar]) -> "Figure":
         )
         below = [start + height for start, height in zip(below, heights, strict=True)]
     for place, total in enumerate(below):
-        axes.text(place, total + 0.8, f"{total:.1f}", ha="center", va="bottom", color=INK)
+        axes.text(place, total + 0.8, f"{total:.1f}", ha="center", va="bottom", color=INK, bbox=BARE)
     for card in CARDS:
         axes.axhline(card, color=FAINT, linestyle="--", linewidth=1, zorder=0)
         axes.text(-0.62, card + 0.6, f"{card} GB card", ha="left", va="bottom", color=INK, fontsize=9)
