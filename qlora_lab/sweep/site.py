@@ -81,7 +81,7 @@ def submission(plan: Plan, runs: Sequence[PlannedRun], launcher: LauncherConfig)
         queue, limits = scheduler.query(), scheduler.limits
     except LaunchError as error:
         return Submission(len(runs), 0, launcher, not_known=f"arrays are not known: {error}", note=note)
-    queued = {run_id for job in queue if not job.is_over for run_id in runs_of(job, plan.folder)[0]}
+    queued = {run_id for job in queue if job.goes_on for run_id in runs_of(job, plan.folder)[0]}
     to_do = [planned for planned in runs if planned.run_id not in queued]
     slurm = launcher.slurm
     alike: dict[float, list[int]] = {}

@@ -349,6 +349,6 @@ class Submission:
 
 def _executed(runs: Sequence[RunFolder], queue: Sequence[Job]) -> set[str]:
     """Return the runs that a job executes, whichever study submitted it: their locks may not be seen from here."""
-    alive = {job_id for job in queue if not job.is_over for job_id in job.ids}
+    alive = {job_id for job in queue if job.goes_on for job_id in job.ids}
     statuses = ((run.run_id, run.status() or {}) for run in runs)
     return {run_id for run_id, status in statuses if status.get("state") == RUNNING and status.get("job") in alive}
