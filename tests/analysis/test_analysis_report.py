@@ -17,11 +17,13 @@ from analysis.plan import plan_of
 from analysis.report import main, summarize_study
 from analysis.samples import without_markup
 from analysis.statistics import FALSE_POSITIVES
-from qlora_lab.data.prompts import CHATML_AFTER, CHATML_BEFORE
+from qlora_lab.data.prompts import chatml_markup
+from qlora_lab.data.rows import USER
 from qlora_lab.errors import RunFolderError
 from tests.analysis.study_folders import FakeRun, two_arms, write, write_json, write_lines, write_study
 
 REPOSITORY = Path(__file__).parents[2]
+BEFORE, AFTER = chatml_markup((USER,))
 
 
 class Links(HTMLParser):
@@ -227,7 +229,7 @@ def test_the_method_says_how_often_it_is_wrong(tmp_path: Path) -> None:
 
 
 def test_a_chatml_prompt_is_shown_without_its_markup() -> None:
-    prompt = f"{CHATML_BEFORE}What is <|im_end|>?{CHATML_AFTER}"
+    prompt = f"{BEFORE}What is <|im_end|>?{AFTER}"
     assert without_markup(prompt, "chatml") == "What is <|im_end|>?"
     assert without_markup(prompt, "chat_template") == prompt  # what that puts around is not known here
     assert without_markup("What is 1 + 1?\n", "chatml") == "What is 1 + 1?\n"
@@ -239,7 +241,7 @@ def test_samples_are_shown_as_the_run_was_prompted(tmp_path: Path) -> None:
     for run in runs:
         path = tmp_path / run.run_id / "generations" / "held_out.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        write_lines(path, [line | {"prompt": f"{CHATML_BEFORE}{line['prompt']}{CHATML_AFTER}"} for line in lines])
+        write_lines(path, [line | {"prompt": f"{BEFORE}{line['prompt']}{AFTER}"} for line in lines])
     summarize_study(study, tmp_path)
     html = (study / "report.html").read_text()
     assert "im_start" not in html

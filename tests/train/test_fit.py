@@ -162,6 +162,7 @@ def test_training_learns_and_records_every_metric(make_model: Any, examples: Any
     result = train(make_model(), examples, tmp_path, record=record, plan=plan)
     assert set(record.steps[1]) == {
         "train/loss",
+        "train/loss_len_le_32",
         "train/grad_norm",
         "train/learning_rate",
         "train/tokens",
