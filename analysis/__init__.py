@@ -1,20 +1,21 @@
 """From run folders to an honest answer: tables, statistics, figures and reports; never imports torch.
 
-load         run folders -> one row a run
-plan         plan.json -> what a study set out to do, and which folders hold one
-metrics      what each metric is called, its unit, and how held-out rows make it
-arms         which runs are one arm (a configuration without its seed)
-statistics   estimates over rows and seeds, and when two arms are separated
-scores       the held-out rows of several runs, lined up
-comparison   pairs of arms, compared on the seeds and rows that both have
-data_notes   what an arm was really trained on and judged by
-wording      comparisons as sentences
-answer       all of the above: the table, the comparisons and the sentence that the numbers support
-tables       tables as text, CSV and HTML
-terminal     the answer as a block of text
-figures      the answer drawn
-samples      what the arms wrote for the same prompts
-page         the look of a report
-sections     its parts
-report       `summarize_study`, and `python -m analysis.report FOLDER`: one self-contained HTML file
+load           run folders -> one row a run
+plan           plan.json -> what a study set out to do, and which folders hold one
+metrics        what each metric is called, its unit, and how held-out rows make it
+arms           which runs are one arm (a configuration without its seed)
+statistics     estimates over rows and seeds, and when two arms are separated
+scores         the held-out rows of several runs, lined up
+comparison     pairs of arms, compared on the seeds and rows that both have
+data_notes     what an arm was really trained on and judged by
+wording        comparisons as sentences
+answer         all of the above: the table, the comparisons and the sentence that the numbers support
+tables         tables as text, CSV and HTML
+terminal       the answer as a block of text
+figures        the answer drawn
+samples        what the arms wrote for the same prompts
+page           the look of a report
+sections       its parts
+memory_figure  what training takes of memory, drawn; `python -m analysis.memory_figure FILE`
+report         `summarize_study`, and `python -m analysis.report FOLDER`: one self-contained HTML file
 """

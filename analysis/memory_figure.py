@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from analysis.figures import COLOURS, FAINT, INK, STYLE
 from qlora_lab.config.architecture import total_parameters
-from qlora_lab.config.catalogue import model_named
 from qlora_lab.memory.plan import plan_memory
 from qlora_lab.memory.usual import RANK, TOKENS, USUAL_SHAPE, usual_run
 
@@ -44,6 +43,8 @@ class Bar:
 
 def bars(models: Sequence[str]) -> list[Bar]:
     """Plan QLoRA training of each model, as `memory.usual` says."""
+    from qlora_lab.config.catalogue import model_named  # imports Hydra
+
     found = []
     for name in models:
         config = usual_run(model_named(name))
