@@ -12,6 +12,7 @@ from qlora_lab.config.schema import SlurmConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import read_json, write_json
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
+from qlora_lab.sweep.scheduler import Job
 
 ARRAY, POOL = "array", "pool"  # one run a task, or tasks that take runs until none is left
 NONCE_LENGTH = 10  # hex digits
@@ -108,3 +109,18 @@ def resource_class(resources: SlurmConfig | None) -> str:
     """Return a short name for what runs ask of the cluster: those with the same one may share an array."""
     text = json.dumps(asdict(resources) if resources is not None else None, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:CLASS_LENGTH]
+
+
+def runs_of(job: Job, folder: Path) -> tuple[list[str], bool]:
+    """Return the runs that a job waits for or executes, and whether it has one task for each; a pool takes any of its.
+
+    Args:
+        folder: of the plan; each submission left a file there, and names it in its jobs' comment.
+    """
+    for file in folder.glob("*/chunks/*.json"):
+        if file.stem in job.comment:
+            chunk = read_json(file)
+            if chunk["mode"] == POOL:
+                return chunk["run_ids"], False
+            return [chunk["run_ids"][task] for task in job.tasks or (0,)], True
+    return [], False

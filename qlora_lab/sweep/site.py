@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.errors import ConfigError, LaunchError, unknown_name
+from qlora_lab.sweep.chunk import runs_of
 from qlora_lab.sweep.plan import Plan, PlannedRun
 from qlora_lab.sweep.settle import memory_factor
 from qlora_lab.sweep.slurm.arrays import Group, batches_of
@@ -15,7 +16,6 @@ from qlora_lab.sweep.slurm.commands import UnreachableError, run
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.task import seconds
 from qlora_lab.sweep.status import duration
-from qlora_lab.sweep.steer import runs_of
 
 NO_CLUSTER = "Could not establish a configuration source"  # what its commands say outside of any cluster
 # File systems that other machines see only where somebody exports them, or never.

@@ -19,9 +19,10 @@ from pathlib import Path
 from qlora_lab.errors import ConfigError, LaunchError, RunFolderError
 from qlora_lab.runs.files import read_json
 from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING, RunFolder
+from qlora_lab.sweep.chunk import runs_of
 from qlora_lab.sweep.plan import Plan, planned
 from qlora_lab.sweep.plan_file import check_code, read_plan_file
-from qlora_lab.sweep.scheduler import Job, Scheduler
+from qlora_lab.sweep.scheduler import Scheduler
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.states import RunState
 from qlora_lab.sweep.status import OVER, StudyFolder, find_study, states_of, study_status
@@ -81,21 +82,6 @@ def chosen_plan(plan: Plan, states: Mapping[str, RunState], action: str, cause: 
         there = ", ".join(f"{name} ({count})" for name, count in causes.most_common()) or "none"
         raise ConfigError(f"no run failed for the cause '{cause}'; the causes are: {there}")
     return replace(plan, only=frozenset(i for i, state in failed.items() if cause in (None, state.cause)))
-
-
-def runs_of(job: Job, folder: Path) -> tuple[list[str], bool]:
-    """Return the runs that a job waits for or executes, and whether it has one task for each; a pool takes any of its.
-
-    Args:
-        folder: of the plan; each submission left a file there, and names it in its jobs' comment.
-    """
-    for file in folder.glob("*/chunks/*.json"):
-        if file.stem in job.comment:
-            chunk = read_json(file)
-            if chunk["mode"] == "pool":
-                return chunk["run_ids"], False
-            return [chunk["run_ids"][task] for task in job.tasks or (0,)], True
-    return [], False
 
 
 def _status(study: StudyFolder, asked: Asked) -> None:
