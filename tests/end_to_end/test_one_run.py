@@ -118,7 +118,7 @@ def test_ctrl_c_is_recorded(tmp_path: Path) -> None:
 
 def test_sigterm_saves_and_stops(tmp_path: Path) -> None:
     process = train(tmp_path, "trainer.max_steps=2000", "trainer.checkpoint_every_steps=1000", launch=True)
-    wait_until(lambda: any(tmp_path.glob("*/metrics.jsonl")))
+    wait_until(lambda: any(file.stat().st_size for file in tmp_path.glob("*/metrics.jsonl")))  # a step was taken
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143
