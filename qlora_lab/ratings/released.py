@@ -35,7 +35,7 @@ def read_released(file: Path, answers: Mapping[str, str], *, reparse: bool = Tru
     parts = NAME.match(file.stem)
     if parts is None:
         raise DataError(f"{file} must be called FIRST-vs-SECOND-JUDGE-reviewer-threeclass.jsonl")
-    named = _system(parts["first"]), _system(parts["second"])
+    named = system_named(parts["first"]), system_named(parts["second"])
     judgments = []
     for row, place in json_rows(file):
         try:
@@ -59,7 +59,7 @@ def answer_systems(files: Iterable[Path]) -> dict[str, str]:
     for file in files:
         for row, _ in json_rows(file):
             if "answer_id" in row:
-                systems[str(row["answer_id"])] = _system(file.stem)
+                systems[str(row["answer_id"])] = system_named(file.stem)
     return systems
 
 
@@ -74,7 +74,7 @@ def _shown(named: tuple[str, str], ids: tuple[str, str], answers: Mapping[str, s
     )
 
 
-def _system(stem: str) -> str:
+def system_named(stem: str) -> str:
     """Return the short name of a system: of a file of generations, without what all of them have in theirs."""
     name = re.sub(r"-(vicuna|oa)-generations.*$", "", stem)
     return re.sub(r"^answer[-_]", "", name).replace("_", "-")
