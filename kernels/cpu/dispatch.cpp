@@ -5,7 +5,7 @@
 
 #include "isa.h"
 #include "qlk.h"
-#include "qlk/tables.h"
+#include "qlk/format_index.h"
 
 namespace qlk {
 namespace {
@@ -83,12 +83,7 @@ const char *qlk_status_text(int status) {
     }
 }
 
-int qlk_format_index(const char *name) {
-    for (int index = 0; name != nullptr && index < qlk::FORMAT_COUNT; ++index) {
-        if (std::strcmp(name, qlk::FORMATS[index].name) == 0) return index;
-    }
-    return -1;
-}
+int qlk_format_index(const char *name) { return qlk::format_index(name); }
 
 const char *qlk_cpu_isa(void) { return qlk::isa().name; }
 

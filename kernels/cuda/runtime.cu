@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "device.cuh"
+#include "qlk/format_index.h"
 
 using namespace qlk;
 
@@ -27,6 +28,8 @@ int qlk_cuda_driver_version(void) {
     int version = 0;
     return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
+
+int qlk_cuda_format_index(const char *name) { return format_index(name); }
 
 const char *qlk_cuda_status_text(int status) {
     switch (status) {

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define QLK_CUDA_VERSION 1 /* raised whenever a signature or the meaning of an argument changes */
+#define QLK_CUDA_VERSION 2 /* raised whenever a signature or the meaning of an argument changes */
 
 enum { QLK_CUDA_ERROR = 1000 }; /* added to CUDA's own error number */
 enum { QLK_CUDA_FEW_ROWS = 16 };    /* most rows of qlk_cuda_linear_few_rows */
@@ -21,6 +21,7 @@ enum { QLK_CUDA_PIECE = 4096 };     /* elements of a tensor that one block of Ad
 QLK_API int qlk_cuda_version(void);
 QLK_API int qlk_cuda_driver_version(void); /* 13000 for CUDA 13.0; 0: there is no driver */
 QLK_API int qlk_cuda_runtime_version(void); /* the driver version that this library needs */
+QLK_API int qlk_cuda_format_index(const char *name); /* -1: no such format */
 QLK_API const char *qlk_cuda_status_text(int status);
 
 typedef struct qlk_cuda_properties {

@@ -7,6 +7,7 @@ import pytest
 
 from qlora_lab.doctor import report
 from qlora_lab.errors import KernelError
+from qlora_lab.ops.formats import FORMATS
 from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE
 from qlora_lab.ops.native.load import CudaKernels, find_cuda_library
@@ -54,7 +55,17 @@ def test_every_reason_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_library_of_another_version_is_refused(emulated: CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qlora_lab.ops.native.cuda_library.VERSION", 99)
-    with pytest.raises(KernelError, match="is of version 1 and this code needs 99; build the kernels again"):
+    with pytest.raises(KernelError, match="is of version 2 and this code needs 99; build the kernels again"):
+        CudaLibrary(emulated.path)
+
+
+def test_a_library_numbers_its_own_formats(emulated: CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not this code, whose formats may have got another order since the library was built."""
+    backwards = dict(reversed(FORMATS.items()))
+    monkeypatch.setattr("qlora_lab.ops.native.library.FORMATS", backwards)
+    assert CudaLibrary(emulated.path).format_index == emulated.format_index
+    monkeypatch.setattr("qlora_lab.ops.native.library.FORMATS", {**backwards, "nf5": FORMATS["nf4"]})
+    with pytest.raises(KernelError, match="was built from other number formats; build it again"):
         CudaLibrary(emulated.path)
 
 

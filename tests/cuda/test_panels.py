@@ -27,6 +27,9 @@ class Turns(InOrder):
     def multiplied(self, panel: int) -> None:
         self.events.append(f"multiply {panel}")
 
+    def finish(self) -> None:
+        self.events.append("finish")
+
 
 @pytest.fixture
 def small_cache(emulated: CudaLibrary, streams, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
@@ -54,6 +57,20 @@ def test_panels_make_the_whole_gradient(small_cache) -> None:  # type: ignore[no
     expected = reference.quantized_linear_grad_input(gradient, *weight)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     assert turns.events == ["decode 0", "decode 1", "multiply 0", "multiply 1"]
+
+
+def test_a_product_that_fails_waits_for_the_panel_that_is_being_decoded(small_cache, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Else its buffer would go to somebody else while it is written."""
+    ops, turns = small_cache
+    weight, x = quantized("nf4", 384, 40, block_size=32), normal(90, 40, seed=1)
+
+    def no_memory(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "mm", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        ops.quantized_linear(x, *weight, None)
+    assert turns.events == ["decode 0", "decode 1", "finish"]
 
 
 def test_inputs_may_require_gradients(ops: CudaOps) -> None:

@@ -5,11 +5,10 @@ from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_uint64
 from pathlib import Path
 
 from qlora_lab.errors import KernelError
-from qlora_lab.ops.formats import FORMATS
 from qlora_lab.ops.native.cuda_plan import Device
 from qlora_lab.ops.native.library import ADAPTER, WEIGHT, CLibrary
 
-VERSION = 1  # QLK_CUDA_VERSION of kernels/include/qlk_cuda.h
+VERSION = 2  # QLK_CUDA_VERSION of kernels/include/qlk_cuda.h
 CUDA_FILE = "libqlk_cuda.so"
 
 
@@ -55,7 +54,6 @@ class CudaLibrary(CLibrary):
         super().__init__(path, "qlk_cuda", VERSION, SIGNATURES)
         self.driver, self.runtime = self._handle.qlk_cuda_driver_version(), self._handle.qlk_cuda_runtime_version()
         check_driver(self.driver, self.runtime)
-        self.format_index = {name: number for number, name in enumerate(FORMATS)}
 
     def device(self, index: int) -> Device:
         """Return what the choice of a kernel depends on."""

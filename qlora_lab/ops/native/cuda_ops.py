@@ -43,6 +43,9 @@ class Ahead(Protocol):
     def multiplied(self, panel: int) -> None:
         """Note that the buffer's product is queued."""
 
+    def finish(self) -> None:
+        """Let the current stream, in whose order memory is used again, wait for everything that decodes."""
+
 
 class CudaStreams:
     """torch's streams: products on the current one, decoding on one beside it.
@@ -92,6 +95,9 @@ class CudaAhead:
     def multiplied(self, panel: int) -> None:
         self._products[panel] = self._current.record_event()
 
+    def finish(self) -> None:
+        self._current.wait_stream(self._beside)
+
 
 class InOrder:
     """Everything on one stream, for a weight that is decoded at once."""
@@ -107,6 +113,9 @@ class InOrder:
         """Streams keep their order."""
 
     def multiplied(self, panel: int) -> None:
+        """Streams keep their order."""
+
+    def finish(self) -> None:
         """Streams keep their order."""
 
 
@@ -287,14 +296,18 @@ class CudaOps:
                     self._decode(view, rows, columns, dense, stream)
                 return dense
 
-            following = decode(0)
-            for panel, (first, count) in enumerate(plan.panels):
-                dense = following
-                if panel + 1 < len(plan.panels):
-                    following = decode(panel + 1)
-                ahead.decoded(panel)
-                multiply(dense, first, count)
-                ahead.multiplied(panel)
+            try:
+                following = decode(0)
+                for panel, (first, count) in enumerate(plan.panels):
+                    dense = following
+                    if panel + 1 < len(plan.panels):
+                        following = decode(panel + 1)
+                    ahead.decoded(panel)
+                    multiply(dense, first, count)
+                    ahead.multiplied(panel)
+            except BaseException:
+                ahead.finish()  # a product that failed leaves its buffers to others while the next panel is decoded
+                raise
 
     def _decode(
         self, view: WeightView, rows: tuple[int, int], columns: tuple[int, int], out: Tensor, stream: int

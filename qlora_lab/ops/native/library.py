@@ -94,7 +94,7 @@ class CLibrary:
         signatures: the types of each function's arguments.
 
     Raises:
-        KernelError: it cannot be loaded, or is of another version than this code.
+        KernelError: it cannot be loaded, or is of another version or other number formats than this code.
     """
 
     def __init__(self, path: Path, prefix: str, version: int, signatures: dict[str, tuple[Any, ...]]) -> None:
@@ -115,6 +115,10 @@ class CLibrary:
             function = getattr(self._handle, name)
             function.argtypes = arguments
             function.errcheck = self._check
+        index_of = getattr(self._handle, f"{prefix}_format_index")
+        self.format_index = {name: index_of(name.encode()) for name in FORMATS}
+        if -1 in self.format_index.values():
+            raise KernelError(f"{path} was built from other number formats; build it again: pip install -e .")
 
     def __getattr__(self, name: str) -> Any:
         if name != "_signatures" and name in self._signatures:
@@ -137,9 +141,6 @@ class Library(CLibrary):
     def __init__(self, path: Path) -> None:
         check_isa_variable()
         super().__init__(path, "qlk", VERSION, SIGNATURES)
-        self.format_index = {name: self._handle.qlk_format_index(name.encode()) for name in FORMATS}
-        if -1 in self.format_index.values():
-            raise KernelError(f"{path} was built from other number formats; build it again: pip install -e .")
         self._handle.qlk_cpu_isa.restype = c_char_p
         self._handle.qlk_cpu_isas.restype = c_char_p
 
