@@ -1,8 +1,6 @@
 """Every option of conf/ composes, and bad input gets one sentence."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from qlora_lab.config.command import shipped
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
+from tests.command_line import call
 from tests.helpers import composed
 
 NEEDS = {  # options that are incomplete on purpose, and what completes them
@@ -96,8 +95,7 @@ def test_bad_values_are_refused_by_name(overrides: list[str], sentence: str) -> 
     ],
 )
 def test_the_command_line_refuses_in_one_sentence(override: str, sentence: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "qlora_lab.train", f"paths.runs_dir={tmp_path}", *override.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = call("qlora_lab.train.__main__", f"paths.runs_dir={tmp_path}", *override.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import call
+
 STUDIES = {
     "no_yaml": "# @package _global_\nstudy:\n  question: [why\nhydra: 1\n",
     "tab": "# @package _global_\nstudy:\n\tquestion: why\n",
@@ -86,8 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_sweep_is_refused_in_one_sentence(folder: Path, overrides: str, sentence: str) -> None:
-    command = [sys.executable, "-m", "qlora_lab.sweep", "sweep.action=plan", "model=tiny_random", *overrides.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    done = call("qlora_lab.sweep.__main__", "sweep.action=plan", "model=tiny_random", *overrides.split(), cwd=folder)
     assert sentence in done.stderr
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr

@@ -2,10 +2,11 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.command_line import call
 
 STUDY = """# @package _global_
 study:
@@ -38,8 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def sweep(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qlora_lab.sweep", *TINY, "evaluation.max_new_tokens=24", *overrides]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return call("qlora_lab.sweep.__main__", *TINY, "evaluation.max_new_tokens=24", *overrides, cwd=folder)
 
 
 def test_stock_sweeper_and_launcher_plan_the_same_runs(folder: Path) -> None:
