@@ -12,7 +12,8 @@ import pandas as pd
 from analysis.frame_cache import KEY, Entry, FrameCache, Read, stamp_of
 from analysis.run_folders import RECORD_FILES, find_run_folders, load_run, read_history, read_id, read_json_lines
 from analysis.run_row import BASE_COLUMNS
-from analysis.wandb_runs import read_runs, run_key, wandb_files
+from analysis.wandb_project import SCHEME, OnlineRun, project_runs
+from analysis.wandb_runs import MirroredRun, read_runs, run_key, wandb_files
 from qlora_lab.errors import ConfigError, RunFolderError
 
 ROW_COLUMNS = ("set", "key", "family", "loss_sum", "target_tokens", "target_bytes", "exact_match")
@@ -23,7 +24,8 @@ def load_runs(source: Source, *, cache: Path | Literal[False] | None = None) -> 
     """Read runs into one row a run, whatever became of the run.
 
     Args:
-        source: a run folder, a folder of run folders, an offline W&B folder (`wandb/`), or a list of these.
+        source: a run folder, a folder of run folders, an offline W&B folder (`wandb/`), a W&B project
+            (`wandb://ENTITY/PROJECT`), or a list of these.
         cache: a folder where rows are kept, so that only new and changed runs are read again; None: in the project's
             cache; False: nothing is kept.
 
@@ -36,21 +38,20 @@ def load_runs(source: Source, *, cache: Path | Literal[False] | None = None) -> 
         same cells, but for `folder`; of an attempt that was killed they know the configuration and the curve alone.
 
     Raises:
-        RunFolderError: `source` does not exist.
+        RunFolderError: `source` does not exist, or W&B cannot be reached.
         ConfigError: two of the sources hold a run of the same id.
     """
     found = _Found(source)
     entries = [
-        *(Entry(str(folder), stamp_of([folder / name for name in RECORD_FILES])) for folder in found.folders),
-        *(Entry(key, stamp_of(files)) for key, files in found.mirrored.items()),
+        Entry(str(folder.resolve()), stamp_of([folder / name for name in RECORD_FILES])) for folder in found.folders
     ]
 
     def read(keys: list[str]) -> pd.DataFrame:
-        mirrored = read_runs([file for key in keys for file in found.mirrored.get(key, [])])
-        rows = {run_key(run.files[0]): run.row() for run in mirrored}
-        return runs_frame([rows[key] if key in rows else load_run(Path(key)) for key in keys]).assign(**{KEY: keys})
+        mirrored = found.read_mirrored(keys)
+        rows = [mirrored[key].row() if key in mirrored else load_run(Path(key)) for key in keys]
+        return runs_frame(rows).assign(**{KEY: keys})
 
-    runs = _kept("runs", entries, read, cache)
+    runs = _kept("runs", entries + found.mirrored_entries(), read, cache)
     _check_ids(runs)
     return runs
 
@@ -69,24 +70,26 @@ def load_history(
         that was taken twice, since the run went on from a checkpoint, has the values of the last time.
 
     Raises:
-        RunFolderError: `source` does not exist.
+        RunFolderError: `source` does not exist, or W&B cannot be reached.
     """
     found = _Found(source)
     curves = [folder for folder in found.folders if (folder / "metrics.jsonl").exists()]
     entries = [
-        *(Entry(str(folder), stamp_of([folder / "config.yaml", folder / "metrics.jsonl"])) for folder in curves),
-        *(Entry(key, stamp_of(files)) for key, files in found.mirrored.items()),
+        Entry(str(folder.resolve()), stamp_of([folder / "config.yaml", folder / "metrics.jsonl"])) for folder in curves
     ]
 
     def read(keys: list[str]) -> pd.DataFrame:
-        mirrored = read_runs([file for key in keys for file in found.mirrored.get(key, [])])
-        frames = [run.history().assign(**{KEY: run_key(run.files[0]), "run_id": run.run_id}) for run in mirrored]
-        folders = [Path(key) for key in keys if key not in found.mirrored]
-        frames += [read_history(folder).assign(**{KEY: str(folder), "run_id": read_id(folder)}) for folder in folders]
+        mirrored = found.read_mirrored(keys, with_history=True)
+        frames = [
+            mirrored[key].history().assign(**{KEY: key, "run_id": mirrored[key].run_id})
+            if key in mirrored
+            else read_history(Path(key)).assign(**{KEY: key, "run_id": read_id(Path(key))})
+            for key in keys
+        ]
         whole = [frame for frame in frames if len(frame)]
         return pd.concat(whole, ignore_index=True) if whole else pd.DataFrame({KEY: pd.Series(dtype=object)})
 
-    history = _kept("history", entries, read, cache)
+    history = _kept("history", entries + found.mirrored_entries(), read, cache)
     first = ["run_id", "step", "time_s"]
     wanted = sorted(set(history.columns) - set(first)) if metrics is None else list(metrics)
     return history.reindex(columns=[*first, *wanted])
@@ -95,7 +98,7 @@ def load_history(
 def _kept(what: str, entries: Sequence[Entry], read: Read, cache: Path | Literal[False] | None) -> pd.DataFrame:
     if cache is False:
         return read([entry.key for entry in entries]).drop(columns=KEY).reset_index(drop=True)
-    places = sorted({str(Path(entry.key).resolve().parent) for entry in entries})
+    places = sorted({entry.key.rpartition("/")[0] for entry in entries})
     return FrameCache("\n".join([what, *places]), cache).frame(entries, read)
 
 
@@ -128,18 +131,33 @@ def load_rows(run_folder: Path) -> pd.DataFrame:
 
 
 class _Found:
-    """What a source holds: run folders, and W&B's files by run."""
+    """What a source holds: run folders, W&B's files by run, and runs of W&B projects."""
 
     def __init__(self, source: Source) -> None:
-        paths = [Path(source)] if isinstance(source, str | Path) else [Path(item) for item in source]
+        items = [source] if isinstance(source, str | Path) else source
         self.folders: list[Path] = []
-        self.mirrored: dict[str, list[Path]] = {}
-        for path in paths:
-            files = wandb_files(path)
+        self._files: dict[str, list[Path]] = {}
+        self._online: dict[str, OnlineRun] = {}
+        for item in items:
+            if str(item).startswith(SCHEME):
+                self._online |= project_runs(str(item))
+                continue
+            files = wandb_files(Path(item))
             for file in files:
-                self.mirrored.setdefault(run_key(file), []).append(file)
+                self._files.setdefault(run_key(file), []).append(file)
             if not files:
-                self.folders += find_run_folders(path)
+                self.folders += find_run_folders(Path(item))
+
+    def mirrored_entries(self) -> list[Entry]:
+        return [
+            *(Entry(key, stamp_of(files)) for key, files in self._files.items()),
+            *(Entry(key, run.stamp) for key, run in self._online.items()),
+        ]
+
+    def read_mirrored(self, keys: Sequence[str], *, with_history: bool = False) -> dict[str, MirroredRun]:
+        """Return those of the runs that W&B has, by key; the history of one on a server is asked for only on demand."""
+        runs = read_runs([file for key in keys for file in self._files.get(key, [])])
+        return runs | {key: self._online[key].read(with_history) for key in keys if key in self._online}
 
 
 def _check_ids(runs: pd.DataFrame) -> None:

@@ -28,14 +28,14 @@ class MirroredRun:
     """One run, from all of its files in the order in which they began."""
 
     run_id: str
-    files: list[Path]
+    place: str  # where it was read: a folder, or an address
     records: Records
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
-        """Return the run's row of `load_runs`; its place is the folder of its last file."""
-        return run_row(self.run_id, str(self.files[-1].parent), self.records, problems=self.problems)
+        """Return the run's row of `load_runs`."""
+        return run_row(self.run_id, self.place, self.records, problems=self.problems)
 
     def history(self) -> pd.DataFrame:
         """Return one row a step, sorted by step."""
@@ -55,8 +55,8 @@ def run_key(file: Path) -> str:
     return str(folder / _id_in_name(file))
 
 
-def read_runs(files: Sequence[Path], processes: int | None = None) -> list[MirroredRun]:
-    """Read files and merge those of one run; runs come in the order of their folders and ids.
+def read_runs(files: Sequence[Path], processes: int | None = None) -> dict[str, MirroredRun]:
+    """Read files and merge those of one run; runs come by their `run_key`, in its order.
 
     Args:
         processes: that read at the same time; None: as many as there are cores, where there are files enough.
@@ -69,7 +69,7 @@ def read_runs(files: Sequence[Path], processes: int | None = None) -> list[Mirro
     by_run: dict[str, list[WandbRun]] = {}
     for part in parts:
         by_run.setdefault(run_key(part.file), []).append(part)
-    return [_merged(_id_in_name(of_run[0].file), of_run) for _, of_run in sorted(by_run.items())]
+    return {key: _merged(_id_in_name(parts[0].file), parts) for key, parts in sorted(by_run.items())}
 
 
 def _read(file: Path) -> WandbRun:
@@ -86,25 +86,28 @@ def _id_in_name(file: Path) -> str:
 def _merged(run_id: str, parts: Iterable[WandbRun]) -> MirroredRun:
     # A file without a beginning holds nothing; it goes first, so that it is the last one only if it is alone.
     ordered = sorted(parts, key=lambda part: (part.run_id is not None, part.started_at))
-    run = MirroredRun(run_id, [part.file for part in ordered], Records())
-    for part in ordered:
-        for line in part.history:
-            _merge_line(run.steps, line)
     last = ordered[-1]
+    run = MirroredRun(
+        run_id, str(last.file.parent), Records(), steps_of(line for part in ordered for line in part.history)
+    )
     if last.run_id is None:
         run.problems.append(
             f"{last.file} holds nothing: the run was killed in its first {SHORTEST_S} seconds, before W&B wrote of it"
         )
         return run
-    run.records = _records(run_id, _own(last.config), _last_summary(ordered))
+    run.records = records_of(run_id, last.config, _last_summary(ordered))
     return run
 
 
-def _merge_line(steps: dict[int, dict[str, Any]], line: dict[str, Any]) -> None:
-    step = line.get(STEP)
-    if isinstance(step, int):
-        metrics = {key: _number(value) for key, value in _own(line).items() if key != STEP}
-        steps.setdefault(step, {"step": step}).update(metrics)
+def steps_of(history: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Return the metrics by training step; of a step that was taken twice those of the last time."""
+    steps: dict[int, dict[str, Any]] = {}
+    for line in history:
+        step = line.get(STEP)
+        if isinstance(step, int):
+            metrics = {key: _number(value) for key, value in _own(line).items() if key != STEP}
+            steps.setdefault(step, {"step": step}).update(metrics)
+    return steps
 
 
 def _last_summary(parts: Sequence[WandbRun]) -> dict[str, Any]:
@@ -112,14 +115,15 @@ def _last_summary(parts: Sequence[WandbRun]) -> dict[str, Any]:
     return next((part.summary for part in reversed(parts) if RECORDS in part.summary), {})
 
 
-def _records(run_id: str, config: dict[str, Any], summary: dict[str, Any]) -> Records:
+def records_of(run_id: str, config: dict[str, Any], summary: dict[str, Any]) -> Records:
+    """Return what a run's folder would hold, from what W&B was told of it."""
     kept = summary.get(RECORDS, {})
     result = kept.get("result")
     if result is not None:
         others = ("status", RECORDS, STEP)
         metrics = {key: _number(value) for key, value in _own(summary).items() if key not in others}
         result = {**result, "metrics": metrics}
-    return Records({"run_id": run_id, **config}, kept.get("environment"), kept.get("status"), result)
+    return Records({"run_id": run_id, **_own(config)}, kept.get("environment"), kept.get("status"), result)
 
 
 def _own(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,13 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 
+import wandb
 from analysis.load import load_history, load_runs
 from analysis.wandb_log import FIELDS, read_wandb_file
 from analysis.wandb_runs import read_runs, wandb_files
@@ -49,6 +50,10 @@ def mirrored(folder: Path, run_id: str, lines: list[dict[str, Any]], summary: di
     run.summary.update(summary)
     run.finish()
     (file,) = set(wandb_files(folder / "wandb")) - before
+    deadline = time.monotonic() + 240
+    while not read_wandb_file(file).ended:  # `finish` does not wait for it
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     return file
 
 
@@ -138,7 +143,8 @@ def test_two_processes_read_what_one_reads(tmp_path: Path) -> None:
     for number in range(70):
         copies.append(tmp_path / f"run-{number:02}.wandb")
         copies[-1].write_bytes(file.read_bytes())
-    assert read_runs(copies, processes=1)[0].steps == read_runs(copies, processes=2)[0].steps
+    one, two = read_runs(copies, processes=1), read_runs(copies, processes=2)
+    assert one == two and [run.steps for run in one.values()] == [{1: {"step": 1, "a": 0.5}}] * 70
 
 
 def test_the_same_run_from_two_places_is_refused(tmp_path: Path) -> None:
