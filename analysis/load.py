@@ -17,7 +17,7 @@ from analysis.wandb_runs import MirroredRun, read_runs, run_key, wandb_files
 from qlora_lab.errors import ConfigError, RunFolderError
 
 ROW_COLUMNS = ("set", "key", "family", "loss_sum", "target_tokens", "target_bytes", "exact_match")
-Source = Path | str | Sequence[Path | str]
+Source = Path | str | Iterable[Path | str]
 
 
 def load_runs(source: Source, *, cache: Path | Literal[False] | None = None) -> pd.DataFrame:
