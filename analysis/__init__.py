@@ -1,6 +1,12 @@
 """From run folders to an honest answer: tables, statistics, figures and reports; never imports torch.
 
-load           run folders -> one row a run
+load           runs, from wherever they are recorded -> one row a run, one row a step
+frame_cache    frames in Parquet files, of which only what has changed is read again
+run_folders    run folders: what their files hold
+run_row        what is recorded about a run -> its row
+wandb_runs     W&B's offline files -> the same, merged where a run has several
+wandb_project  a W&B project -> the same
+wandb_log      the records of one such file
 plan           plan.json -> what a study set out to do, and which folders hold one
 metrics        what each metric is called, its unit, and how held-out rows make it
 arms           which runs are one arm (a configuration without its seed)

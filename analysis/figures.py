@@ -109,7 +109,7 @@ def curve_figure(answer: Answer, histories: dict[str, pd.DataFrame], column: str
     Of many arms the best MOST_ARMS are drawn.
 
     Args:
-        histories: run id -> `load_history` of the run; runs that did not finish may be among them.
+        histories: run id -> `read_history` of the run; runs that did not finish may be among them.
     """
     lines = [
         (run["arm"], run["state"], history[["step", column]].dropna())

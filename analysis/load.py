@@ -1,213 +1,110 @@
-"""Run folders into data frames: one row a run, one row a held-out row, one row a training step."""
+"""Runs into data frames: one row a run, one row a held-out row, one row a training step.
 
-import json
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+Runs are read from their folders, or from the W&B files in which they are mirrored; both give the same frames.
+"""
+
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
-import yaml
 
-from qlora_lab.errors import RunFolderError
-from qlora_lab.sweep.dotted import flatten
+from analysis.frame_cache import KEY, Entry, FrameCache, Read, stamp_of
+from analysis.run_folders import RECORD_FILES, find_run_folders, load_run, read_history, read_id, read_json_lines
+from analysis.run_row import BASE_COLUMNS
+from analysis.wandb_project import SCHEME, OnlineRun, project_runs
+from analysis.wandb_runs import MirroredRun, read_runs, run_key, wandb_files
+from qlora_lab.errors import ConfigError, RunFolderError
 
-STATES = ("finished", "failed", "interrupted", "running", "not_started", "missing", "unreadable")
-STATUS_STATES = ("finished", "failed", "interrupted", "running")  # what status.json may say
-BASE_COLUMNS = (
-    "run_id",
-    "state",
-    "reason",
-    "seed",
-    "started_at",
-    "ended_at",
-    "wall_time_s",
-    "attempt",
-    "traceback",
-    "folder",
-)
-RUN_MARKS = (
-    "config.yaml",
-    "status.json",
-    "result.json",
-    "metrics.jsonl",
-    "checkpoints",
-    "adapter",
-    "evaluation",
-    "generations",
-)
 ROW_COLUMNS = ("set", "key", "family", "loss_sum", "target_tokens", "target_bytes", "exact_match")
+Source = Path | str | Iterable[Path | str]
 
 
-class _YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML with numbers as people write them: PyYAML alone reads 2e-4 as text.
-
-    OmegaConf reads the same, but takes 20 ms a run where this takes 1 ms.
-    """
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def load_runs(source: Path | Sequence[Path]) -> pd.DataFrame:
-    """Read run folders into one row a run, whatever became of the run.
+def load_runs(source: Source, *, cache: Path | Literal[False] | None = None) -> pd.DataFrame:
+    """Read runs into one row a run, whatever became of the run.
 
     Args:
-        source: a run folder, a folder of run folders, or a list of either.
+        source: a run folder, a folder of run folders, an offline W&B folder (`wandb/`), a W&B project
+            (`wandb://ENTITY/PROJECT`), or a list of these.
+        cache: a folder where rows are kept, so that only new and changed runs are read again; None: in the project's
+            cache; False: nothing is kept.
 
     Returns:
         One row a run, in the order of the folders' names, with the columns
-        `run_id`, `state` (one of STATES), `reason` (why a run failed or its folder cannot be read), `seed`,
+        `run_id`, `state` (one of `run_row.STATES`), `reason` (why a run failed or cannot be read), `seed`,
         `started_at`, `ended_at`, `wall_time_s` (of the last attempt), `attempt`, `traceback`, `folder`,
         then `config.GROUP.KEY`, `environment.KEY`, `data.COUNT`, and the metrics by their names (`eval/loss`).
-        What a run does not have is NaN or None. A damaged folder is a row in state `unreadable`.
+        What a run does not have is NaN or None. A damaged folder is a row in state `unreadable`. W&B's files give the
+        same cells, but for `folder`; of an attempt that was killed they know the configuration and the curve alone.
 
     Raises:
-        RunFolderError: `source` does not exist.
+        RunFolderError: `source` does not exist, or W&B cannot be reached.
+        ConfigError: two of the sources hold a run of the same id.
     """
-    sources = [source] if isinstance(source, str | Path) else source
-    return runs_frame([load_run(folder) for item in sources for folder in find_run_folders(Path(item))])
+    found = _Found(source)
+    entries = [
+        Entry(str(folder.resolve()), stamp_of([folder / name for name in RECORD_FILES])) for folder in found.folders
+    ]
+
+    def read(keys: list[str]) -> pd.DataFrame:
+        mirrored = found.read_mirrored(keys)
+        rows = [mirrored[key].row() if key in mirrored else load_run(Path(key)) for key in keys]
+        return runs_frame(rows).assign(**{KEY: keys})
+
+    runs = _kept("runs", entries + found.mirrored_entries(), read, cache)
+    _check_ids(runs)
+    return runs
+
+
+def load_history(
+    source: Source, metrics: Iterable[str] | None = None, *, cache: Path | Literal[False] | None = None
+) -> pd.DataFrame:
+    """Read the curves of runs.
+
+    Args:
+        source: as for `load_runs`, and so is `cache`.
+        metrics: columns to keep; None: all.
+
+    Returns:
+        One row a step of a run: `run_id`, `step`, `time_s`, and the metrics by name; sorted by run and step. A step
+        that was taken twice, since the run went on from a checkpoint, has the values of the last time.
+
+    Raises:
+        RunFolderError: `source` does not exist, or W&B cannot be reached.
+    """
+    found = _Found(source)
+    curves = [folder for folder in found.folders if (folder / "metrics.jsonl").exists()]
+    entries = [
+        Entry(str(folder.resolve()), stamp_of([folder / "config.yaml", folder / "metrics.jsonl"])) for folder in curves
+    ]
+
+    def read(keys: list[str]) -> pd.DataFrame:
+        mirrored = found.read_mirrored(keys, with_history=True)
+        frames = [
+            mirrored[key].history().assign(**{KEY: key, "run_id": mirrored[key].run_id})
+            if key in mirrored
+            else read_history(Path(key)).assign(**{KEY: key, "run_id": read_id(Path(key))})
+            for key in keys
+        ]
+        whole = [frame for frame in frames if len(frame)]
+        return pd.concat(whole, ignore_index=True) if whole else pd.DataFrame({KEY: pd.Series(dtype=object)})
+
+    history = _kept("history", entries + found.mirrored_entries(), read, cache)
+    first = ["run_id", "step", "time_s"]
+    wanted = sorted(set(history.columns) - set(first)) if metrics is None else list(metrics)
+    return history.reindex(columns=[*first, *wanted])
+
+
+def _kept(what: str, entries: Sequence[Entry], read: Read, cache: Path | Literal[False] | None) -> pd.DataFrame:
+    if cache is False:
+        return read([entry.key for entry in entries]).drop(columns=KEY).reset_index(drop=True)
+    places = sorted({entry.key.rpartition("/")[0] for entry in entries})
+    return FrameCache("\n".join([what, *places]), cache).frame(entries, read)
 
 
 def runs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Put rows of `load_run` into a data frame; an empty list keeps the base columns."""
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(BASE_COLUMNS))
-
-
-def find_run_folders(source: Path) -> list[Path]:
-    """Return `source` itself if it is a run folder, else the run folders directly inside it, by name."""
-    if not source.is_dir():
-        raise RunFolderError(f"{source} is not a folder; give a run folder, or the folder that holds them (runs/)")
-    if _looks_like_a_run(source):
-        return [source]
-    inside = sorted(child for child in source.iterdir() if child.is_dir())
-    return [child for child in inside if not child.name.startswith(".") and _looks_like_a_run(child)]
-
-
-def _looks_like_a_run(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in RUN_MARKS)
-
-
-def load_run(folder: Path) -> dict[str, Any]:
-    """Read one run folder into a row of `load_runs`; a folder that is not there gives the state `missing`."""
-    row: dict[str, Any] = dict.fromkeys(BASE_COLUMNS)
-    row |= {"run_id": folder.name, "folder": str(folder)}
-    if not folder.is_dir():
-        return row | {"state": "missing", "reason": "there is no run folder"}
-    problems = []
-    for fill in (_config_columns, _environment_columns, _status_columns, _result_columns):
-        try:
-            row |= fill(folder)
-        except RunFolderError as error:
-            problems.append(str(error))
-    if row["state"] == "finished" and not (folder / "result.json").exists():
-        problems.append(f"status.json says finished, but {folder / 'result.json'} is not there")
-    if problems:
-        row |= {"state": "unreadable", "reason": "; ".join(problems)}
-    return row
-
-
-def _config_columns(folder: Path) -> dict[str, Any]:
-    config = _read_yaml(folder / "config.yaml")
-    columns = {f"config.{key}": value for key, value in _columns(config).items() if key != "run_id"}
-    return {"run_id": str(config.get("run_id") or folder.name), "seed": config.get("seed"), **columns}
-
-
-def _environment_columns(folder: Path) -> dict[str, Any]:
-    environment = _read_json(folder / "environment.json") or {}
-    return {f"environment.{key}": value for key, value in _columns(environment).items()}
-
-
-def _status_columns(folder: Path) -> dict[str, Any]:
-    path = folder / "status.json"
-    status = _read_json(path)
-    if status is None:
-        return {"state": "not_started"}
-    if status.get("state") not in STATUS_STATES:
-        raise RunFolderError(f"{path}: state must be one of {', '.join(STATUS_STATES)}; got {status.get('state')!r}")
-    error = status.get("error") or {}
-    started, ended = (_read_time(path, key, status.get(key)) for key in ("started_at", "ended_at"))
-    return {
-        "state": status["state"],
-        "reason": f"{error.get('type', 'error')}: {error.get('message', 'no message')}" if error else None,
-        "traceback": error.get("traceback"),
-        "started_at": status.get("started_at"),
-        "ended_at": status.get("ended_at"),
-        "wall_time_s": (ended - started).total_seconds() if started and ended else math.nan,
-        "attempt": status.get("attempt"),
-    }
-
-
-def _result_columns(folder: Path) -> dict[str, Any]:
-    path = folder / "result.json"
-    result = _read_json(path) or {}
-    metrics = result.pop("metrics", {})
-    for name, value in metrics.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise RunFolderError(f"{path}: metric {name} must be a number or null; got {value!r}")
-    missing_as_nan = {name: math.nan if value is None else value for name, value in metrics.items()}
-    return {**_columns(result), **missing_as_nan}
-
-
-def _read_time(path: Path, key: str, text: str | None) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text) if text else None
-    except (TypeError, ValueError) as error:
-        raise RunFolderError(f"{path}: {key} must be an ISO time such as 2026-01-31T12:00:00; got {text!r}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return the file's object, or None where there is no file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RunFolderError(f"{path} must hold one JSON object; got {type(value).__name__}")
-    return value
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader)
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{path} is not there") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise RunFolderError(f"{path} must hold keys and values; got {type(value).__name__}")
-    return value
-
-
-def _columns(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `{"a.b": value}` for nested mappings; lists become JSON text, so that every value can be compared."""
-    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in flatten(nested).items()}
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yield (line number, object) for every line that is not empty; None for a line that is no JSON object.
-
-    Raises:
-        RunFolderError: the file is missing or cannot be opened.
-    """
-    try:
-        # A torn line may end inside a character, so decoding must not stop the reading of the others.
-        lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            yield number, value if isinstance(value, dict) else None
 
 
 def load_rows(run_folder: Path) -> pd.DataFrame:
@@ -233,24 +130,39 @@ def load_rows(run_folder: Path) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(numbers, float))
 
 
-def load_history(run_folder: Path) -> pd.DataFrame:
-    """Read metrics.jsonl: one row a step, sorted by step.
+class _Found:
+    """What a source holds: run folders, W&B's files by run, and runs of W&B projects."""
 
-    A resumed run repeats steps: for every metric of a step the last line wins. Lines that cannot be read (the last
-    one of a killed run, mostly) are left out and counted in `frame.attrs["damaged_lines"]`.
+    def __init__(self, source: Source) -> None:
+        items = [source] if isinstance(source, str | Path) else source
+        self.folders: list[Path] = []
+        self._files: dict[str, list[Path]] = {}
+        self._online: dict[str, OnlineRun] = {}
+        for item in items:
+            if str(item).startswith(SCHEME):
+                self._online |= project_runs(str(item))
+                continue
+            files = wandb_files(Path(item))
+            for file in files:
+                self._files.setdefault(run_key(file), []).append(file)
+            if not files:
+                self.folders += find_run_folders(Path(item))
 
-    Raises:
-        RunFolderError: the file is missing.
-    """
-    steps: dict[int, dict[str, Any]] = {}
-    damaged = 0
-    for _, line in read_json_lines(run_folder / "metrics.jsonl"):
-        if line is None or not isinstance(line.get("step"), int):
-            damaged += 1
-        else:
-            steps.setdefault(line["step"], {}).update(line)
-    frame = pd.DataFrame([steps[step] for step in sorted(steps)])
-    if frame.empty:
-        frame = pd.DataFrame({"step": pd.Series(dtype=int)})
-    frame.attrs["damaged_lines"] = damaged
-    return frame
+    def mirrored_entries(self) -> list[Entry]:
+        return [
+            *(Entry(key, stamp_of(files)) for key, files in self._files.items()),
+            *(Entry(key, run.stamp) for key, run in self._online.items()),
+        ]
+
+    def read_mirrored(self, keys: Sequence[str], *, with_history: bool = False) -> dict[str, MirroredRun]:
+        """Return those of the runs that W&B has, by key; the history of one on a server is asked for only on demand."""
+        runs = read_runs([file for key in keys for file in self._files.get(key, [])])
+        return runs | {key: self._online[key].read(with_history) for key in keys if key in self._online}
+
+
+def _check_ids(runs: pd.DataFrame) -> None:
+    twice = runs[runs["run_id"].duplicated(keep=False)]
+    if len(twice):
+        run_id = twice["run_id"].iloc[0]
+        one, other, *_ = twice.loc[twice["run_id"] == run_id, "folder"]
+        raise ConfigError(f"run {run_id} comes twice, in {one} and {other}; give one of them")

@@ -16,9 +16,10 @@ import pandas as pd
 from analysis import sections
 from analysis.answer import Answer, compare
 from analysis.arms import IDENTITY_GROUPS, arms_of_runs, varying_axes
-from analysis.load import load_run, load_runs, runs_frame
+from analysis.load import load_runs, runs_frame
 from analysis.page import page
 from analysis.plan import StudyPlan, planned_folders, read_plan, runs_folder
+from analysis.run_folders import load_run
 from analysis.samples import choose_samples
 from analysis.tables import write_csv
 from analysis.terminal import answer_text

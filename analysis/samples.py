@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.answer import Answer
-from analysis.load import load_rows, read_json_lines
+from analysis.load import load_rows
+from analysis.run_folders import read_json_lines
 from qlora_lab.errors import RunFolderError
 
 SAMPLES = 4

@@ -12,10 +12,10 @@ import pandas as pd
 
 from analysis.answer import Answer
 from analysis.figures import MOST_ARM_LINES, MOST_ARMS, arm_figure, curve_figure, row_difference_figure, to_svg
-from analysis.load import load_history
 from analysis.metrics import describe, format_value
 from analysis.page import bullet_list, details, figure, paragraph, section, table
 from analysis.plan import StudyPlan
+from analysis.run_folders import read_history
 from analysis.samples import Sample
 from analysis.statistics import DRAWS, FALSE_POSITIVES
 from analysis.tables import arm_table, comparison_table, to_html
@@ -86,7 +86,7 @@ def training(answer: Answer) -> str:
     drawn_arms = answer.runs[answer.runs["arm"].isin(answer.arms[:MOST_ARMS])]
     folders = {str(run["run_id"]): Path(str(run["folder"])) for run in drawn_arms.to_dict("records")}
     histories = {
-        run_id: load_history(folder) for run_id, folder in folders.items() if (folder / "metrics.jsonl").exists()
+        run_id: read_history(folder) for run_id, folder in folders.items() if (folder / "metrics.jsonl").exists()
     }
     drawn = curve_figure(answer, histories)
     if drawn is None:

@@ -92,12 +92,12 @@ def execute(
         clock = _clock_from(folder.elapsed_s())
         session: Session = NoSession()
 
-        def end(state: str, error: BaseException | None = None, summary: dict[str, Any] | None = None) -> str:
+        def end(state: str, error: BaseException | None = None) -> str:
             stopped = state == INTERRUPTED
             folder.end(state, clock(), error, cause=stop_cause() if stopped else None)
             if state == FINISHED:
                 session.adapter(folder.adapter)
-            session.finish(state, summary or {})
+            session.finish(state, folder.summary())
             return state
 
         try:
@@ -119,7 +119,7 @@ def execute(
                 end(FAILED, error)
                 print(f"run {folder.run_id} failed: {error}", file=sys.stderr, flush=True)
                 return FAILED
-            return end(FINISHED, summary=result["metrics"])
+            return end(FINISHED)
         except LeaseLostError as error:
             print(f"run {folder.run_id}: {error}", file=sys.stderr, flush=True)
             return LOST
@@ -207,8 +207,7 @@ def _execute(
     metrics_file = MetricsFile(folder, clock)
 
     def record(step: int, metrics: dict[str, float]) -> None:
-        metrics_file.append(step, metrics)
-        session.log(step, metrics)
+        session.log(step, metrics_file.append(step, metrics))
 
     # Before anything is initialised, so that a seed fixes the adapters too.
     seed_everything(config.seed)

@@ -20,6 +20,7 @@ LIGHT = [
     "memory",
     "tracking",
     "sweep",
+    "sync",
     "ratings",
     "tournament",
 ]

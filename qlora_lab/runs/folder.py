@@ -26,6 +26,7 @@ from qlora_lab.runs import lease as leases
 from qlora_lab.runs.causes import INFRASTRUCTURE, NO_SPACE, cause_of
 from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
 from qlora_lab.runs.lease import Claim, Lease
+from qlora_lab.runs.mirror import RECORDS
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
@@ -187,6 +188,13 @@ class RunFolder:
     def result(self) -> dict[str, Any]:
         return read_json(self.path / "result.json")
 
+    def summary(self) -> dict[str, Any]:
+        """Return how the run stands, for its mirror: metrics by name, and below RECORDS what else its files say."""
+        result = self.result() if (self.path / "result.json").exists() else {}
+        metrics = result.pop("metrics", {})
+        records = {"environment": self.environment(), "status": self.status(), "result": result or None}
+        return {**metrics, RECORDS: records}
+
     def last_metrics(self) -> dict[str, Any] | None:
         """Return the newest whole line of metrics.jsonl, for showing progress."""
         lines = self._metrics_lines()
@@ -279,7 +287,8 @@ class MetricsFile:
         self._lease = folder.lease
         self._clock = clock
 
-    def append(self, step: int, metrics: dict[str, float]) -> None:
+    def append(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Write the line of a step, and return it."""
         record = {"step": step, "time_s": round(self._clock(), 3), **metrics}
         if self._lease is not None:
             self._lease.check()
@@ -287,6 +296,7 @@ class MetricsFile:
             if file.tell() and not self._ends_whole():
                 file.write("\n")  # a killed attempt left half a line
             file.write(to_json(record) + "\n")
+        return record
 
     def _ends_whole(self) -> bool:
         with self._path.open("rb") as file:

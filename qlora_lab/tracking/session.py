@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qlora_lab.config.schema import RunConfig, TrackingConfig
+from qlora_lab.runs.mirror import STEP
 
-STEP = "trainer/global_step"  # fragments of a resumed run merge on it: offline, W&B's own step starts at 0 again
 TAG_LENGTH = 64  # W&B refuses longer ones
 
 

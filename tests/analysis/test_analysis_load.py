@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.load import find_run_folders, load_history, load_rows, load_runs
+from analysis.load import load_rows, load_runs
+from analysis.run_folders import find_run_folders, read_history
 from qlora_lab.errors import RunFolderError
 from tests.analysis.study_folders import FakeRun, row_key, two_arms, write, write_run, write_study
 
@@ -140,7 +141,7 @@ def test_history_takes_the_last_line_of_a_step_and_counts_torn_ones(tmp_path: Pa
         '{"step": 4, "note": "ä',  # killed again, inside a character
     ]
     (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines).encode()[:-1])
-    history = load_history(tmp_path)
+    history = read_history(tmp_path)
     assert list(history["step"]) == [1, 2, 3]
     assert list(history["train/loss"]) == [3.0, 2.5, 1.0]
     assert history["eval/loss"].iloc[2] == 0.9
@@ -149,6 +150,6 @@ def test_history_takes_the_last_line_of_a_step_and_counts_torn_ones(tmp_path: Pa
 
 def test_history_without_a_line_is_empty_and_without_a_file_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "metrics.jsonl", "")
-    assert load_history(tmp_path).empty
+    assert read_history(tmp_path).empty
     with pytest.raises(RunFolderError, match="No such file"):
-        load_history(tmp_path / "nothing")
+        read_history(tmp_path / "nothing")

@@ -1,0 +1,135 @@
+"""Runs from W&B's offline files: what `qlora_lab.tracking` mirrored there, put together again.
+
+A run that was resumed, or killed and started again, leaves several files with one id. They are merged in the order in
+which they began: of a step's metrics the last file wins, as does the last one that says how the run stands.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.run_row import Records, run_row
+from analysis.wandb_log import WandbRun, read_wandb_file
+from qlora_lab.errors import RunFolderError
+from qlora_lab.runs.mirror import RECORDS, STEP
+
+INTERNAL = "_"  # W&B's own keys begin with it
+FILES_FOR_PROCESSES = 64  # fewer are read before another process has started
+SHORTEST_S = 15  # W&B writes nothing of a run to its file any earlier
+
+
+@dataclass
+class MirroredRun:
+    """One run, from all of its files in the order in which they began."""
+
+    run_id: str
+    place: str  # where it was read: a folder, or an address
+    records: Records
+    steps: dict[int, dict[str, Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """Return the run's row of `load_runs`."""
+        return run_row(self.run_id, self.place, self.records, problems=self.problems)
+
+    def history(self) -> pd.DataFrame:
+        """Return one row a step, sorted by step."""
+        return pd.DataFrame([self.steps[step] for step in sorted(self.steps)])
+
+
+def wandb_files(source: Path) -> list[Path]:
+    """Return the run files of an offline W&B folder, of one run's folder in it, or of neither: an empty list."""
+    if source.suffix == ".wandb":
+        return [source]
+    return sorted([*source.glob("run-*.wandb"), *source.glob("*run-*/run-*.wandb")])
+
+
+def run_key(file: Path) -> str:
+    """Return what names the run of a file, the same for all of its files: the folder they lie in, and the id."""
+    folder = file.parent.parent if "run-" in file.parent.name else file.parent
+    return str(folder / _id_in_name(file))
+
+
+def read_runs(files: Sequence[Path], processes: int | None = None) -> dict[str, MirroredRun]:
+    """Read files and merge those of one run; runs come by their `run_key`, in its order.
+
+    Args:
+        processes: that read at the same time; None: as many as there are cores, where there are files enough.
+    """
+    if processes == 1 or len(files) < FILES_FOR_PROCESSES:
+        parts = [_read(file) for file in files]
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            parts = list(pool.map(_read, files, chunksize=16))
+    by_run: dict[str, list[WandbRun]] = {}
+    for part in parts:
+        by_run.setdefault(run_key(part.file), []).append(part)
+    return {key: _merged(_id_in_name(parts[0].file), parts) for key, parts in sorted(by_run.items())}
+
+
+def _read(file: Path) -> WandbRun:
+    try:
+        return read_wandb_file(file)
+    except OSError as error:
+        raise RunFolderError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _id_in_name(file: Path) -> str:
+    return file.stem.removeprefix("run-")
+
+
+def _merged(run_id: str, parts: Iterable[WandbRun]) -> MirroredRun:
+    # A file without a beginning holds nothing; it goes first, so that it is the last one only if it is alone.
+    ordered = sorted(parts, key=lambda part: (part.run_id is not None, part.started_at))
+    last = ordered[-1]
+    run = MirroredRun(
+        run_id, str(last.file.parent), Records(), steps_of(line for part in ordered for line in part.history)
+    )
+    if last.run_id is None:
+        run.problems.append(
+            f"{last.file} holds nothing: the run was killed in its first {SHORTEST_S} seconds, before W&B wrote of it"
+        )
+        return run
+    run.records = records_of(run_id, last.config, _last_summary(ordered))
+    return run
+
+
+def steps_of(history: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Return the metrics by training step; of a step that was taken twice those of the last time."""
+    steps: dict[int, dict[str, Any]] = {}
+    for line in history:
+        step = line.get(STEP)
+        if isinstance(step, int):
+            metrics = {key: _number(value) for key, value in _own(line).items() if key != STEP}
+            steps.setdefault(step, {"step": step}).update(metrics)
+    return steps
+
+
+def _last_summary(parts: Sequence[WandbRun]) -> dict[str, Any]:
+    """Return what the last file says in which the run recorded how it stands."""
+    return next((part.summary for part in reversed(parts) if RECORDS in part.summary), {})
+
+
+def records_of(run_id: str, config: dict[str, Any], summary: dict[str, Any]) -> Records:
+    """Return what a run's folder would hold, from what W&B was told of it."""
+    kept = summary.get(RECORDS, {})
+    result = kept.get("result")
+    if result is not None:
+        others = ("status", RECORDS, STEP)
+        metrics = {key: _number(value) for key, value in _own(summary).items() if key not in others}
+        result = {**result, "metrics": metrics}
+    return Records({"run_id": run_id, **_own(config)}, kept.get("environment"), kept.get("status"), result)
+
+
+def _own(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not key.startswith(INTERNAL)}
+
+
+def _number(value: Any) -> Any:
+    """Return a metric as the run folder has it, where one that is not finite is missing."""
+    return math.nan if isinstance(value, float) and not math.isfinite(value) else value

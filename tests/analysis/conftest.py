@@ -1,0 +1,11 @@
+"""Frames that these tests read are kept where nobody else finds them."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder: Path = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("analysis.frame_cache.default_cache_dir", lambda: folder)

@@ -1,0 +1,114 @@
+"""Offline runs reach W&B once and whole, however often the upload is interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qlora_lab import sync
+from qlora_lab.runs.mirror import STEP
+from tests.analysis.test_wandb_runs import isolated_wandb, mirrored, standing  # noqa: F401
+from tests.wandb_stand_in import KEY, WandbStandIn, wandb_stand_in
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, isolated_wandb: None) -> Iterator[WandbStandIn]:  # noqa: F811
+    with wandb_stand_in() as stand_in:
+        monkeypatch.setenv("WANDB_BASE_URL", stand_in.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield stand_in
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path, isolated_wandb: None) -> Path:  # noqa: F811
+    """Four runs, one of them of two attempts, and one that was killed at once."""
+    for number in range(4):
+        lines = [{STEP: step, "train/loss": step / 7} for step in range(1, 11)]
+        mirrored(tmp_path / "runs" / f"run{number}", f"run{number}", lines, standing("finished"))
+    mirrored(tmp_path / "runs" / "run0", "run0", [{STEP: 11, "train/loss": 9.0}], standing("finished"))
+    empty = tmp_path / "runs" / "run9" / "wandb" / "offline-run-20200101_000000-run9" / "run-run9.wandb"
+    empty.parent.mkdir(parents=True)
+    empty.write_bytes(b":W&B\xe1\xbe\x00")
+    return tmp_path / "runs"
+
+
+def lines_of(server: WandbStandIn) -> dict[str, int]:
+    return {name: len(run.history) for (_, _, name), run in sorted(server.runs.items())}
+
+
+def call(runs_dir: Path, *options: str) -> int:
+    try:
+        sync.main([str(runs_dir), *options])
+    except SystemExit as end:
+        return int(str(end.code))
+    return 0
+
+
+WHOLE = {"run0": 11, "run1": 10, "run2": 10, "run3": 10}
+
+
+def test_everything_is_uploaded_once(runs_dir: Path, server: WandbStandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(runs_dir, "--plan") == 0 and not server.runs
+    assert "6 W&B files: 5 to upload, 0 uploaded already, 1 empty" in capsys.readouterr().out
+    assert call(runs_dir, "--batch", "2") == 0
+    assert lines_of(server) == WHOLE
+    asked = len(server.operations)
+    assert call(runs_dir) == 0
+    assert "0 to upload, 5 uploaded already" in capsys.readouterr().out
+    assert len(server.operations) == asked
+
+
+def test_what_fails_for_a_while_is_tried_again(runs_dir: Path, server: WandbStandIn) -> None:
+    server.faults.status, server.faults.count = 500, 3
+    assert call(runs_dir) == 0
+    assert lines_of(server) == WHOLE
+
+
+def test_a_server_that_refuses_is_said_and_the_same_command_goes_on(
+    runs_dir: Path, server: WandbStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.faults.status = 403
+    assert call(runs_dir) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: W&B took none of 5 runs") and said.count("\n") == 1
+    server.faults.status = None
+    assert call(runs_dir) == 0
+    assert lines_of(server) == WHOLE
+
+
+def test_a_killed_upload_goes_on(runs_dir: Path, server: WandbStandIn) -> None:
+    command = [sys.executable, "-m", "qlora_lab.sync", str(runs_dir), "--batch", "1", "--parallel", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not any(runs_dir.rglob("*.synced")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert call(runs_dir) == 0
+    assert lines_of(server) == WHOLE
+
+
+def test_a_run_that_is_running_is_left_alone(runs_dir: Path) -> None:
+    from qlora_lab.runs.folder import RunFolder
+
+    folder = RunFolder(runs_dir / "run1")
+    with folder.lock():
+        folder.begin()
+        found = sync.find(runs_dir)
+    assert found.running == ["run1"] and len(found.files) == 4
+
+
+def test_files_of_one_run_stay_in_one_batch() -> None:
+    files = [Path(f"{number}/run-{name}.wandb") for number, name in enumerate("aabbbc")]
+    assert [len(batch) for batch in sync.batches(files, 1)] == [2, 3, 1]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(tmp_path) == 2
+    assert "no offline W&B run in" in capsys.readouterr().err
