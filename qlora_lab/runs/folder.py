@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,14 +22,15 @@ from omegaconf import OmegaConf
 from qlora_lab.config.parts import Part, TypedParts
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
-from qlora_lab.runs import lease as leases
 from qlora_lab.runs.causes import INFRASTRUCTURE, NO_SPACE, cause_of
 from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.heartbeat import Observer
 from qlora_lab.runs.lease import Claim, Lease
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
 TYPED = TypedParts()  # of this process: the runs of a pool share most of their configuration
+OBSERVER = Observer()  # of this process, which has to see a heartbeat elsewhere once
 POLL_S = 0.5
 KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
 
@@ -60,7 +61,7 @@ class RunFolder:
         """
         folder = cls(runs_dir / run_id)
         status = folder.status()
-        if (status is None or status["state"] != FINISHED) and not folder.is_locked():
+        if (status is None or status["state"] != FINISHED) and not folder.is_held():
             values = {"run_id": run_id, **asdict(config)}
             if status is not None:
                 kept = ("threads",) if status["state"] == FAILED else ("threads", "micro_batch_size")
@@ -90,11 +91,7 @@ class RunFolder:
 
     def state(self) -> str:
         """Return new, running, finished, failed or interrupted; a run whose process died is interrupted."""
-        status = self.status()
-        if status is None:
-            return NEW
-        state = str(status["state"])
-        return INTERRUPTED if state == RUNNING and not self.is_locked() else state
+        return states_of([self])[0]
 
     def status(self) -> dict[str, Any] | None:
         """Return what is recorded of the run, None where no attempt has begun.
@@ -208,9 +205,9 @@ class RunFolder:
             return []
         return file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
 
-    def is_locked(self) -> bool:
-        """Say whether a living process holds the run, as far as locks reach: on some clusters not beyond a node."""
-        return leases.is_locked(self.path)
+    def is_held(self) -> bool:
+        """Say whether a living process, on any machine, holds the run; of many runs, ask `held`."""
+        return self in held([self])
 
     def claim(self) -> Claim:
         """Return what tries for the run's lease."""
@@ -238,6 +235,26 @@ class RunFolder:
         finally:
             self.lease = None
             lease.release()
+
+
+def held(folders: Iterable[RunFolder]) -> set[RunFolder]:
+    """Return the runs that living processes hold, on any machine, after one wait for the heartbeats of all."""
+    by_path = {folder.path: folder for folder in folders}
+    return {by_path[path] for path in OBSERVER.living(by_path)}
+
+
+def states_of(folders: Sequence[RunFolder]) -> list[str]:
+    """Return the state of each run, as `RunFolder.state` does, after one wait for the heartbeats of all."""
+    states = [str((folder.status() or {"state": NEW})["state"]) for folder in folders]
+    running = [folder for folder, state in zip(folders, states, strict=True) if state == RUNNING]
+    gone = set(running) - held(running)
+    return [_state_now(folder) if folder in gone else state for folder, state in zip(folders, states, strict=True)]
+
+
+def _state_now(folder: RunFolder) -> str:
+    """Return the state of a run that nobody holds: it may have ended since it was seen to run."""
+    state = str((folder.status() or {"state": NEW})["state"])
+    return INTERRUPTED if state == RUNNING else state
 
 
 def damaged_status(file: Path, error: ValueError) -> RunFolderError:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.runs.folder import FINISHED, RUNNING, RunFolder
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import Cluster
+from tests.slurm.daemons import wait_until
 from tests.slurm.launcher_names import run_ids
 
 HERE = Path(__file__).parent

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qlora_lab.runs.folder import FINISHED, RUNNING
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import Cluster
+from tests.slurm.daemons import wait_until
 from tests.slurm.study import FakeStudy
 from tests.small_disk import fill, small_disk
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import RUN_LIMIT, SUBMIT_LIMIT, Cluster, wait_until
+from tests.slurm.accounting import RUN_LIMIT, SUBMIT_LIMIT
+from tests.slurm.cluster import Cluster
+from tests.slurm.daemons import wait_until
 from tests.slurm.study import FakeStudy
 
 KILLS = int(os.environ.get("QLORA_LAB_LAUNCHER_KILLS", "8"))
