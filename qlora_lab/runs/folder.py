@@ -17,19 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from qlora_lab.config.parts import Part, TypedParts
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.causes import INFRASTRUCTURE, NO_SPACE, cause_of
+from qlora_lab.runs.config_text import config_text
 from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
 from qlora_lab.runs.heartbeat import Observer
 from qlora_lab.runs.lease import Claim, Lease
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
-TYPED = TypedParts()  # of this process: the runs of a pool share most of their configuration
 OBSERVER = Observer()  # of this process, which has to see a heartbeat elsewhere once
 POLL_S = 0.5
 KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
@@ -49,6 +46,7 @@ class RunFolder:
         self.path = path
         self.lease = lease
         self.run_id = path.name
+        self.config_file = path / "config.yaml"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
 
@@ -64,16 +62,12 @@ class RunFolder:
         if (status is None or status["state"] != FINISHED) and not folder.is_held():
             values = {"run_id": run_id, **asdict(config)}
             if status is not None:
-                kept = ("threads",) if status["state"] == FAILED else ("threads", "micro_batch_size")
-                values["trainer"] |= folder._planned(kept)
-            write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
-        return folder
+                from qlora_lab.runs.config_file import trainer_values
 
-    def _planned(self, keys: tuple[str, ...]) -> dict[str, Any]:
-        """Return values of the trainer as the run started with them, where that is on record."""
-        file = self.path / "config.yaml"
-        found = OmegaConf.select(OmegaConf.load(file), "trainer") if file.exists() else None
-        return {key: found[key] for key in keys if found is not None and found.get(key) is not None}
+                kept = ("threads",) if status["state"] == FAILED else ("threads", "micro_batch_size")
+                values["trainer"] |= trainer_values(folder.config_file, kept)
+            write_atomic(folder.config_file, config_text(values))
+        return folder
 
     def config(self) -> RunConfig:
         """Read the resolved configuration.
@@ -81,13 +75,9 @@ class RunFolder:
         Raises:
             RunFolderError: there is none, or it is damaged.
         """
-        file = self.path / "config.yaml"
-        if not file.is_file():
-            raise RunFolderError(f"{file} is missing; plan the run again with qlora_lab.train or qlora_lab.sweep")
-        values = OmegaConf.to_container(OmegaConf.load(file))
-        if not isinstance(values, dict) or values.pop("run_id", None) != self.run_id:
-            raise RunFolderError(f"{file} does not belong to run {self.run_id}; was the folder renamed?")
-        return TYPED.config({str(key): Part(value) for key, value in values.items()})
+        from qlora_lab.runs.config_file import read_config  # OmegaConf comes in here
+
+        return read_config(self.config_file, self.run_id)
 
     def state(self) -> str:
         """Return new, running, finished, failed or interrupted; a run whose process died is interrupted."""
@@ -122,7 +112,7 @@ class RunFolder:
             host=socket.gethostname(),
             node=os.environ.get("SLURMD_NODENAME"),
             job=job_id(),
-            log=_log_file(),
+            log=log_file(),
             pid=os.getpid(),
             attempt=self.lease.attempt if self.lease is not None else 1 + self.attempts(),
             elapsed_s=self.elapsed_s(),
@@ -267,7 +257,7 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def _log_file() -> str | None:
+def log_file() -> str | None:
     """Return the file that this process prints to, where it is one."""
     with contextlib.suppress(OSError):
         file = Path("/proc/self/fd/1").resolve()
