@@ -229,8 +229,10 @@ class RunFolder:
 
 def held(folders: Iterable[RunFolder]) -> set[RunFolder]:
     """Return the runs that living processes hold, on any machine, after one wait for the heartbeats of all."""
-    by_path = {folder.path: folder for folder in folders}
-    return {by_path[path] for path in OBSERVER.living(by_path)}
+    asked = list(folders)
+    own = {folder for folder in asked if folder.lease is not None and folder.lease.is_held()}
+    by_path = {folder.path: folder for folder in asked if folder not in own}
+    return own | {by_path[path] for path in OBSERVER.living(by_path)}
 
 
 def states_of(folders: Sequence[RunFolder]) -> list[str]:
