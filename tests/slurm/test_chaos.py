@@ -32,7 +32,7 @@ TRAINING = [
     "adapter.dropout=0.1",
     "trainer.device=cpu",
     "trainer.threads=1",
-    "trainer.max_steps=200",
+    "trainer.max_steps=400",
     "trainer.checkpoint_every_steps=20",
 ]
 ALONE = "import sys; from pathlib import Path; from qlora_lab.run import execute; execute(Path(sys.argv[1]))"
@@ -130,13 +130,14 @@ class Faults:
         self.cluster.submit("sleep 1", "--partition=gpu", f"--nodelist={node}", "--gpus-per-node=4")
 
     def damage_a_checkpoint(self) -> None:
-        """Kill a run that trains, and cut off its newest checkpoint."""
+        """Cut off the newest checkpoint of a run that trains, or will go on; who has it open is killed first."""
         candidates = [self.study.runs[number] for number in TRAINED]
-        there = [run for run in candidates if run.state() == RUNNING and any(run.checkpoints.glob("step_*"))]
+        there = [run for run in candidates if run.state() != FINISHED and any(run.checkpoints.glob("step_*"))]
         if there:
             run = self.draw.choice(there)
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
-                os.kill((run.status() or {})["pid"], signal.SIGKILL)
+                if run.state() == RUNNING:
+                    os.kill((run.status() or {})["pid"], signal.SIGKILL)
                 os.truncate(max(run.checkpoints.glob("step_*")) / "parameters.safetensors", 100)
                 self.damaged += 1
 

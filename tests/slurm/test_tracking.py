@@ -119,5 +119,6 @@ def test_a_study_during_an_outage_is_synced_later(tmp_path: Path) -> None:
         for run in runs:
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             of_training = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
-            arrived = {line["trainer/global_step"]: line["train/loss"] for line in server.history(run.name)}
-            assert len(of_training) == 12 and arrived == pytest.approx(of_training)
+            there = [line for line in server.history(run.name) if "train/loss" in line]
+            arrived = {line["trainer/global_step"]: line["train/loss"] for line in there}
+            assert of_training and arrived == pytest.approx(of_training)
