@@ -62,6 +62,7 @@ def execute(
     lease: Lease | None = None,
     stop_cause: Callable[[], str] = lambda: STOPPED,
     bases: WarmBase | None = None,
+    config: RunConfig | None = None,
 ) -> str:
     """Execute the run whose folder is `path`, resuming it where it stopped.
 
@@ -74,6 +75,7 @@ def execute(
         lease: of the run, where the caller holds it already; it is released here.
         stop_cause: asked, when the run was told to stop, for the cause to record.
         bases: keeps the quantized base model for the next run in this process.
+        config: what the folder's config.yaml holds, where the caller has just written it.
 
     Returns:
         The run's state: finished, failed (its traceback is in status.json), interrupted (told to stop), or lost (a
@@ -103,7 +105,7 @@ def execute(
         try:
             folder.begin()
             try:
-                config = folder.config()
+                config = folder.config() if config is None else config
                 session = open_session(config, folder.run_id, config.study.name or "qlora_lab", folder.path)
                 result = _execute(folder, config, session, clock, bases)
                 folder.write_result(result)

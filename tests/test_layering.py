@@ -77,8 +77,8 @@ def test_the_light_chain_never_imports_torch() -> None:
 
 
 def test_workers_and_the_words_about_a_study_start_without_hydra() -> None:
-    """It takes longer to import than all else they need."""
+    """It and OmegaConf take longer to import than all else they need."""
     modules = ["qlora_lab.sweep.slurm.worker", "qlora_lab.sweep.steer"]
     code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
-    code += "found = {'hydra', 'submitit', 'numpy', 'pandas'} & set(sys.modules)\nassert not found, found"
+    code += "found = {'hydra', 'omegaconf', 'submitit', 'numpy', 'pandas'} & set(sys.modules)\nassert not found, found"
     subprocess.run([sys.executable, "-c", code], check=True)

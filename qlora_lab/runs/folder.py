@@ -10,27 +10,25 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from qlora_lab.config.parts import Part, TypedParts
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
-from qlora_lab.runs import lease as leases
 from qlora_lab.runs.causes import INFRASTRUCTURE, NO_SPACE, cause_of
+from qlora_lab.runs.config_text import config_text
 from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.heartbeat import Observer
 from qlora_lab.runs.lease import Claim, Lease
 from qlora_lab.runs.mirror import RECORDS
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
-TYPED = TypedParts()  # of this process: the runs of a pool share most of their configuration
+OBSERVER = Observer()  # of this process, which has to see a heartbeat elsewhere once
 POLL_S = 0.5
 KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
 
@@ -49,6 +47,7 @@ class RunFolder:
         self.path = path
         self.lease = lease
         self.run_id = path.name
+        self.config_file = path / "config.yaml"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
 
@@ -61,19 +60,15 @@ class RunFolder:
         """
         folder = cls(runs_dir / run_id)
         status = folder.status()
-        if (status is None or status["state"] != FINISHED) and not folder.is_locked():
+        if (status is None or status["state"] != FINISHED) and not folder.is_held():
             values = {"run_id": run_id, **asdict(config)}
             if status is not None:
-                kept = ("threads",) if status["state"] == FAILED else ("threads", "micro_batch_size")
-                values["trainer"] |= folder._planned(kept)
-            write_atomic(folder.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
-        return folder
+                from qlora_lab.runs.config_file import trainer_values
 
-    def _planned(self, keys: tuple[str, ...]) -> dict[str, Any]:
-        """Return values of the trainer as the run started with them, where that is on record."""
-        file = self.path / "config.yaml"
-        found = OmegaConf.select(OmegaConf.load(file), "trainer") if file.exists() else None
-        return {key: found[key] for key in keys if found is not None and found.get(key) is not None}
+                kept = ("threads",) if status["state"] == FAILED else ("threads", "micro_batch_size")
+                values["trainer"] |= trainer_values(folder.config_file, kept)
+            write_atomic(folder.config_file, config_text(values))
+        return folder
 
     def config(self) -> RunConfig:
         """Read the resolved configuration.
@@ -81,21 +76,13 @@ class RunFolder:
         Raises:
             RunFolderError: there is none, or it is damaged.
         """
-        file = self.path / "config.yaml"
-        if not file.is_file():
-            raise RunFolderError(f"{file} is missing; plan the run again with qlora_lab.train or qlora_lab.sweep")
-        values = OmegaConf.to_container(OmegaConf.load(file))
-        if not isinstance(values, dict) or values.pop("run_id", None) != self.run_id:
-            raise RunFolderError(f"{file} does not belong to run {self.run_id}; was the folder renamed?")
-        return TYPED.config({str(key): Part(value) for key, value in values.items()})
+        from qlora_lab.runs.config_file import read_config  # OmegaConf comes in here
+
+        return read_config(self.config_file, self.run_id)
 
     def state(self) -> str:
         """Return new, running, finished, failed or interrupted; a run whose process died is interrupted."""
-        status = self.status()
-        if status is None:
-            return NEW
-        state = str(status["state"])
-        return INTERRUPTED if state == RUNNING and not self.is_locked() else state
+        return states_of([self])[0]
 
     def status(self) -> dict[str, Any] | None:
         """Return what is recorded of the run, None where no attempt has begun.
@@ -126,7 +113,7 @@ class RunFolder:
             host=socket.gethostname(),
             node=os.environ.get("SLURMD_NODENAME"),
             job=job_id(),
-            log=_log_file(),
+            log=log_file(),
             pid=os.getpid(),
             attempt=self.lease.attempt if self.lease is not None else 1 + self.attempts(),
             elapsed_s=self.elapsed_s(),
@@ -216,9 +203,9 @@ class RunFolder:
             return []
         return file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
 
-    def is_locked(self) -> bool:
-        """Say whether a living process holds the run, as far as locks reach: on some clusters not beyond a node."""
-        return leases.is_locked(self.path)
+    def is_held(self) -> bool:
+        """Say whether a living process, on any machine, holds the run; of many runs, ask `held`."""
+        return self in held([self])
 
     def claim(self) -> Claim:
         """Return what tries for the run's lease."""
@@ -248,6 +235,28 @@ class RunFolder:
             lease.release()
 
 
+def held(folders: Iterable[RunFolder]) -> set[RunFolder]:
+    """Return the runs that living processes hold, on any machine, after one wait for the heartbeats of all."""
+    asked = list(folders)
+    own = {folder for folder in asked if folder.lease is not None and folder.lease.is_held()}
+    by_path = {folder.path: folder for folder in asked if folder not in own}
+    return own | {by_path[path] for path in OBSERVER.living(by_path)}
+
+
+def states_of(folders: Sequence[RunFolder]) -> list[str]:
+    """Return the state of each run, as `RunFolder.state` does, after one wait for the heartbeats of all."""
+    states = [str((folder.status() or {"state": NEW})["state"]) for folder in folders]
+    running = [folder for folder, state in zip(folders, states, strict=True) if state == RUNNING]
+    gone = set(running) - held(running)
+    return [_state_now(folder) if folder in gone else state for folder, state in zip(folders, states, strict=True)]
+
+
+def _state_now(folder: RunFolder) -> str:
+    """Return the state of a run that nobody holds: it may have ended since it was seen to run."""
+    state = str((folder.status() or {"state": NEW})["state"])
+    return INTERRUPTED if state == RUNNING else state
+
+
 def damaged_status(file: Path, error: ValueError) -> RunFolderError:
     return RunFolderError(f"{file} is damaged ({error}); remove it, and the run goes on from its checkpoint")
 
@@ -258,7 +267,7 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def _log_file() -> str | None:
+def log_file() -> str | None:
     """Return the file that this process prints to, where it is one."""
     with contextlib.suppress(OSError):
         file = Path("/proc/self/fd/1").resolve()

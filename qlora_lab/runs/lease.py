@@ -5,8 +5,8 @@ space on the disk kept in reserve, and whatever the holder is writing. Nothing h
 or that a process is gone because nobody has heard of it:
 
 - Taking: a folder with a beat in it is prepared and renamed to the next number, which works for one taker only.
-- Dead or alive: a holder whose beat has not changed for `STALE_S` on the observer's own monotonic clock is given up. On
-  the same kernel a lock on the beat, which dies with its holder, says so at once.
+- Dead or alive (`heartbeat`): a holder whose beat has not changed for `STALE_S` on the observer's own monotonic clock is
+  given up. On the same kernel a lock on the beat, which dies with its holder, says so at once.
 - Fence: the taker removes the older lease's folder before it reads anything. What the older attempt puts in place, it
   renames from inside that folder, of which it keeps a descriptor: a process that was stopped for an hour and wakes up
   between two instructions finds its rename refused, even where it has since made a folder of that name again. There is
@@ -20,9 +20,7 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
-import socket
 import threading
 import time
 import uuid
@@ -31,18 +29,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qlora_lab.errors import LeaseLostError
+from qlora_lab.runs.heartbeat import (
+    BEAT,
+    BEAT_S,
+    NO_LOCKS,
+    STALE_S,
+    Pulse,
+    holder,
+    leases_in,
+    lives_by_lock,
+    newest,
+    number_of,
+)
 
-BEAT_S = 4.0
-STALE_S = 25.0  # of silence; the beat of a holder on a slow file server must be quicker than that
-LEASE_FOLDER = re.compile(r"lease\.(\d{6})")
-BEAT = "beat"
 RESERVE = "reserve"
 RESERVE_BYTES = 1 << 16  # a status with a traceback and a hundred earlier attempts
 COUNTER_DIGITS = 12
 # What a rename or an open says when the folder it goes through has been taken away; ESTALE is a file server's word.
 TAKEN_AWAY = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
-# What a file system without locks says (Lustre, unless it was mounted with them): beats alone decide there.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lease:
@@ -55,7 +59,7 @@ class Lease:
 
     def __init__(self, path: Path, beat: int, beat_s: float) -> None:
         self.path = path
-        self.attempt = _number(path)
+        self.attempt = number_of(path)
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         self._beat = beat
         self._offset = os.fstat(beat).st_size - COUNTER_DIGITS - 1
@@ -180,28 +184,23 @@ class Claim:
         self._last_attempt = last_attempt
         self._beat_s = beat_s
         self._stale_s = stale_s
-        self._clock = clock
-        self._seen: tuple[Path, bytes, float] | None = None  # whose beat, what it said, since when
-        self.holder_moved = False  # whether the present holder's beat has changed under our eyes
+        self._pulse = Pulse(clock)
+
+    @property
+    def holder_moved(self) -> bool:
+        """Whether the present holder's beat has changed under our eyes."""
+        return self._pulse.moved
 
     def attempt(self) -> Lease | None:
         """Take the lease where nobody has it, or its holder is gone; None means try again later, or leave it."""
         current = newest(self._folder)
-        if current is not None and not (died(current) or self._silent_for(current) >= self._stale_s):
+        if current is not None and not self._is_given_up(current):
             return None
-        number = max(_number(current) if current is not None else 0, self._last_attempt()) + 1
+        number = max(number_of(current) if current is not None else 0, self._last_attempt()) + 1
         return self._take(number)
 
-    def _silent_for(self, lease: Path) -> float:
-        now = self._clock()
-        said = _read(lease / BEAT)
-        if self._seen is None or self._seen[0] != lease:
-            self.holder_moved = False
-            self._seen = lease, said, now
-        elif self._seen[1] != said:
-            self.holder_moved = True
-            self._seen = lease, said, now
-        return now - self._seen[2]
+    def _is_given_up(self, lease: Path) -> bool:
+        return lives_by_lock(lease) is False or self._pulse.silent_s(lease) >= self._stale_s
 
     def _take(self, number: int) -> Lease | None:
         target = self._folder / f"lease.{number:06}"
@@ -227,72 +226,13 @@ class Claim:
         if newer != target or self._last_attempt() >= number:  # others came and went between our look and our step
             lease.release()
             return None
-        for older in _leases(self._folder):
-            if _number(older) < number:
+        for older in leases_in(self._folder):
+            if number_of(older) < number:
                 _take_away(older)
         for leftover in self._folder.glob(".claim-*"):
-            if died(leftover):
+            if lives_by_lock(leftover) is False:
                 _remove(leftover)
         return lease
-
-
-def holder() -> dict[str, object]:
-    """Say who we are, for those who find our lease."""
-    return {
-        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        "pid": os.getpid(),
-        "kernel": _kernel(),
-        "job": os.environ.get("SLURM_JOB_ID"),
-    }
-
-
-def newest(folder: Path) -> Path | None:
-    """Return the lease of the latest attempt, or None where nobody has begun one."""
-    return max(_leases(folder), default=None)
-
-
-def died(lease: Path) -> bool:
-    """Say whether the holder is known to be dead: it ran on this kernel, which has freed its lock."""
-    try:
-        with (lease / BEAT).open("rb+") as file:
-            if json.loads(file.readline()).get("kernel") != _kernel():
-                return False
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: observers do not keep each other out
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def is_locked(folder: Path) -> bool:
-    """Say whether a living process holds the folder's lease, as far as locks reach."""
-    lease = newest(folder)
-    if lease is None:
-        return False
-    try:
-        with (lease / BEAT).open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _leases(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [Path(entry.path) for entry in os.scandir(folder) if LEASE_FOLDER.fullmatch(entry.name)]
-
-
-def _number(lease: Path) -> int:
-    return int(lease.name.rpartition(".")[2])
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""
 
 
 def _aside(folder: Path) -> Path:
@@ -320,11 +260,3 @@ def _remove(path: Path) -> None:
         if not path.exists():
             return
         time.sleep(0.01)
-
-
-def _kernel() -> str:
-    """Return what tells a running kernel from every other: it is drawn at random at boot."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"{socket.gethostname()} without boot_id"

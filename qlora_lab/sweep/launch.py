@@ -15,7 +15,7 @@ from qlora_lab.config import hardware
 from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.runs.environment import git_commit
-from qlora_lab.runs.folder import RunFolder
+from qlora_lab.runs.folder import RunFolder, held
 from qlora_lab.runs.heap import heap_environment
 from qlora_lab.sweep.chunk import POOL, Chunk, new_nonce
 from qlora_lab.sweep.local_pool import LocalPool
@@ -120,7 +120,7 @@ def _stop(jobs: Any, folders: list[RunFolder], grace_s: float = 20.0) -> None:
     for job in jobs:
         job.cancel(check=False)
     deadline = time.monotonic() + grace_s
-    while any(folder.is_locked() for folder in folders) and time.monotonic() < deadline:
+    while held(folders) and time.monotonic() < deadline:
         time.sleep(POLL_S)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError, RunFolderError
 from qlora_lab.runs.causes import CHANGED, INFRASTRUCTURE, STOPPED
 from qlora_lab.runs.environment import git_commit
@@ -133,7 +134,7 @@ class Worker:
 
     def _run(self, folder: RunFolder, index: int, lease: Lease) -> str:
         try:
-            self._complete(folder, lease)
+            config = self._complete(folder, lease)
             run = importlib.import_module("qlora_lab.run")  # torch comes in here, once
             if self._bases is None and self._chunk.mode == POOL:
                 self._bases = importlib.import_module("qlora_lab.models.warm").WarmBase()
@@ -141,16 +142,17 @@ class Worker:
             self._end(folder, lease, error)
             return FAILED
         attempts = self._chunk.attempts[index]
-        return str(run.execute(folder.path, attempts, lease=lease, stop_cause=self._stop_cause, bases=self._bases))
+        stop, bases = self._stop_cause, self._bases
+        return str(run.execute(folder.path, attempts, lease=lease, stop_cause=stop, bases=bases, config=config))
 
-    def _complete(self, folder: RunFolder, lease: Lease) -> None:
+    def _complete(self, folder: RunFolder, lease: Lease) -> RunConfig | None:
         """Write a new run's configuration, as it was planned; a pool reads those of all its runs at once."""
         if self._chunk.plan_file is None:
-            return
+            return None
         if self._planned is None:
             run_ids = self._chunk.run_ids if self._chunk.mode == POOL else [folder.run_id]
             self._planned = PlannedFolders(Path(self._chunk.plan_file), run_ids)
-        self._planned.complete(folder, lease)
+        return self._planned.complete(folder, lease)
 
     def _refused(self, folder: RunFolder, lease: Lease) -> str | None:
         """Record why a run must not be executed, if so: it was planned with other code, or kills who executes it."""

@@ -3,7 +3,7 @@
 import time
 from typing import TextIO
 
-from qlora_lab.runs.folder import FINISHED, NEW, RUNNING, RunFolder
+from qlora_lab.runs.folder import FINISHED, NEW, RUNNING, RunFolder, states_of
 
 LOG_EVERY_S = 20.0
 
@@ -20,7 +20,9 @@ class SweepProgress:
     def show(self, *, final: bool = False) -> None:
         # finished runs stay so: of thousands, only the others are looked at twice a second
         both = zip(self._folders, self._states or [NEW] * len(self._folders), strict=True)
-        states = [state if state == FINISHED else folder.state() for folder, state in both]
+        looked_at = [folder for folder, state in both if state != FINISHED]
+        now = dict(zip(looked_at, states_of(looked_at), strict=True))
+        states = [now.get(folder, FINISHED) for folder in self._folders]
         line = self._line(states)
         if self._stream.isatty():
             self._stream.write(f"\r\x1b[2K{line}" + ("\n" if final else ""))

@@ -6,16 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from qlora_lab.config.schema import RunConfig
+from qlora_lab.runs.config_text import config_text
 from qlora_lab.runs.files import write_atomic
 from qlora_lab.runs.folder import RunFolder
 from qlora_lab.runs.lease import Lease
 from qlora_lab.sweep.plan_file import read_plan_file
 
 GROUPS = [field.name for field in fields(RunConfig)]
-CONFIG_FILE = "config.yaml"
 
 
 class ConfigTexts:
@@ -25,14 +23,13 @@ class ConfigTexts:
         self._texts: dict[tuple[str, int], tuple[Any, str]] = {}  # with the group, whose id() must stay its own
 
     def __call__(self, run_id: str, config: RunConfig) -> str:
-        head = OmegaConf.to_yaml(OmegaConf.create({"run_id": run_id}))
-        return head + "".join(self._of(group, getattr(config, group)) for group in GROUPS)
+        return config_text({"run_id": run_id}) + "".join(self._of(group, getattr(config, group)) for group in GROUPS)
 
     def _of(self, group: str, value: Any) -> str:
         key = group, id(value)
         if key not in self._texts:
             plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            self._texts[key] = value, OmegaConf.to_yaml(OmegaConf.create({group: plain}))
+            self._texts[key] = value, config_text({group: plain})
         return self._texts[key][1]
 
 
@@ -47,7 +44,7 @@ def create_run_folders(runs_dir: Path, runs: Iterable[tuple[str, RunConfig]], *,
         if (runs_dir / run_id).exists():
             RunFolder.create(runs_dir, run_id, config)
         elif new:
-            write_atomic(runs_dir / run_id / CONFIG_FILE, text_of(run_id, config))
+            write_atomic(RunFolder(runs_dir / run_id).config_file, text_of(run_id, config))
 
 
 class PlannedFolders:
@@ -63,15 +60,17 @@ class PlannedFolders:
         self._run_ids = list(run_ids)
         self._text_of = ConfigTexts()
 
-    def complete(self, folder: RunFolder, lease: Lease) -> None:
-        """Write a run's configuration where it has none yet.
+    def complete(self, folder: RunFolder, lease: Lease) -> RunConfig | None:
+        """Write a run's configuration, and return it; None where the run has one from before, which counts.
 
         Raises:
             RunFolderError: the plan's file is gone or damaged.
         """
-        file = folder.path / CONFIG_FILE
-        if not file.exists():
-            write_atomic(file, self._text_of(folder.run_id, self._configs[folder.run_id]), lease)
+        if folder.config_file.exists():
+            return None
+        config = self._configs[folder.run_id]
+        write_atomic(folder.config_file, self._text_of(folder.run_id, config), lease)
+        return config
 
     @cached_property
     def _configs(self) -> dict[str, RunConfig]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_lab.runs.folder import FAILED, FINISHED, NEW, RUNNING, RunFolder, damaged_status
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, RunFolder, damaged_status, held
 
 STATUS_FILE = "status.json"
 REFUSED = "refused"  # in the plan: the run does not fit, or cannot work
@@ -60,7 +60,12 @@ def read_states(runs_dir: Path, run_ids: Iterable[str]) -> dict[str, RunState]:
         RunFolderError: a status.json is damaged.
     """
     there = {entry.name for entry in os.scandir(runs_dir)} if runs_dir.is_dir() else set()
-    return {run_id: _read(runs_dir, run_id) if run_id in there else UNKNOWN for run_id in run_ids}
+    states = {run_id: _read(runs_dir, run_id) if run_id in there else UNKNOWN for run_id in run_ids}
+    running = {RunFolder(runs_dir / run_id) for run_id, state in states.items() if state.state == RUNNING}
+    for folder in running - held(running):  # it died, or has ended since
+        now = _read(runs_dir, folder.run_id)
+        states[folder.run_id] = RunState(INTERRUPTED, now.record) if now.state == RUNNING else now
+    return states
 
 
 def counted(words: Iterable[str]) -> str:
@@ -74,6 +79,7 @@ def counted(words: Iterable[str]) -> str:
 
 
 def _read(runs_dir: Path, run_id: str) -> RunState:
+    """Read a run's record; whether a running one still does is not in it."""
     try:
         with open(f"{runs_dir}/{run_id}/{STATUS_FILE}", "rb") as file:  # noqa: PTH123 (a third of the time of pathlib)
             record = json.loads(file.read())
@@ -81,7 +87,4 @@ def _read(runs_dir: Path, run_id: str) -> RunState:
         return UNKNOWN
     except ValueError as error:
         raise damaged_status(runs_dir / run_id / STATUS_FILE, error) from error
-    state = str(record["state"])
-    if state == RUNNING:  # whether it still does is not in the file
-        state = RunFolder(runs_dir / run_id).state()
-    return RunState(state, record)
+    return RunState(str(record["state"]), record)

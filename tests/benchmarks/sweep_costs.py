@@ -61,14 +61,14 @@ NO_OP_RUN = """
 import sys, types
 from pathlib import Path
 
-def execute(path, attempts_before=None, *, lease, stop_cause, bases=None):
+def execute(path, attempts_before=None, *, lease, stop_cause, bases=None, config=None):
     from qlora_lab.config import hardware
     from qlora_lab.runs.environment import environment
     from qlora_lab.runs.folder import FINISHED, MetricsFile, RunFolder
     folder = RunFolder(Path(path))
     with folder.holding(lease):
         folder.begin()
-        folder.config()
+        config or folder.config()
         folder.write_environment({"cpu": "none"})
         MetricsFile(folder, lambda: 1.0).append(1, {"train/loss": 1.0})
         folder.write_result({"metrics": METRICS})
@@ -108,8 +108,8 @@ class Bench:
     sample: int
     stock: Path | None
 
-    def command(self, command: list[str], **variables: str) -> Cost:
-        """Return what a command took that must succeed."""
+    def command(self, command: list[str], log: Path | None = None, **variables: str) -> Cost:
+        """Return what a command took that must succeed, and what it printed, unless that goes into a log."""
         paths = [
             str(ROOT),
             *([str(self.stock)] if self.stock else []),
@@ -122,7 +122,8 @@ class Bench:
             "PYTHONPATH": os.pathsep.join(reversed(paths)),
             **variables,
         }
-        with (self.folder / "printed").open("wb") as printed:
+        (self.folder / "printed").touch()
+        with (log or self.folder / "printed").open("wb") as printed:
             process = subprocess.Popen(
                 command, stdout=printed, stderr=subprocess.STDOUT, env=environment, cwd=self.folder
             )
@@ -193,11 +194,12 @@ def worker(bench: Bench, pool_runs: int) -> tuple[list[float], float, int]:
     chunks = (bench.folder / "runs").glob("studies/*/*/slurm/chunks/*.json")
     file = max(chunks, key=lambda chunk: len(json.loads(chunk.read_text())["run_ids"]))
     chunk = json.loads(file.read_text())
-    path = str(bench.folder / "no_op")
+    path, logs = str(bench.folder / "no_op"), file.parents[1] / "logs"
     work = [sys.executable, "-m", "qlora_lab.sweep.slurm.worker"]
+    task = {"PYTHONPATH": path, "SLURM_ARRAY_JOB_ID": "1"}
     alone = [
-        bench.command([*work, str(file)], PYTHONPATH=path, SLURM_ARRAY_JOB_ID="1", SLURM_ARRAY_TASK_ID=str(task)).cpu_s
-        for task in range(5)
+        bench.command([*work, str(file)], logs / f"{number}.log", SLURM_ARRAY_TASK_ID=str(number), **task).cpu_s
+        for number in range(5)
     ]
     left = {}
     for count in (1, pool_runs):
@@ -208,7 +210,7 @@ def worker(bench: Bench, pool_runs: int) -> tuple[list[float], float, int]:
         pool = file.with_name(f"pool{count}.json")
         pool.write_text(json.dumps(values))
         costs[count] = bench.command([*work, str(pool)], PYTHONPATH=path, SLURM_ARRAY_TASK_ID="0").cpu_s
-    inodes = 1 + disk(bench.folder / "runs" / chunk["run_ids"][0])[2] + 1  # the folder, and the task's log
+    inodes = 1 + disk(bench.folder / "runs" / chunk["run_ids"][0])[2] + (logs / "0.log").exists()  # 1: the folder
     return alone, (costs[pool_runs] - costs[1]) / (pool_runs - 1), inodes
 
 

@@ -18,7 +18,8 @@ from qlora_lab.errors import LeaseLostError
 from qlora_lab.runs import lease as leases
 from qlora_lab.runs.files import write_json
 from qlora_lab.runs.folder import RUNNING, MetricsFile, RunFolder
-from qlora_lab.runs.lease import BEAT, Claim, Lease
+from qlora_lab.runs.heartbeat import BEAT, STALE_S, Observer
+from qlora_lab.runs.lease import Claim, Lease
 
 # Takes the lease, then writes a line of what becomes of each word it reads.
 HOLDER = """
@@ -84,7 +85,7 @@ def take_over(folder: Path) -> Lease:
     clock = Clock()
     claim = Claim(folder, clock=clock)
     assert claim.attempt() is None, "it was just seen for the first time"
-    clock.now = leases.STALE_S
+    clock.now = STALE_S
     lease = claim.attempt()
     assert lease is not None
     return lease
@@ -102,11 +103,11 @@ def test_one_of_two_gets_it_and_numbers_are_never_used_twice(tmp_path: Path) -> 
 
 
 def test_a_killed_holder_is_replaced_at_once(tmp_path: Path, first: subprocess.Popen[str]) -> None:
-    assert leases.is_locked(tmp_path)
+    assert Observer().living([tmp_path])
     assert Claim(tmp_path).attempt() is None
     first.kill()
     first.wait()
-    assert not leases.is_locked(tmp_path)
+    assert not Observer().living([tmp_path])
     lease = Claim(tmp_path).attempt()
     assert lease is not None and lease.attempt == 2
     assert [path.name for path in tmp_path.iterdir()] == ["lease.000002"]
@@ -122,7 +123,7 @@ def test_a_holder_that_beats_is_left_alone_however_long(tmp_path: Path, first: s
         before = beat.read_bytes()  # what was just seen, or later
         while beat.read_bytes() == before:
             time.sleep(0.001)
-        clock.now += 10 * leases.STALE_S
+        clock.now += 10 * STALE_S
     assert claim.attempt() is None and claim.holder_moved
 
 

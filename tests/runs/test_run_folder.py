@@ -18,7 +18,7 @@ from qlora_lab.runs import files
 from qlora_lab.runs.causes import DISK
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, MetricsFile, RunFolder
 from qlora_lab.runs.identity import run_id
-from qlora_lab.runs.lease import BEAT
+from qlora_lab.runs.heartbeat import BEAT
 from tests.helpers import tiny
 from tests.small_disk import fill, small_disk
 
@@ -84,9 +84,9 @@ def test_those_who_look_are_not_taken_for_the_run(folder: RunFolder) -> None:
     said: list[str] = []
     with (lease.path / BEAT).open() as other:
         fcntl.flock(other, fcntl.LOCK_SH)  # another observer
-        assert not folder.is_locked() and folder.state() == INTERRUPTED
+        assert not folder.is_held() and folder.state() == INTERRUPTED
         with folder.lock(log=said.append):
-            assert folder.is_locked()
+            assert folder.is_held()
     assert not said, "who looks for a moment executes nothing"
 
 
@@ -112,10 +112,10 @@ def test_the_lock_of_a_killed_process_is_free(folder: RunFolder) -> None:
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline()
-    assert folder.is_locked()
+    assert folder.is_held()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert not folder.is_locked()
+    assert not folder.is_held()
 
 
 def test_a_second_process_waits_and_says_so(folder: RunFolder) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, Size, missing, running, wait_until
+from tests.slurm.cluster import Cluster, missing, running
+from tests.slurm.configuration import Size
+from tests.slurm.daemons import wait_until
 
 if not os.environ.get("QLORA_LAB_SLURM_TESTS"):
     collect_ignore_glob = ["test_*.py"]

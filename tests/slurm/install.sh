@@ -14,20 +14,20 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
-policy=/usr/sbin/policy-rc.d # keeps dpkg from starting the daemons
-made=0
-if [ ! -e $policy ]; then
-  printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy && made=1
-fi
 log=$(mktemp)
+policy=/usr/sbin/policy-rc.d # keeps dpkg from starting the daemons
+made=
+trap 'rm -f "$log" $made' EXIT # also when it took too long and is told to end
+if [ ! -e $policy ]; then
+  printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy && made=$policy
+fi
 for try in 1 2 3; do
   if apt-get -o DPkg::Lock::Timeout=120 update >"$log" 2>&1 &&
     apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1; then
-    break
+    exit 0
   fi
-  [ $try = 3 ] && { tail -5 "$log"; echo "could not install ${missing[*]}"; }
   sleep $((try * 3))
 done
-[ $made = 1 ] && rm -f $policy
-rm -f "$log"
+tail -5 "$log"
+echo "could not install ${missing[*]}"
 exit 0

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.runs.folder import FINISHED, RUNNING, RunFolder
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import Cluster
+from tests.slurm.daemons import wait_until
 from tests.slurm.launcher_names import run_ids
 
 HERE = Path(__file__).parent
@@ -95,9 +96,9 @@ class FakeStudy:
                 return
         raise AssertionError(self.states())
 
-    def check_each_was_done_once(self) -> None:
+    def check_each_was_done_once(self, *numbers: int) -> None:
         """Every run has one result, its steps follow one another, and no attempt wrote after a later one."""
-        for run in self.runs:
+        for run in [self.runs[number] for number in numbers or range(self.count)]:
             assert run.state() == FINISHED, run.status()
             lines = metrics(run)
             steps, attempts = [line["step"] for line in lines], [line["attempt"] for line in lines]

@@ -1,20 +1,41 @@
-"""Everything at once, drawn from a seed: 60 runs, each of which ends with one result."""
+"""Everything at once, drawn from a seed: 60 runs, each of which ends with one result.
+
+Most of them only sleep. Some train, and must end with the weights of a run that nobody disturbed; some outgrow the
+memory that they ask for at first.
+"""
 
 import contextlib
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from qlora_lab.runs.folder import FINISHED, RUNNING
-from tests.slurm.cluster import Cluster, wait_until
+from qlora_lab.config import hardware
+from qlora_lab.runs.folder import FINISHED, RUNNING, RunFolder
+from qlora_lab.sweep.prepare import prepare
+from tests.helpers import tiny
+from tests.slurm.cluster import Cluster
+from tests.slurm.daemons import wait_until
 from tests.slurm.study import FakeStudy
 from tests.small_disk import fill, small_disk
 
+ROOT = Path(__file__).parents[2]
 RUNS = 60
+TRAINED, OUTGROWING = (1, 2, 3), (4, 5)
+TRAINING = [
+    "data.rows=32",
+    "evaluation.max_new_tokens=24",
+    "adapter.dropout=0.1",
+    "trainer.device=cpu",
+    "trainer.threads=1",
+    "trainer.max_steps=400",
+    "trainer.checkpoint_every_steps=20",
+]
+ALONE = "import sys; from pathlib import Path; from qlora_lab.run import execute; execute(Path(sys.argv[1]))"
 FAULTS_S = float(os.environ.get("QLORA_LAB_CHAOS_S", "30"))
 SEED = int(os.environ.get("QLORA_LAB_SEED", "0"))
 
@@ -29,6 +50,7 @@ class Faults:
         self.draw = draw
         self.launchers: list[subprocess.Popen[str]] = []
         self.done: list[str] = []
+        self.damaged = 0
         self._kinds: list[tuple[int, Callable[[], None]]] = [
             (4, self.kill_a_run),
             (3, self.tell_a_run_to_stop),
@@ -40,11 +62,15 @@ class Faults:
             (1, self.fill_the_disk),
             (1, self.cancel_a_job),
             (1, self.push_out),
+            (1, self.damage_a_checkpoint),
         ]
 
     def one(self) -> None:
+        """Do what is drawn; a checkpoint to damage is rare, so that the first one is not left to chance."""
         weights, kinds = zip(*self._kinds, strict=True)
         (kind,) = self.draw.choices(kinds, weights)
+        if not self.damaged:
+            self.damage_a_checkpoint()
         self.done.append(kind.__name__)
         kind()
 
@@ -103,6 +129,18 @@ class Faults:
         node = self.draw.choice(self.cluster.node_names)
         self.cluster.submit("sleep 1", "--partition=gpu", f"--nodelist={node}", "--gpus-per-node=4")
 
+    def damage_a_checkpoint(self) -> None:
+        """Cut off the newest checkpoint of a run that trains, or will go on; who has it open is killed first."""
+        candidates = [self.study.runs[number] for number in TRAINED]
+        there = [run for run in candidates if run.state() != FINISHED and any(run.checkpoints.glob("step_*"))]
+        if there:
+            run = self.draw.choice(there)
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
+                if run.state() == RUNNING:
+                    os.kill((run.status() or {})["pid"], signal.SIGKILL)
+                os.truncate(max(run.checkpoints.glob("step_*")) / "parameters.safetensors", 100)
+                self.damaged += 1
+
     def _signal(self, signum: signal.Signals) -> None:
         running = [run for run in self.study.runs if run.state() == RUNNING]
         if running:
@@ -110,22 +148,49 @@ class Faults:
                 os.kill((self.draw.choice(running).status() or {})["pid"], signum)
 
 
+def train_alone(folder: Path, run_id: str) -> subprocess.Popen[bytes]:
+    """Start the training that nobody disturbs, in `folder`."""
+    RunFolder.create(folder, run_id, prepare(tiny(folder, *TRAINING), hardware.detect()))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", ALONE, str(folder / run_id)], env=environment)
+
+
+def weights(run: RunFolder) -> bytes:
+    return (run.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def prepare_runs(study: FakeStudy, draw: random.Random) -> None:
+    config = prepare(tiny(study.runs_dir, *TRAINING), hardware.detect())
+    for number, run in enumerate(study.runs):
+        if number in TRAINED:
+            RunFolder.create(study.runs_dir, run.run_id, config)
+        elif number in OUTGROWING:  # the second attempt gets half as much again
+            study.tell(number, steps=50, step_s=0.2, memory_mb=2300)
+        else:
+            study.tell(number, steps=draw.randint(10, 20), step_s=0.2)
+
+
 def test_everything_at_once(cluster: Cluster, tmp_path: Path) -> None:
     draw = random.Random(SEED)
-    with small_disk(tmp_path / "disk", 64 << 10) as disk:
-        study = FakeStudy(cluster, disk, RUNS, partition="scavenge", max_failures=RUNS)
-        for number in range(RUNS):
-            study.tell(number, steps=draw.randint(10, 20), step_s=0.2)
+    with small_disk(tmp_path / "disk", 128 << 10) as disk:
+        study = FakeStudy(cluster, disk, RUNS, partition="scavenge", max_failures=RUNS, memory_gb=2)
+        prepare_runs(study, draw)
+        alone = train_alone(tmp_path / "alone", "f" * 12)
         study.launch()
         faults = Faults(study, disk, draw)
-        until = time.monotonic() + FAULTS_S
-        while time.monotonic() < until and study.states().count(FINISHED) < RUNS:
+        began = time.monotonic()
+        while study.states().count(FINISHED) < RUNS and (
+            time.monotonic() - began < FAULTS_S or (not faults.damaged and time.monotonic() - began < 4 * FAULTS_S)
+        ):
             faults.one()
             time.sleep(draw.uniform(0.2, 1))
         faults.calm()
-        print(f"seed {SEED}: {len(faults.done)} faults: {' '.join(faults.done)}")
+        print(f"seed {SEED}: {len(faults.done)} faults: {' '.join(faults.done)}; {faults.damaged} checkpoints damaged")
         study.go_on(rounds=8, retry_failed=True)
-        study.check_each_was_done_once()
+        study.check_each_was_done_once(*(number for number in range(RUNS) if number not in TRAINED))
+        assert alone.wait(200) == 0 and faults.damaged > 0
+        straight = weights(RunFolder(tmp_path / "alone" / ("f" * 12)))
+        assert [weights(study.runs[number]) == straight for number in TRAINED] == [True] * len(TRAINED)
         study.launch()
         study.wait_until_quiet()
         study.launch()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import Cluster
+from tests.slurm.daemons import wait_until
 from tests.slurm.study import FakeStudy
 
 LONG = {"steps": 40, "step_s": 0.2}

@@ -1,21 +1,18 @@
 """W&B's server is silent from the start, or turns everything away once a run has begun: the curve is complete anyway.
 
-No cluster is needed, but time-outs are waited for.
+No cluster is needed, but time-outs are waited for. `tests/benchmarks/tracking_outage.py` does the same for an hour.
 """
 
 import json
 import os
-import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.wandb_file import records
+from tests.wandb_server import ANSWERS, BUSY, HANGS_UP, SILENT, Server, serving
 
 ROOT = Path(__file__).parents[2]
 ID = "0" * 12
@@ -30,103 +27,98 @@ from tests.helpers import tiny
 folder = Path(sys.argv[1])
 config = tiny(folder, "tracking=wandb_online", "tracking.init_timeout_s=3", "tracking.finish_timeout_s=1")
 session = open_session(config, "{ID}", "a_study", folder)
+print("opened", flush=True)
+sys.stdin.readline()
 for step in range({STEPS}):
     session.log(step, {{"train/loss": float(step)}})
 session.finish("finished", {{"eval/loss": 1.0}})
 """
+STUDY = ["model=tiny_random", "data.rows=32", "evaluation.rows=16", "evaluation.max_new_tokens=24", "seed=0,1"]
 
 
-class Server(ThreadingHTTPServer):
-    """As much of W&B's server, on this machine, as it takes to start a run.
-
-    Args:
-        answers: False: it takes every request, and says nothing. True: it answers until a run has begun, and then every
-            further request with 429.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, *, answers: bool) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers = answers
-        self.begun = False
-        self.turned_away = 0
-        self.over = threading.Event()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if not self.server.answers:
-            self.server.turned_away += 1
-            self.server.over.wait()
-        elif self.server.begun:
-            self.server.turned_away += 1
-            self._answer(429, {"error": "rate limit exceeded"})
-        else:
-            self._answer(200, self._answer_to(json.loads(asked)) if self.path.endswith("/graphql") else {})
-
-    do_GET = do_PUT = do_POST
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def _answer(self, status: int, content: object) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _answer_to(self, question: dict[str, str]) -> dict[str, object]:
-        """Answer the one question that W&B's client must have an answer to: where the run is on the server."""
-        operation = re.search(r"(?:query|mutation)\s+(\w+)", question["query"])
-        if operation is None or operation[1] != "UpsertBucket":
-            return {"data": {}}
-        self.server.begun = True
-        project = {"id": "UA==", "name": "project", "entity": {"id": "RQ==", "name": "entity"}}
-        bucket = {"id": "Qg==", "name": ID, "displayName": "run", "config": "{}", "project": project}
-        return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
-
-
-@pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    started = Server(answers=request.param)
-    threading.Thread(target=started.serve_forever, daemon=True).start()
-    yield started
-    started.over.set()
-    started.shutdown()
-    started.server_close()
-
-
-def curve(file: Path) -> list[float]:
-    rows = [record.history for record in records(file) if record.WhichOneof("record_type") == "history"]
-    values = [{item.key or ".".join(item.nested_key): item.value_json for item in row.item} for row in rows]
-    return [json.loads(row["train/loss"]) for row in values]
-
-
-@pytest.mark.parametrize("server", [False, True], indirect=True, ids=["silent", "busy"])
-def test_an_outage_costs_no_point_of_the_curve(server: Server, tmp_path: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | {
+def environment(server: Server, home: Path) -> dict[str, str]:
+    home.mkdir(exist_ok=True)
+    return {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | {
         "PYTHONPATH": str(ROOT),
-        "HOME": str(tmp_path / "home"),
+        "HOME": str(home),
         "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
         "WANDB_API_KEY": "0" * 40,
     }
+
+
+def sync(server: Server, home: Path, *folders: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(tmp_path)],
-        env=environment,
+        [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", *map(str, folders)],
+        env=environment(server, home),
+        cwd=home,  # it leaves logs in ./wandb
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert server.turned_away > 0
-    assert "tracking stopped" not in done.stdout
-    assert ("tracking goes on offline" in done.stdout) == (not server.answers)
-    kind = "run" if server.answers else "offline-run"  # `wandb sync` takes either
-    (file,) = tmp_path.glob(f"wandb/{kind}-*/run-{ID}.wandb")
-    assert curve(file) == [float(step) for step in range(STEPS)]
+
+
+def kept(file: Path) -> list[float]:
+    """Return the curve in the file that W&B's client wrote."""
+    rows = [record.history for record in records(file) if record.WhichOneof("record_type") == "history"]
+    values = [{item.key or ".".join(item.nested_key): item.value_json for item in row.item} for row in rows]
+    return [json.loads(row["train/loss"]) for row in values]
+
+
+@pytest.mark.parametrize("mode", [SILENT, BUSY, HANGS_UP])
+def test_an_outage_costs_no_point_of_the_curve(mode: str, tmp_path: Path) -> None:
+    begins_before = mode == BUSY
+    with serving(ANSWERS if begins_before else mode) as server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(tmp_path)],
+            env=environment(server, tmp_path / "home"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        said = [process.stdout.readline()]
+        while said[-1] not in ("opened\n", ""):
+            said.append(process.stdout.readline())
+        server.turn(mode)
+        rest, err = process.communicate("\n", timeout=120)
+        assert process.returncode == 0, err
+        assert server.failed > 0
+        assert "tracking stopped" not in rest
+        assert ("tracking goes on offline" in "".join(said)) == (not begins_before)
+        kind = "run" if begins_before else "offline-run"
+        (file,) = tmp_path.glob(f"wandb/{kind}-*/run-{ID}.wandb")
+        whole = [float(step) for step in range(STEPS)]
+        assert kept(file) == whole
+        server.turn(ANSWERS)
+        sync(server, tmp_path / "home", file.parent)
+        assert [line["train/loss"] for line in server.history(ID)] == whole
+
+
+def test_a_study_during_an_outage_is_synced_later(tmp_path: Path) -> None:
+    with serving(HANGS_UP) as server:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "qlora_lab.sweep", *STUDY, f"paths.runs_dir={tmp_path / 'runs'}"),
+                *("launcher=in_process", "trainer.threads=1", "trainer.max_steps=12"),
+                *("tracking=wandb_online", "tracking.init_timeout_s=3", "tracking.finish_timeout_s=1"),
+            ],
+            env=environment(server, tmp_path / "home") | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        runs = [file.parent for file in (tmp_path / "runs").glob("*/result.json")]
+        assert len(runs) == 2 and not server.begun
+        server.turn(ANSWERS)
+        sync(server, tmp_path / "home", *(tmp_path / "runs").glob("*/wandb/offline-run-*"))
+        for run in runs:
+            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            of_training = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+            there = [line for line in server.history(run.name) if "train/loss" in line]
+            arrived = {line["trainer/global_step"]: line["train/loss"] for line in there}
+            assert of_training and arrived == pytest.approx(of_training)

@@ -10,7 +10,8 @@ import pytest
 
 from qlora_lab.runs.causes import DISK
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import Cluster
+from tests.slurm.daemons import wait_until
 from tests.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[2]

@@ -115,21 +115,24 @@ def test_progress_looks_at_finished_runs_once(tmp_path: Path) -> None:
     looked: list[str] = []
 
     class Watched(RunFolder):
-        def state(self) -> str:
+        def status(self) -> dict[str, Any] | None:
             looked.append(self.run_id)
-            return super().state()
+            return super().status()
 
     folders = [Watched(tmp_path / name) for name in ("finished", "new")]
     folders[0].begin()
     folders[0].end(FINISHED, 1.0)
     out = io.StringIO()
     progress = SweepProgress(folders, out)
+    looked.clear()
     for _ in range(3):
         progress.show()
+    assert looked == ["finished", "new", "new", "new"]
     folders[1].begin()
     folders[1].end(FAILED, 1.0)
+    looked.clear()
     progress.show()
-    assert looked.count("finished") == 1 and looked.count("new") == 4
+    assert looked == ["new"]
     assert [line.partition("] ")[2] for line in out.getvalue().splitlines()] == [
         "1 finished, 1 new",
         "1 finished, 1 failed",

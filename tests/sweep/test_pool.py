@@ -2,7 +2,6 @@
 
 import sys
 import types
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,9 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stand in for run.execute; a run ends as the first word of its folder's `end` says, else finished."""
     order: list[str] = []
 
-    def execute(path: Path, attempts_before: int, *, lease: Lease, stop_cause: Callable[[], str], bases: Any) -> str:
+    def execute(path: Path, attempts_before: int, *, lease: Lease, config: Any, **_: Any) -> str:
         folder = RunFolder(path)
+        assert config is None or config == folder.config(), "what it is given is what the folder holds"
         order.append(folder.run_id[-1])
         with folder.holding(lease):
             folder.begin()

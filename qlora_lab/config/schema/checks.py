@@ -1,9 +1,11 @@
 """What the groups check their values with: each raises ConfigError in one sentence."""
 
 import math
+from typing import Any
 
 from qlora_lab.errors import ConfigError, unknown_name
 
+MISSING: Any = "???"  # what OmegaConf takes for "has no default"; its import would cost every worker 0.1 s
 MAX_SEED = 2**32 - 1  # NumPy's largest
 
 

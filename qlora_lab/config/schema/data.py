@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
 from qlora_lab.config.data_names import FILE_KINDS, ITS_TASKS, PROCEDURAL_FAMILIES, SMALLEST_FAMILY, TEMPLATES
-from qlora_lab.config.schema.checks import require, require_above_zero, require_at_least, require_one_of, require_share
+from qlora_lab.config.schema.checks import (
+    MISSING,
+    require,
+    require_above_zero,
+    require_at_least,
+    require_one_of,
+    require_share,
+)
 from qlora_lab.config.schema.model import PROMPT_FORMATS
 
 DUPLICATES = ("keep", "exact", "near")

@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
-from qlora_lab.config.schema.checks import require, require_above_zero, require_at_least, require_one_of, require_share
+from qlora_lab.config.schema.checks import (
+    MISSING,
+    require,
+    require_above_zero,
+    require_at_least,
+    require_one_of,
+    require_share,
+)
 
 QUANT_FORMATS = ("none", "nf4", "fp4_e2m1", "fp4_e3m0", "int4", "int8", "nf3", "nf2")
 PLACEMENTS = ("all_linear", "attention", "feed_forward", "query_value", "regex")

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
-from qlora_lab.config.schema.checks import require, require_seed
+from qlora_lab.config.schema.checks import MISSING, require, require_seed
 from qlora_lab.config.schema.data import DataConfig
 from qlora_lab.config.schema.evaluation import EvaluationConfig
 from qlora_lab.config.schema.model import CAUSAL, CLASSIFICATION, AdapterConfig, ModelConfig, QuantConfig

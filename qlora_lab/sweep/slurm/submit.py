@@ -9,65 +9,31 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from qlora_lab.config.schema import LauncherConfig, SlurmConfig
 from qlora_lab.errors import LaunchError
-from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING, RunFolder
+from qlora_lab.runs.folder import RunFolder
 from qlora_lab.runs.lease import Claim, Lease
 from qlora_lab.sweep.breaker import Breaker, breaker_folder
-from qlora_lab.sweep.chunk import POOL, Chunk, chunk_file, new_nonce, resource_class
-from qlora_lab.sweep.journal import INTENT, LOST, REFUSED, SUBMITTED, Journal
-from qlora_lab.sweep.listing import listed
+from qlora_lab.sweep.chunk import POOL, Chunk, new_nonce, resource_class
+from qlora_lab.sweep.journal import INTENT, REFUSED, SUBMITTED, Journal
 from qlora_lab.sweep.plan_file import code_sha256
-from qlora_lab.sweep.scheduler import STUCK, Job
-from qlora_lab.sweep.settle import may_go_on, memory_factor, settle
+from qlora_lab.sweep.scheduler import Job
+from qlora_lab.sweep.settle import memory_factor
 from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of
 from qlora_lab.sweep.slurm.commands import ForgottenError, LimitError, UnreachableError
-from qlora_lab.sweep.slurm.endings import cause_of_ending, log_tail
+from qlora_lab.sweep.slurm.due import due
 from qlora_lab.sweep.slurm.nodes import bad_nodes
+from qlora_lab.sweep.slurm.outcome import Outcome
+from qlora_lab.sweep.slurm.reconcile import executed_runs, queued_runs, reconcile
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.script import batch_script, nonce_of
 
 BACK_OFF_S = (2.0, 5.0, 10.0, 20.0, 40.0)  # between tries to reach a controller that does not answer
 TIMES_FORGOTTEN = 3  # a job that SLURM has just taken, in one launch
 LOCK_POLL_S = 0.5
-
-
-@dataclass
-class Outcome:
-    """What a launch did.
-
-    Attributes:
-        jobs: ids that sbatch gave.
-        submitted: ids of the runs in them.
-        queued: runs that jobs of an earlier launch wait for or execute.
-        given_up: runs whose cause has used up its attempts.
-        left: runs for which the site had no room.
-        excluded: nodes that the jobs stay away from.
-    """
-
-    jobs: list[str] = field(default_factory=list)
-    submitted: list[str] = field(default_factory=list)
-    queued: list[str] = field(default_factory=list)
-    given_up: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    excluded: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """Return what to tell a person."""
-        said = [f"submitted {len(self.submitted)} runs" + (f" in jobs {', '.join(self.jobs)}" if self.jobs else "")]
-        if self.queued:
-            said.append(f"{len(self.queued)} runs wait or run in jobs submitted before")
-        if self.left:
-            said.append(f"{len(self.left)} runs are above the site's limit; the same command submits them later")
-        if self.given_up:
-            named = ", ".join(listed(self.given_up))
-            said.append(f"{len(self.given_up)} runs ended too often for the same cause ({named})")
-        if self.excluded:
-            said.append(f"they stay away from {', '.join(self.excluded)}, where earlier attempts ended badly")
-        return said
 
 
 class Submission:
@@ -119,89 +85,19 @@ class Submission:
             return self._launch(runs, everything, lease)
 
     def _launch(self, runs: Sequence[RunFolder], everything: Sequence[RunFolder], lease: Lease) -> Outcome:
-        queue = self.reconcile()
-        queued = self._queued(queue) | _executed(runs, queue)
-        waiting = [run for run in runs if run.run_id in queued]
-        outcome = Outcome(queued=[run.run_id for run in waiting])
-        to_do = self._open([run for run in runs if run.run_id not in queued], outcome)
+        queue = reconcile(self._journal, self._scheduler)
+        taken = queued_runs(self._folder, self._journal, queue) | executed_runs(runs, queue)
+        outcome = Outcome(queued=[run.run_id for run in runs if run.run_id in taken])
+        to_do, outcome.given_up = due([run for run in runs if run.run_id not in taken], self._scheduler)
         if to_do:
             outcome.excluded = bad_nodes(run.status() for run in everything or runs)
             self._submit(to_do, queue, outcome, lease)
         return outcome
 
-    def reconcile(self) -> list[Job]:
-        """Compare the journal with SLURM's queue: adopt jobs whose launcher died, and note those that SLURM lost.
-
-        Jobs that SLURM will never start are cancelled: who is allowed to submit may not release what SLURM holds.
-
-        Returns:
-            The user's jobs.
-        """
-        queue = self._scheduler.query()
-        jobs: dict[str, list[str]] = {}
-        for job in queue:
-            nonce = nonce_of(job.comment)
-            if nonce is not None and job.job not in jobs.setdefault(nonce, []):
-                jobs[nonce].append(job.job)
-        entries = self._journal.entries()
-        stuck = [job for job in queue if job.state == STUCK and nonce_of(job.comment) in entries]
-        if stuck:
-            self._scheduler.cancel([name for job in stuck for name in job.ids])
-        for nonce, entry in entries.items():
-            known = jobs.get(nonce, [])
-            if entry["event"] == INTENT and known:
-                self._journal.append(SUBMITTED, nonce, job=known[0], adopted=True)
-            elif entry["event"] == INTENT:
-                self._journal.append(LOST, nonce)
-            if len(known) > 1:  # sbatch was asked again after an answer got lost
-                self._scheduler.cancel(sorted(known)[1:])
-        return queue
-
     def jobs(self) -> list[Job]:
         """Return the jobs of this plan that run, or wait for their turn."""
         own = self._journal.entries()
         return [job for job in self._scheduler.query() if job.goes_on and nonce_of(job.comment) in own]
-
-    # ---- what there is to do
-
-    def _queued(self, queue: Sequence[Job]) -> set[str]:
-        """Return the runs that jobs wait for or execute."""
-        own = self._journal.entries()
-        chunks: dict[str, Chunk] = {}
-        found: set[str] = set()
-        for job in queue:
-            nonce = nonce_of(job.comment)
-            if not job.goes_on or nonce is None or nonce not in own:
-                continue
-            if nonce not in chunks:
-                chunks[nonce] = Chunk.read(chunk_file(self._folder, nonce))
-            chunk = chunks[nonce]
-            found |= set(chunk.run_ids) if chunk.mode == POOL else {chunk.run_ids[task] for task in job.tasks or (0,)}
-        return found
-
-    def _open(self, runs: Sequence[RunFolder], outcome: Outcome) -> list[RunFolder]:
-        """Record why runs ended whose jobs are gone, and return those that get another attempt."""
-        statuses = {run.run_id: run.status() for run in runs}
-        silent = [run for run in runs if (statuses[run.run_id] or {}).get("state") == RUNNING and not run.is_locked()]
-        jobs = {run.run_id: (statuses[run.run_id] or {}).get("job") for run in silent}
-        endings = self._scheduler.endings([job for job in jobs.values() if job])
-        to_do = []
-        for run in runs:
-            failed_before = (statuses[run.run_id] or {}).get("state") == FAILED
-            if run in silent:
-                log = log_tail((statuses[run.run_id] or {}).get("log"))
-                settle(run, cause_of_ending(endings.get(jobs[run.run_id] or ""), log))
-            status = run.status()
-            state = status["state"] if status is not None else None
-            if state == FINISHED or (state == RUNNING and run.is_locked()):
-                continue
-            if failed_before or may_go_on(status):
-                to_do.append(run)
-            else:
-                outcome.given_up.append(run.run_id)
-        return to_do
-
-    # ---- submitting it
 
     def _submit(self, runs: list[RunFolder], queue: list[Job], outcome: Outcome, lease: Lease) -> None:
         launcher, limits = self._launcher, self._scheduler.limits
@@ -345,10 +241,3 @@ class Submission:
             yield lease
         finally:
             lease.release()
-
-
-def _executed(runs: Sequence[RunFolder], queue: Sequence[Job]) -> set[str]:
-    """Return the runs that a job executes, whichever study submitted it: their locks may not be seen from here."""
-    alive = {job_id for job in queue if job.goes_on for job_id in job.ids}
-    statuses = ((run.run_id, run.status() or {}) for run in runs)
-    return {run_id for run_id, status in statuses if status.get("state") == RUNNING and status.get("job") in alive}

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
+from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder, states_of
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.slurm.commands import UnreachableError
 from qlora_lab.sweep.slurm.submit import Submission
@@ -27,7 +27,8 @@ def wait(submission: Submission, runs: Sequence[RunFolder]) -> None:
                 progress.show()
                 time.sleep(POLL_S)
                 continue
-            open_runs = [run for run in runs if run.state() not in (FINISHED, FAILED)]
+            states = zip(runs, states_of(runs), strict=True)
+            open_runs = [run for run, state in states if state not in (FINISHED, FAILED)]
             outcome = submission.launch(open_runs, runs)
         except UnreachableError as error:
             print(error, file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 from qlora_lab.config.exit_status import FAILED as EXIT_FAILED
 from qlora_lab.config.exit_status import TERMINATED
 from qlora_lab.runs.causes import STOPPED
-from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, job_id
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, job_id, log_file
 from qlora_lab.sweep.chunk import POOL, Chunk
 from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
 from qlora_lab.sweep.settle import may_go_on
@@ -40,6 +40,8 @@ def main() -> None:
         status = _alone(chunk, number, slot or 0, task)
     if status == TERMINATED and task is not None and slot is None and _goes_on(chunk, number):
         task.requeue()
+    if status == 0 and slot is None:
+        remove_empty_log(chunk.folder / "logs")
     sys.exit(status)
 
 
@@ -80,6 +82,14 @@ def _several(chunk: Chunk) -> int:
 def _goes_on(chunk: Chunk, number: int) -> bool:
     """Say whether the job is worth requeueing: its run has not used up its attempts."""
     return chunk.mode == POOL or may_go_on(chunk.run(number).status())
+
+
+def remove_empty_log(logs: Path) -> None:
+    """Remove what this process prints to where that is an empty file of `logs`: of thousands, each takes an inode."""
+    sys.stdout.flush()
+    log = log_file()
+    if log is not None and Path(log).parent == logs.resolve() and Path(log).stat().st_size == 0:
+        Path(log).unlink()
 
 
 if __name__ == "__main__":

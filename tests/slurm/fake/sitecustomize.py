@@ -2,9 +2,10 @@
 
 Python imports this module by itself where this folder is on PYTHONPATH. The run's folder may hold `fake.json`:
 {"steps": 5, "step_s": 0.2, "fail": "message", "die": attempts that kill themselves, "nodes": those where it fails,
-"memory_mb": to hold}.
+"memory_mb": to hold}. A run that has a config.yaml is a real one, and trained.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -14,11 +15,16 @@ import types
 from pathlib import Path
 
 
-def execute(path, attempts_before=None, *, lease, stop_cause, bases=None):
+def execute(path, attempts_before=None, *, lease, stop_cause, bases=None, config=None):
     from qlora_lab.errors import LeaseLostError
     from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, MetricsFile, RunFolder
 
     folder = RunFolder(Path(path))
+    if folder.config_file.exists():
+        for name in STANDING_IN:
+            del sys.modules[name]
+        run = importlib.import_module("qlora_lab.run")
+        return run.execute(path, attempts_before, lease=lease, stop_cause=stop_cause)
     file = folder.path / "fake.json"
     told = {"steps": 5, "step_s": 0.1, "fail": None, "die": 0, "nodes": [], "memory_mb": 0}
     if file.exists():
@@ -53,10 +59,7 @@ def execute(path, attempts_before=None, *, lease, stop_cause, bases=None):
     return FINISHED
 
 
-def stand_in(name, **contents):
+STANDING_IN = {"qlora_lab.run": {"execute": execute}, "qlora_lab.models.warm": {"WarmBase": object}}  # without torch
+for name, contents in STANDING_IN.items():
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__dict__.update(contents)
-
-
-stand_in("qlora_lab.run", execute=execute)
-stand_in("qlora_lab.models.warm", WarmBase=object)  # it would import torch

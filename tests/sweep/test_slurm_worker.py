@@ -1,0 +1,46 @@
+"""What a job's process leaves behind, besides the folders of its runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from qlora_lab.config.schema import SlurmConfig
+from qlora_lab.runs.folder import FAILED, FINISHED
+from qlora_lab.sweep.chunk import ARRAY, Chunk
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_that_ends_well_and_says_nothing_leaves_no_log(tmp_path: Path) -> None:
+    chunk = Chunk(
+        folder=tmp_path / "slurm",
+        runs_dir=tmp_path,
+        nonce="0" * 10,
+        mode=ARRAY,
+        run_ids=["0" * 12, "1" * 12],
+        attempts=[0, 0],
+        tasks=2,
+        per_gpu=1,
+        limit_s=60.0,
+        resources=SlurmConfig(),
+        generation="1" * 10,
+        max_failures=2,
+        commit=None,
+    )
+    chunk.write()
+    logs = tmp_path / "slurm" / "logs"
+    logs.mkdir()
+    for index, told in enumerate([{}, {"fail": "bad luck"}]):
+        chunk.run(index).path.mkdir()
+        (chunk.run(index).path / "fake.json").write_text(json.dumps({"steps": 1, "step_s": 0.0, **told}))
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+        environment |= {"PYTHONPATH": f"{ROOT / 'tests' / 'slurm' / 'fake'}:{ROOT}", "SLURM_ARRAY_TASK_ID": str(index)}
+        for log in (logs / f"{index}.log", tmp_path / f"by_hand_{index}.log"):
+            with log.open("w") as file:
+                words = [sys.executable, "-m", "qlora_lab.sweep.slurm.worker", str(chunk.file)]
+                subprocess.run(words, env=environment, stdout=file, stderr=file, check=False, timeout=60)
+    assert [chunk.run(index).state() for index in (0, 1)] == [FINISHED, FAILED]
+    assert [file.name for file in logs.iterdir()] == ["1.log"]
+    assert (tmp_path / "by_hand_0.log").exists(), "only logs of jobs are removed"
