@@ -87,8 +87,8 @@ def test_auto_needs_to_know_what_there_is_and_what_is_needed() -> None:
         (["quant=none"], card(12), ["quant=nf4"]),
         (["adapter.rank=256", "data.max_source_tokens=1500"], card(14), ["trainer.gradient_checkpointing=true"]),
         (["adapter.rank=256"], card(9), ["trainer.micro_batch_size=1", "adapter.rank"]),
-        (["trainer.micro_batch_size=1", "evaluation.batch_tokens=8192"], card(8), ["evaluation.batch_tokens=2048"]),
-        (["evaluation.batch_tokens=8192"], card(8), ["trainer.micro_batch_size=4", "evaluation.batch_tokens=2048"]),
+        (["trainer.micro_batch_size=1", "evaluation.batch_tokens=8192"], card(7), ["evaluation.batch_tokens"]),
+        (["evaluation.batch_tokens=8192"], card(8), ["trainer.micro_batch_size=4", "evaluation.batch_tokens=4096"]),
     ],
 )
 def test_with_the_setting_that_is_proposed_a_run_fits(overrides: list[str], room: Room, settings: list[str]) -> None:
