@@ -52,7 +52,7 @@ def bars(models: Sequence[str]) -> list[Bar]:
         size = asdict(plan)
         size["loss" if plan.loss < plan.workspace else "workspace"] = 0  # they come one after the other
         parts = tuple(sum(size[component] for component in components) for components, _ in PARTS.values())
-        assert sum(parts) == plan.total
+        assert sum(parts) == plan.training
         assert config.model.architecture is not None
         billions = (total_parameters(config.model.architecture) or 0) / 1e9
         found.append(Bar(f"{name.replace('_', ' ')}\n{billions:.1f} billion", parts))

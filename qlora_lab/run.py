@@ -21,12 +21,12 @@ from qlora_lab.adapters.peft_format import save_adapter, save_full
 from qlora_lab.config import hardware
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.data.batching import plan_steps
-from qlora_lab.data.prepare import PreparedData, prepare_data
+from qlora_lab.data.prepare import PreparedData, data_of_run
 from qlora_lab.errors import ConfigError, LeaseLostError, TrainingError
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
 from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
-from qlora_lab.models.load import load_model, load_tokenizer
+from qlora_lab.models.load import commit_of, load_model, load_tokenizer
 from qlora_lab.models.loss import check_output_head
 from qlora_lab.models.packing import check_packing
 from qlora_lab.models.precision import computing_in
@@ -154,16 +154,7 @@ def build(config: RunConfig, bases: WarmBase | None = None) -> Workbench:
     cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
     check_model_fingerprint(config.model)
     tokenizer = load_tokenizer(config.model, cache_dir)
-    data = prepare_data(
-        config.data,
-        config.evaluation,
-        prompt_format=config.data.prompt_format or config.model.prompt_format,
-        tokenizer=tokenizer,
-        seed=config.seed,
-        cache_dir=cache_dir,
-        data_dir=Path(config.paths.data_dir),
-        task=config.model.task,
-    )
+    data = data_of_run(config, tokenizer, cache_dir)
     load = partial(
         load_model,
         config.model,
@@ -245,6 +236,7 @@ def _execute(
         "quantized_parameters": bench.quantized.quantized,
         "quantized_share": bench.quantized.share,
         "data": bench.data.report.to_dict(),
+        "model_revision": commit_of(bench.model),
         "adapter_sha256": checksum,
     }
 

@@ -34,4 +34,4 @@ def composed(*overrides: str) -> RunConfig:
 
 def tiny(runs_dir: Path, *overrides: str) -> RunConfig:
     """Return a configuration of a run that takes a second: random weights, three steps."""
-    return composed(*TINY, f"paths.runs_dir={runs_dir}", *overrides)
+    return composed(*TINY, f"paths.runs_dir={runs_dir}", f"paths.cache_dir={runs_dir}/cache", *overrides)

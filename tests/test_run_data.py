@@ -22,8 +22,7 @@ def source(tmp_path: Path) -> list[str]:
 
 
 def planned(tmp_path: Path, *overrides: str) -> RunFolder:
-    cache = f"paths.cache_dir={tmp_path}/cache"
-    config = tiny(tmp_path, cache, "trainer.device=cpu", "trainer.threads=1", "adapter.dropout=0.0", *overrides)
+    config = tiny(tmp_path, "trainer.device=cpu", "trainer.threads=1", "adapter.dropout=0.0", *overrides)
     resolved = resolve(config, Hardware("some CPU", frozenset(), 2, ()), lambda source: None)
     return RunFolder.create(tmp_path, run_id(resolved), resolved)
 

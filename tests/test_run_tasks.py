@@ -32,7 +32,8 @@ def execute(tmp_path: Path) -> Execute:
     """Execute a run and return its result, with the folder's content where that is asked for."""
 
     def go(*overrides: str) -> dict[str, Any]:
-        config = resolve(composed(*SMALL, *RUN, f"paths.runs_dir={tmp_path}", *overrides), LAPTOP, lambda source: None)
+        paths = f"paths.runs_dir={tmp_path}", f"paths.cache_dir={tmp_path}/cache"
+        config = resolve(composed(*SMALL, *RUN, *paths, *overrides), LAPTOP, lambda source: None)
         config = replace(config, trainer=replace(config.trainer, threads=1))
         folder = RunFolder.create(tmp_path, run_id(config), config)
         state = run.execute(folder.path)
@@ -117,8 +118,9 @@ def test_data_that_is_chat_gets_the_chat_format(execute: Execute) -> None:
 
 def test_a_target_that_is_no_class_fails_the_run_in_one_sentence(tmp_path: Path, reviews: Path) -> None:
     config = composed(
-        *(*SMALL, *RUN, f"paths.runs_dir={tmp_path}", "model=roberta_base", "data=file"),
-        *(f"data.source.path={reviews}", "data.source.template=input_output", "data.labels=[positive,neutral]"),
+        *(*SMALL, *RUN, f"paths.runs_dir={tmp_path}", f"paths.cache_dir={tmp_path}/cache", "model=roberta_base"),
+        *("data=file", f"data.source.path={reviews}", "data.source.template=input_output"),
+        "data.labels=[positive,neutral]",
     )
     config = resolve(config, LAPTOP, lambda source: None)
     folder = RunFolder.create(tmp_path, run_id(config), replace(config, trainer=replace(config.trainer, threads=1)))

@@ -10,7 +10,7 @@ from torch import Tensor
 from qlora_lab.config.schema import CAUSAL
 from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import DataError
-from qlora_lab.models.loss import IGNORE_INDEX
+from qlora_lab.models.cross_entropy import IGNORE_INDEX
 
 WINDOW_STEPS = 16  # steps whose rows are sorted by length together
 

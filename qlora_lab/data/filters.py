@@ -15,10 +15,11 @@ from qlora_lab.errors import DataError
 
 ROWS_AT_ONCE = 2000
 SHOWN_CHARACTERS = 80
-OVERLAP, LANGUAGE, LENGTH, DUPLICATE, NEAR_DUPLICATE, QUOTES = (
+OVERLAP, LANGUAGE, LENGTH, TRUNCATED, DUPLICATE, NEAR_DUPLICATE, QUOTES = (
     "asks what an evaluation row asks",
     "other language",
     "length",
+    "over a token limit",
     "duplicate",
     "near-duplicate",
     "words of an evaluation row",
@@ -51,6 +52,8 @@ def filter_rows(
     removed: Removed,
 ) -> list[int]:
     """Return the numbers of the rows that stay, in the order of `candidates`; of duplicates the first stays.
+
+    Token limits come later, with the tokens (`pool.write_tokens`).
 
     Args:
         rows: the pool.

@@ -1,19 +1,24 @@
 """Rows of a data set on the Hugging Face hub, through `datasets`."""
 
+import re
 from collections.abc import Iterator
 
 from qlora_lab.config.schema import SourceConfig
 from qlora_lab.data.records import Record
 from qlora_lab.errors import DataError
 
+COMMIT = re.compile(r"^hf://datasets/.+@([0-9a-f]{40})/")  # in the address of a file, as `datasets` records it
 SCRIPT_MESSAGE = "Dataset scripts are no longer supported"
 
 
-def read_hub(source: SourceConfig) -> Iterator[Record]:
+def read_hub(source: SourceConfig, revisions: dict[str, str]) -> Iterator[Record]:
     """Yield the rows of one split of a hub data set.
 
     `split` may hold a slice, such as `train[:50000]`; `hub_files`, where given, names the files of the
     repository to load, such as `unified_chip2.jsonl` or `*_zsopt_data/part.0.parquet`.
+
+    Args:
+        revisions: gets the commit that was read, by the hub id.
 
     Raises:
         DataError: no such data set, revision, configuration, split or file; a gated one; no network; a damaged
@@ -31,6 +36,8 @@ def read_hub(source: SourceConfig) -> Iterator[Record]:
         )
     except (RuntimeError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(hub_failure(source, error)) from error
+    found = (COMMIT.match(address) for address in rows.info.download_checksums or {})
+    revisions.update({str(source.hub_id): match[1] for match in found if match is not None})
     for number, columns in enumerate(rows, start=1):
         yield Record(f"row {number}", columns)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qlora_lab.data.batching import id_tensor
 from qlora_lab.data.tokenization import Example
-from qlora_lab.models.loss import IGNORE_INDEX
+from qlora_lab.models.cross_entropy import IGNORE_INDEX
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

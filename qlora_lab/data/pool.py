@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from qlora_lab.config.schema import HELD_OUT, OWN_PART, DataConfig, EvaluationConfig, SourceConfig
-from qlora_lab.data.filters import OVERLAP, Removed, filter_rows
+from qlora_lab.data.filters import OVERLAP, TRUNCATED, Removed, filter_rows
 from qlora_lab.data.held_out import choose_evaluation_rows, content_order, overlap
 from qlora_lab.data.procedural import procedural_rows
 from qlora_lab.data.report import SetReport
 from qlora_lab.data.row_file import RowFile, fields_of, read_row, row_of
 from qlora_lab.data.rows import Row
 from qlora_lab.data.sources import load_rows, read_rows
-from qlora_lab.data.tokenization import ROWS_AT_ONCE, Encoder
+from qlora_lab.data.tokenization import CUT, CUT_AWAY, ROWS_AT_ONCE, Encoder
 from qlora_lab.errors import DataError
 
 ROWS_FILE, TOKENS_FILE, CONTENTS_FILE = "rows.jsonl", "tokens.i32", "contents.json"
@@ -109,7 +109,7 @@ def write_pool(
 
     Args:
         folder: is there and empty.
-        encoder: makes rows into tokens; None leaves them in words.
+        encoder: makes rows into tokens; None leaves them in words, and lets data.filter.drop_truncated drop none.
 
     Raises:
         DataError: a source is missing, broken, empty or too small, or nothing is left.
@@ -143,6 +143,9 @@ def write_pool(
     for first, last in pairwise(ends):
         candidates += content_order(rows, np.flatnonzero(left[first:last]) + first, keys)
     kept = filter_rows(rows, candidates, data.filter, held_out, removed)
+    families: list[str | None] = []
+    if encoder is not None:
+        kept, families = write_tokens(folder, rows, kept, encoder, removed if data.filter.drop_truncated else None)
     part_of_row = np.searchsorted(ends[1:], kept, side="right")  # parts follow each other
     bounds = np.searchsorted(part_of_row, np.arange(len(sources) + 1)).tolist()
     parts = {name: (bounds[index], bounds[index + 1]) for index, name in enumerate(sources)}
@@ -150,7 +153,6 @@ def write_pool(
         if first == last:
             reasons = ", ".join(f"{count} removed: {reason}" for reason, count in removed.counts.items())
             raise DataError(f"data.filter leaves no row of part '{name}' of {data.name} ({reasons}); loosen it")
-    families = write_tokens(folder, rows, kept, encoder) if encoder is not None else []
     np.save(folder / "numbers.npy", np.array(kept, dtype=np.int64))
     np.save(folder / "ends.npy", np.array(rows.ends, dtype=np.int64))
     np.save(folder / "keys.npy", keys[kept])
@@ -168,15 +170,31 @@ def write_pool(
     (folder / CONTENTS_FILE).write_text(json.dumps(contents), encoding="utf-8")
 
 
-def write_tokens(folder: Path, rows: RowFile, kept: Sequence[int], encoder: Encoder) -> list[str | None]:
-    """Write the rows in tokens, and what became of each; return the names of their families."""
+def write_tokens(
+    folder: Path, rows: RowFile, chosen: Sequence[int], encoder: Encoder, removed: Removed | None
+) -> tuple[list[int], list[str | None]]:
+    """Write rows in tokens, and what became of each.
+
+    Args:
+        chosen: the numbers of the rows.
+        removed: gets those over a token limit, which are then not written; None: all are, cut.
+
+    Returns:
+        The numbers of the rows that are written, and the names of their families.
+    """
+    kept: list[int] = []
     starts, lengths, target_bytes = array("q", [0]), array("i"), array("i")
     source_cut, targets, families = array("b"), array("b"), array("i")
     names: dict[str | None, int] = {}
     with (folder / TOKENS_FILE).open("wb") as file:
-        for first in range(0, len(kept), ROWS_AT_ONCE):
-            chunk = [rows[number] for number in kept[first : first + ROWS_AT_ONCE]]
-            for row, found in zip(chunk, encoder(chunk), strict=True):
+        for first in range(0, len(chosen), ROWS_AT_ONCE):
+            numbers = chosen[first : first + ROWS_AT_ONCE]
+            chunk = [rows[number] for number in numbers]
+            for number, row, found in zip(numbers, chunk, encoder(chunk), strict=True):
+                if removed is not None and (found.source_cut or found.target in (CUT, CUT_AWAY)):
+                    removed.add(row, TRUNCATED, "source" if found.source_cut else "target")
+                    continue
+                kept.append(number)
                 ids = array("i", [*found.prompt_ids, *found.target_ids])
                 file.write(ids.tobytes())
                 starts.append(starts[-1] + len(ids))
@@ -195,7 +213,7 @@ def write_tokens(folder: Path, rows: RowFile, kept: Sequence[int], encoder: Enco
     }
     for name, (values, kind) in columns.items():
         np.save(folder / f"{name}.npy", np.array(values, dtype=kind))
-    return list(names)
+    return kept, list(names)
 
 
 def list_overlap(

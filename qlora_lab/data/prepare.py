@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, HELD_OUT, OWN_PART, DataConfig, EvaluationConfig
+from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, HELD_OUT, OWN_PART, DataConfig, EvaluationConfig, RunConfig
 from qlora_lab.data.filters import OVERLAP
 from qlora_lab.data.held_out import check_disjoint, draw, question_sets
 from qlora_lab.data.mixing import rows_of_parts
@@ -93,6 +93,20 @@ class DrawnRows(Sequence[Example]):
         )
 
 
+def data_of_run(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache_dir: Path) -> PreparedData:
+    """Prepare the data of a resolved run, as `prepare_data` does."""
+    return prepare_data(
+        config.data,
+        config.evaluation,
+        prompt_format=config.data.prompt_format or config.model.prompt_format,
+        tokenizer=tokenizer,
+        seed=config.seed,
+        cache_dir=cache_dir,
+        data_dir=Path(config.paths.data_dir),
+        task=config.model.task,
+    )
+
+
 def prepare_data(
     data: DataConfig,
     evaluation: EvaluationConfig,
@@ -138,7 +152,8 @@ def prepare_data(
         train: Sequence[Example] = encoded_examples(rows, data, encoder, held_out, seed, report)
         lengths = [example.length for example in train]
     else:
-        in_tokens = None if data.rows is not None and data.rows <= SMALL_DRAW else encoder
+        in_words = data.rows is not None and data.rows <= SMALL_DRAW and not data.filter.drop_truncated
+        in_tokens = None if in_words else encoder
         key = pool_key(data, evaluation, in_tokens, data_dir)
         pool = cached_pool(cache_dir, key, lambda folder: write_pool(folder, data, evaluation, in_tokens, folders))
         chosen = pool.chosen

@@ -13,7 +13,7 @@ from qlora_lab.config.command import command
 from qlora_lab.config.load import from_hydra
 from qlora_lab.config.resolve import resolve
 from qlora_lab.config.schema import CLASSIFICATION, DataConfig, RunConfig
-from qlora_lab.data.prepare import PreparedData, prepare_data
+from qlora_lab.data.prepare import PreparedData, data_of_run
 from qlora_lab.data.report import DataReport
 from qlora_lab.data.tokenization import Example
 from qlora_lab.models.load import load_tokenizer
@@ -33,16 +33,7 @@ def preview(node: DictConfig) -> None:
     config = resolve(composed, hardware.detect(), lambda source: source_fingerprint(source, data_dir))
     cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
     tokenizer = load_tokenizer(config.model, cache_dir)
-    data = prepare_data(
-        config.data,
-        config.evaluation,
-        prompt_format=config.data.prompt_format or config.model.prompt_format,
-        tokenizer=tokenizer,
-        seed=config.seed,
-        cache_dir=cache_dir,
-        data_dir=data_dir,
-        task=config.model.task,
-    )
+    data = data_of_run(config, tokenizer, cache_dir)
     show(config, data, tokenizer, sys.stdout)
 
 

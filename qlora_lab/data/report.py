@@ -21,6 +21,7 @@ class SetReport:
     tokens: int = 0
     target_tokens: int = 0  # eos among them
     longest_row_tokens: int = 0
+    revisions: dict[str, str] = field(default_factory=dict)  # the commit of each hub set that was read
 
     def count_without_pair(self, reason: str) -> None:
         self.rows_without_pair[reason] = self.rows_without_pair.get(reason, 0) + 1

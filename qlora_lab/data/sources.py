@@ -48,7 +48,7 @@ def read_rows(
     origin = origin_of(source, data_dir)
     broken = BrokenRows(origin)
     before = len(into)
-    records: Iterable[Record] = read_records(source, broken, cache_dir, data_dir)
+    records: Iterable[Record] = read_records(source, broken, cache_dir, data_dir, counts.revisions)
     for record in template.gather(records, broken) if template.gather is not None else records:
         counts.rows_read += 1
         try:
@@ -92,14 +92,16 @@ def origin_of(source: SourceConfig, data_dir: Path) -> str:
     return f"hub set '{source.hub_id}'"
 
 
-def read_records(source: SourceConfig, broken: BrokenRows, cache_dir: Path, data_dir: Path) -> Iterator[Record]:
+def read_records(
+    source: SourceConfig, broken: BrokenRows, cache_dir: Path, data_dir: Path, revisions: dict[str, str]
+) -> Iterator[Record]:
     if source.kind == "file":
         path = locate_file(source.path or "", data_dir)
         check_fingerprint(path, source.content_sha256)
         return read_file(path, broken)
     if source.kind == "wheel":
         return read_wheel_member(wheel_file(source.wheel or "", cache_dir), source.member or "", broken)
-    return read_hub(source)
+    return read_hub(source, revisions)
 
 
 def nothing_left(origin: str, template: str, counts: SetReport) -> str:

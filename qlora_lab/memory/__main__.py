@@ -15,6 +15,13 @@ from qlora_lab.memory.plan import paged_bytes, plan_memory
 from qlora_lab.memory.room import largest_micro_batch_size, room_of
 
 GB, GIB = 1e9, 2**30  # a card of 24 GB has 24 GiB
+NOTES = {
+    "adapters": "and what is trained beside them, as weights in float32",
+    "evaluation": "above training: weights that stay expanded while rows are scored",
+    "process": "Python, libraries, tokenizer, and what the heap has free: measured, not derived",
+}
+ON_GPU = f"of tensors; {RESERVED_GB:g} GB is set aside below for the CUDA context and the allocator"
+ON_CPU = "of the process; while a model is quantized for the first time it may be more"
 
 
 def report(config: RunConfig) -> str:
@@ -26,13 +33,14 @@ def report(config: RunConfig) -> str:
     lines = [
         f"{config.model.name}, {config.quant.format}, rank {config.adapter.rank}, {rows} rows of {tokens} tokens in "
         f"{config.trainer.compute_dtype} on {config.trainer.device}, {checkpointing} gradient checkpointing",
-        *(f"{name.replace('_', ' '):16}{size / GB:10.3f} GB" for name, size in asdict(plan).items()),
-        f"{'peak':16}{plan.total / GB:10.3f} GB  (loss and workspace come one after the other)",
+        *(_line(name, size, NOTES.get(name, "")) for name, size in asdict(plan).items() if size or name != "process"),
+        _line("peak", plan.total, ON_GPU if config.trainer.device == "cuda" else ON_CPU),
+        "Loss and workspace come one after the other, so the peak holds the larger one.",
     ]
     if config.trainer.device == "cuda":
         paged = paged_bytes(config)
         if paged:
-            lines.append(f"{'paged':16}{paged / GB:10.3f} GB  of optimizer states, in the host's memory if need be")
+            lines.append(_line("paged", paged, "of optimizer states, in the host's memory if need be"))
         lines += ["", f"card     rows of {tokens} tokens    tokens at {rows} rows"]
         for card in CARDS_GB:
             budget = card * GIB - RESERVED_GB * GB
@@ -40,6 +48,10 @@ def report(config: RunConfig) -> str:
             longest = longest_tokens(config, rows, budget)
             lines.append(f"{card:3} GB{most or 'none':>12}{longest or 'none':>24}")
     return "\n".join(lines)
+
+
+def _line(name: str, size: int, note: str) -> str:
+    return f"{name.replace('_', ' '):16}{size / GB:10.3f} GB" + (f"  {note}" if note else "")
 
 
 def memory(node: DictConfig) -> None:

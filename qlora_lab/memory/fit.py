@@ -1,4 +1,4 @@
-"""The largest micro-batch and the longest rows that fit a card."""
+"""The largest micro-batch and the longest rows with which training fits a card."""
 
 from collections.abc import Callable
 
@@ -7,18 +7,19 @@ from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.plan import plan_memory
 
 CARDS_GB = (16, 24, 40, 48, 80)
-RESERVED_GB = 1.0  # of a card, for the CUDA context and the allocator's slack: a rule of thumb, not measured
+# Of a card, for the CUDA context and the allocator's slack; of a host, for the system: a rule of thumb, not measured.
+RESERVED_GB = 1.0
 
 
 def largest_rows(config: RunConfig, tokens: int, budget_bytes: float) -> int:
     """Return the most rows of `tokens` in a micro-batch; 0 where not one fits."""
-    return _largest(lambda rows: plan_memory(config, Shape(rows, tokens)).total <= budget_bytes, 2**20)
+    return _largest(lambda rows: plan_memory(config, Shape(rows, tokens)).training <= budget_bytes, 2**20)
 
 
 def longest_tokens(config: RunConfig, rows: int, budget_bytes: float) -> int:
     """Return the longest rows that fit, up to model.max_length_tokens; 0 where none do."""
     most = config.model.max_length_tokens
-    return _largest(lambda tokens: plan_memory(config, Shape(rows, tokens)).total <= budget_bytes, most)
+    return _largest(lambda tokens: plan_memory(config, Shape(rows, tokens)).training <= budget_bytes, most)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -1,11 +1,12 @@
 """The memory a run will need, component by component, from its configuration alone.
 
-Counted are the tensors of training, at their peak. What a process holds besides (the interpreter, torch's libraries, a
-CUDA context, the allocator's slack) is not in it.
+Counted are the tensors of a run at their peak, to within 5 % (tests/memory counts them), and on a CPU what its process
+needs besides, which is measured (`process`). On a GPU the context and the allocator's slack are apart, as
+`fit.RESERVED_GB`.
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from qlora_lab.config import hardware
 from qlora_lab.config.architecture import adapter_parameters, linear_layers, total_parameters
@@ -22,8 +23,11 @@ from qlora_lab.memory.activations import (
     works_out_again,
     workspace_bytes,
 )
+from qlora_lab.memory.evaluation import evaluation_bytes
+from qlora_lab.memory.process import process_bytes
 from qlora_lab.memory.profiles import PROFILES
 from qlora_lab.memory.stacks import Stack, stacks_of
+from qlora_lab.memory.trained_modules import TrainedModules, trained_modules
 from qlora_lab.memory.weights import weight_bytes
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -39,18 +43,30 @@ class MemoryPlan:
     packed_weights: int
     absmax: int  # both levels
     dense_weights: int  # embeddings, head, norms, biases
-    adapters: int
+    adapters: int  # and what is trained beside them: a classifier's head, adapter.trained_modules
     gradients: int
     optimizer: int
     activations: int  # what is kept for the backward pass
     loss: int  # logits of one chunk, and the gradient of the hidden states
     workspace: int  # of one layer's backward pass, and a weight expanded for its product on a GPU
+    evaluation: int = 0  # what evaluation takes above all that
+    process: int = 0  # what a process on a CPU takes besides tensors
 
     @property
     def total(self) -> int:
-        """The peak: the loss and the backward pass of the layers come one after the other."""
+        """The peak of the run: the loss and the backward pass of the layers come one after the other."""
         parts = asdict(self)
         return sum(parts.values()) - min(self.loss, self.workspace)
+
+    @property
+    def training(self) -> int:
+        """The peak while it trains."""
+        return self.total - self.evaluation
+
+    @property
+    def tensors(self) -> int:
+        """The peak of training's tensors."""
+        return self.training - self.process
 
 
 @dataclass(frozen=True)
@@ -62,14 +78,14 @@ class Run:
     numbers: Numbers
     linears: list[Linear]
     stacks: list[Stack]
+    modules: TrainedModules
     trained_parameters: int
 
     @property
-    def head_bytes(self) -> int:
-        """Return the bytes of the output head of a language model in float32."""
-        if self.config.model.task == CLASSIFICATION:
-            return 0
-        return self.architecture.vocab_size * (self.architecture.embedding_size or self.architecture.hidden_size) * 4
+    def embedding_bytes(self) -> int:
+        """Return the bytes of the embeddings, or of the head of a language model, in float32."""
+        width = self.architecture.embedding_size or self.architecture.hidden_size
+        return self.architecture.vocab_size * width * FLOAT32_BYTES
 
 
 def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
@@ -85,17 +101,22 @@ def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
     run = _run(config, shape)
     trained = run.trained_parameters * FLOAT32_BYTES
     packed, absmax, dense = _weights(run)
-    return MemoryPlan(
+    activations = _activation_bytes(run)
+    plan = MemoryPlan(
         packed_weights=packed,
         absmax=absmax,
         dense_weights=dense,
         adapters=0 if run.numbers.trained else trained,
         gradients=trained,
         optimizer=_on_card(config, optimizer_bytes(config, run.trained_parameters)),
-        activations=_activation_bytes(run),
+        activations=activations,
         loss=_loss_bytes(run),
-        workspace=_workspace_bytes(run),
+        workspace=_workspace_bytes(run, activations),
+        process=process_bytes(config, run.architecture, shape, run.numbers.compute_bytes),
     )
+    held = packed + absmax + dense + plan.adapters + plan.optimizer
+    evaluation = evaluation_bytes(config, run.architecture, run.linears, run.numbers.compute_bytes)
+    return replace(plan, evaluation=max(0, held + evaluation - plan.tensors))
 
 
 def paged_bytes(config: RunConfig) -> int:
@@ -121,13 +142,18 @@ def _run(config: RunConfig, shape: Shape) -> Run:
     chosen = [] if full else _adapted_paths(config, linears)
     adapted = [linear for linear in linears if linear[0] in set(chosen)]
     parameters = adapter_parameters(adapted, config.adapter.rank) + _classifier(config, len(config.data.labels))
+    if full:
+        modules = TrainedModules(embeddings=True, head=config.model.task != CLASSIFICATION, parameters=0)
+    else:
+        modules = trained_modules(config.adapter, architecture)
     return Run(
         config,
         architecture,
         numbers,
         linears,
         list(stacks_of(config, architecture, linears, chosen, shape)),
-        total if full else parameters,
+        modules,
+        total if full else parameters + modules.parameters,
     )
 
 
@@ -141,11 +167,6 @@ def _architecture(config: RunConfig) -> ArchitectureConfig:
     if architecture.model_type not in PROFILES or architecture.model_type not in FAMILIES:
         raise ConfigError(
             f"memory can be planned for models of type {', '.join(PROFILES)}; got '{architecture.model_type}'"
-        )
-    if config.adapter.trained_modules:
-        raise ConfigError(
-            f"memory can be planned for adapters alone; adapter.trained_modules={config.adapter.trained_modules} would "
-            "add float32 weights, gradients and optimizer states that are not in the plan yet"
         )
     return architecture
 
@@ -170,8 +191,9 @@ def _weights(run: Run) -> tuple[int, int, int]:
         run.architecture, run.config.quant, FLOAT32_BYTES if numbers.trained else numbers.compute_bytes
     )
     assert found is not None
-    # a classifier's head is among the trained parameters
-    dense = found.dense - (0 if numbers.trained else _classifier(run.config, CLASSES) * numbers.compute_bytes)
+    # a classifier's head and adapter.trained_modules are among the trained parameters
+    counted = 0 if numbers.trained else _classifier(run.config, CLASSES) + run.modules.parameters
+    dense = found.dense - counted * numbers.compute_bytes
     if numbers.trained and numbers.short:  # autocast's copies of what is multiplied, of one layer with checkpointing
         copies = sum(rows * columns for _, rows, columns in run.linears) * numbers.compute_bytes
         dense += copies // (sum(len(s.adapted) for s in run.stacks) if run.config.trainer.gradient_checkpointing else 1)
@@ -194,7 +216,7 @@ def _on_card(config: RunConfig, states: int) -> int:
 def _activation_bytes(run: Run) -> int:
     """Return what is kept: nothing below the first adapter, since no gradient goes there."""
     hidden = run.architecture.hidden_size
-    kept, inputs, checkpointed, reached_before = 0, 0, 0, run.numbers.trained
+    kept, inputs, checkpointed, reached_before = 0, 0, 0, run.modules.embeddings
     for number_of_stack, stack in enumerate(run.stacks):
         first = 0 if reached_before else stack.first_adapted
         # with checkpointing, the input of every layer
@@ -202,7 +224,7 @@ def _activation_bytes(run: Run) -> int:
         if first is None:
             continue
         kinds = Counter(
-            (names, run.numbers.trained or number > first or number in stack.attention)
+            (names, run.modules.embeddings or number > first or number in stack.attention)
             for number, names in enumerate(stack.adapted)
             if number >= first
         )
@@ -253,24 +275,22 @@ def _loss_bytes(run: Run) -> int:
     if run.config.model.task == CLASSIFICATION:
         return 2 * shape.rows * architecture.hidden_size * FLOAT32_BYTES
     chunk = min(run.config.trainer.loss_chunk_tokens, shape.positions)
-    bytes_of_one = PROFILES[architecture.model_type].logits_bytes[numbers.short and not numbers.emulated]
+    in_float32 = numbers.emulated or (run.modules.head and not numbers.trained)
+    bytes_of_one = PROFILES[architecture.model_type].logits_bytes[numbers.short and not in_float32]
     logits = chunk * architecture.vocab_size * bytes_of_one
     states = 2 * shape.positions * architecture.hidden_size * numbers.compute_bytes  # the last, and their gradient
-    if numbers.trained:  # the gradient of the head, which is scaled into another one
-        return states + run.head_bytes + max(logits, run.head_bytes)
+    if run.modules.head:  # its gradient, which is scaled into another one
+        return states + run.embedding_bytes + max(logits, run.embedding_bytes)
     widened = min(HEAD_ROWS_AT_ONCE, architecture.vocab_size) * architecture.hidden_size * FLOAT32_BYTES
     return logits + states + (widened if numbers.emulated else 0)
 
 
-def _workspace_bytes(run: Run) -> int:
+def _workspace_bytes(run: Run, activations: int) -> int:
     """Return what the backward pass of one layer takes at its peak."""
     numbers, architecture = run.numbers, run.architecture
     largest = max(rows * columns for _, rows, columns in run.linears)
     # The CPU kernels expand a weight panel by panel in cache; elsewhere it is there whole for its product.
     expanded = largest * numbers.compute_bytes if numbers.on_gpu and numbers.quantized else 0
-    own_gradients = 0
-    if numbers.trained:  # of a linear, of the head as the loss left it, and of a head that waits for its embeddings
-        own_gradients = largest * FLOAT32_BYTES + run.head_bytes * (2 if architecture.tie_embeddings else 1)
     of_layers = [
         workspace_bytes(
             architecture,
@@ -281,4 +301,11 @@ def _workspace_bytes(run: Run) -> int:
         )
         for stack in run.stacks
     ]
-    return max(of_layers) + expanded + own_gradients
+    backward = max(of_layers) + expanded + (largest * FLOAT32_BYTES if numbers.trained else 0)
+    held, size = 0, run.embedding_bytes
+    waits = run.modules.head and architecture.tie_embeddings
+    if run.modules.head:  # its gradient as the loss left it, and one that waits for that of the embeddings it is
+        held = 2 * size if waits else size
+    if run.modules.embeddings:  # their gradient, and the sum of both, when all that was kept for the layers is gone
+        backward = max(backward, (2 * size if waits else size) - activations)
+    return backward + held

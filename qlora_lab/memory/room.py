@@ -36,10 +36,14 @@ class Room:
 
     @property
     def budget_bytes(self) -> float:
-        """What is left to one run's tensors: each process has a CUDA context, but libraries are in a host once."""
+        """What is left to one run: each has a CUDA context on its GPU, while the rest of a host is there once."""
         if self.kind == GPU:
             return self.total_bytes / self.runs - RESERVED_BYTES
         return (self.total_bytes - RESERVED_BYTES) / self.runs
+
+    @property
+    def reserved_for(self) -> str:
+        return "what processes take besides" if self.kind == GPU else "the rest of the machine"
 
     @property
     def words(self) -> str:
@@ -50,7 +54,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A run's memory at its peak: the tensors of training.
+    """A run's memory at its peak.
 
     Attributes:
         plan: its components; None where they cannot be predicted.
@@ -112,9 +116,9 @@ def largest_micro_batch_size(config: RunConfig, room: Room | None) -> int:
     last = 1
     for micro_batch_size in _divisors(config.trainer.batch_size):
         prediction = predict(_with_micro_batch(config, micro_batch_size))
-        if prediction.peak_bytes is None:
+        if prediction.plan is None:
             raise ConfigError(f"{key} needs a prediction of memory, and {prediction.why_not}; give a number")
-        if prediction.peak_bytes <= room.budget_bytes:
+        if prediction.plan.training <= room.budget_bytes:  # evaluation has batches of its own
             return micro_batch_size
         last = micro_batch_size
     return last
@@ -126,7 +130,7 @@ def refusal(config: RunConfig, prediction: Prediction, room: Room | None) -> str
         return None
     return (
         f"the run needs {prediction.peak_bytes / GIB:,.1f} GiB at its peak, and must fit {room.words}, less "
-        f"{RESERVED_BYTES / GIB:.1f} GiB for what processes take besides; {Remedies(config, room).nearest}"
+        f"{RESERVED_BYTES / GIB:.1f} GiB for {room.reserved_for}; {Remedies(config, room).nearest}"
     )
 
 
@@ -147,8 +151,7 @@ class Remedies:
     def _in_order(self) -> Iterator[str]:
         config, room = self._config, self._room
         for runs in range(room.runs - 1, 0, -1):
-            if self._fits(config, replace(room, runs=runs)):
-                yield f"{room.setting}={runs}"
+            yield from self._if_it_fits(config, f"{room.setting}={runs}", replace(room, runs=runs))
         yield from self._by_micro_batch(config, "")
         checkpointed = replace(config, trainer=replace(config.trainer, gradient_checkpointing=True))
         if not config.trainer.gradient_checkpointing:
@@ -166,8 +169,8 @@ class Remedies:
             )
         rank = config.adapter.rank // 2
         while rank >= SMALLEST_RANK:
-            if self._fits(replace(smallest, adapter=replace(config.adapter, rank=rank)), room):
-                yield f"{settings} adapter.rank={rank}"
+            lower = replace(smallest, adapter=replace(config.adapter, rank=rank))
+            yield from self._if_it_fits(lower, f"{settings} adapter.rank={rank}", room)
             rank //= 2
 
     def _by_micro_batch(self, config: RunConfig, settings: str) -> Iterator[str]:
@@ -175,25 +178,32 @@ class Remedies:
         own = config.trainer.micro_batch_size
         assert isinstance(own, int)
         for size in [own, *(size for size in _divisors(config.trainer.batch_size) if size < own)]:
-            if self._fits(_with_micro_batch(config, size), self._room):
-                smaller = f"trainer.micro_batch_size={size}" if size < own else ""
-                yield " ".join(filter(None, [settings, smaller]))
+            smaller = f"trainer.micro_batch_size={size}" if size < own else ""
+            words = " ".join(filter(None, [settings, smaller]))
+            for found in self._if_it_fits(_with_micro_batch(config, size), words, self._room):
+                yield found
                 return
+
+    @staticmethod
+    def _if_it_fits(config: RunConfig, settings: str, room: Room) -> Iterator[str]:
+        """Yield the settings if training fits with them, and smaller batches of evaluation where that must be too."""
+        plan = _plan(config)
+        if plan.training > room.budget_bytes:
+            return
+        tokens = config.evaluation.batch_tokens
+        while plan.total > room.budget_bytes and tokens > 1:
+            tokens //= 2
+            plan = _plan(replace(config, evaluation=replace(config.evaluation, batch_tokens=tokens)))
+        if plan.total <= room.budget_bytes:
+            smaller = f"evaluation.batch_tokens={tokens}" if tokens < config.evaluation.batch_tokens else ""
+            yield " ".join(filter(None, [settings, smaller]))
 
     def _without_hope(self) -> str:
         """Say how large a card would do, for one row at a time."""
         checkpointed = replace(self._config.trainer, gradient_checkpointing=True, micro_batch_size=1)
-        peak = _peak_bytes(replace(self._config, trainer=checkpointed))
+        peak = _plan(replace(self._config, trainer=checkpointed)).total
         needed = f"{(peak + RESERVED_BYTES) / GIB:,.1f} GiB"
         return f"one row at a time with trainer.gradient_checkpointing=true needs {needed}"
-
-    @staticmethod
-    def _fits(config: RunConfig, room: Room) -> bool:
-        return _peak_bytes(config) <= room.budget_bytes
-
-
-def _peak_bytes(config: RunConfig) -> int:
-    return _plan(config).total
 
 
 def _plan(config: RunConfig) -> MemoryPlan:

@@ -43,7 +43,7 @@ def _row(model: ModelConfig) -> list[str]:
         for quant in (QuantConfig("none", double_quant=False), QuantConfig())
     ]
     sizes = ["" if found is None else f"{found.total / 1e9:.2f} GB" for found in bytes_of]
-    peak = f"{plan_memory(usual_run(model), USUAL_SHAPE).total / 1e9:.2f} GB"
+    peak = f"{plan_memory(usual_run(model), USUAL_SHAPE).training / 1e9:.2f} GB"
     return [model.name, model.task, model.hub_id or model.source, f"{_size(model) / 1e6:,.1f} M", *sizes, peak]
 
 

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
 from qlora_lab.errors import ModelError
 from qlora_lab.hashing import remembered_sha256
 from qlora_lab.models.location import Location
@@ -19,16 +17,13 @@ from qlora_lab.models.location import Location
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def check_weight_files(location: Location, commit: str | None) -> None:
+def check_weight_files(location: Location) -> None:
     """Compare the files that a model was read from with the hub's record of them; reads each once in a process.
-
-    Args:
-        commit: of a model on the hub.
 
     Raises:
         ModelError: a file has another content.
     """
-    for file in _weight_files(location, commit):
+    for file in _weight_files(location):
         expected = recorded_sha256(file)
         if expected is not None and (found := remembered_sha256(file)) != expected:
             raise ModelError(
@@ -46,11 +41,8 @@ def recorded_sha256(file: Path) -> str | None:
     return lines[1] if len(lines) > 1 and SHA256.fullmatch(lines[1]) else None  # commit, SHA-256, time
 
 
-def _weight_files(location: Location, commit: str | None) -> Iterator[Path]:
-    folder = Path(location.name)
-    if location.on_hub:
-        config = try_to_load_from_cache(location.name, "config.json", revision=commit)
-        if not isinstance(config, str):
-            return
-        folder = Path(config).parent
+def _weight_files(location: Location) -> Iterator[Path]:
+    folder = location.snapshot if location.on_hub else Path(location.name)
+    if folder is None:
+        return
     yield from sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))

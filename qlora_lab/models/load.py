@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,23 @@ from qlora_lab.runs.fingerprint import model_fingerprint
 
 SHOWN_NAMES = 3
 NUMBERED = re.compile(r"(.+?)\.(\d+)\.")  # the path of a list of layers, and a number in it
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a checkpoint becomes as it is read.
+
+    Attributes:
+        config: of the model.
+        quantization: of its linear layers; None where they stay as they are.
+        dtype: of everything else.
+    """
+
+    config: PreTrainedConfig
+    task: str
+    quantization: QloraLabConfig | None
+    dtype: torch.dtype
+    device: str
 
 
 def load_model(
@@ -77,6 +95,7 @@ def load_model(
         else:
             location = locate(model, cache_dir)
             config = _config(location)
+            location = location.at_its_commit()
             _check_config(config, model, location)
             if model.task == CLASSIFICATION:
                 name_classes(config, list(labels))
@@ -86,8 +105,10 @@ def load_model(
                 config.quantization_config = quantization.to_dict() if quantization is not None else None
                 quantization = None  # the checkpoint's own; transformers takes no second one
             elif cache_bases and quantization is not None and model.task != CLASSIFICATION:
-                base = cached_base(cache_dir, _content(model, location, config), config, quantization, device)
-            loaded = _model_of(location, config, model.task, quantization, compute_dtype, device, base)
+                base = cached_base(cache_dir, _content(model, location), config, quantization, device)
+            loaded = _model_of(location, Wanted(config, model.task, quantization, compute_dtype, device), base)
+            # where transformers once had it, and what it never saves
+            loaded.config._commit_hash = location.revision if location.snapshot is not None else None
     use_fast_attention(loaded)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
@@ -154,16 +175,20 @@ def _tokenizer_location(model: ModelConfig, cache_dir: Path) -> Location:
     return Location(model.tokenizer, "main", "copy or download it again")
 
 
+def commit_of(model: PreTrainedModel) -> str | None:
+    """Return the commit of the hub that a model was loaded from; None for any other model."""
+    return getattr(model.config, "_commit_hash", None)
+
+
 def _config(location: Location) -> PreTrainedConfig:
     with explained(location, "model"):
         return AutoConfig.from_pretrained(location.name, revision=location.revision)
 
 
-def _content(model: ModelConfig, location: Location, config: PreTrainedConfig) -> str | None:
+def _content(model: ModelConfig, location: Location) -> str | None:
     """Return what stands for the content of a model's files; None where nothing does."""
     if model.source == "hub":
-        commit = getattr(config, "_commit_hash", None)  # of the revision, which may be a branch
-        return None if commit is None else f"{model.hub_id} {commit}"
+        return None if location.snapshot is None else f"{model.hub_id} {location.revision}"
     if model.source == "wheel":
         return Path(location.name).name  # its hash is in it
     return model.content_sha256 or model_fingerprint(model)
@@ -201,52 +226,37 @@ def _check_quantization(found: dict[str, Any], quant: QuantConfig, location: Loc
         raise ModelError(f"{location.name}: {error}") from error
 
 
-def _model_of(
-    location: Location,
-    config: PreTrainedConfig,
-    task: str,
-    quantization: QloraLabConfig | None,
-    dtype: torch.dtype,
-    device: str,
-    base: CachedBase | None,
-) -> PreTrainedModel:
+def _model_of(location: Location, wanted: Wanted, base: CachedBase | None) -> PreTrainedModel:
     """Load a model from where it lies, or from the cache of quantized bases, and keep it there otherwise."""
     if base is not None and base.is_whole():
-        loaded = _pretrained_model(base.location, base.config, task, None, dtype, device)
+        loaded = _pretrained_model(base.location, replace(wanted, config=base.config, quantization=None))
         loaded.name_or_path = loaded.config.name_or_path = location.name
         check_own_head(loaded, location.name)
         return loaded
-    loaded = _pretrained_model(location, config, task, quantization, dtype, device)
+    loaded = _pretrained_model(location, wanted)
     check_own_head(loaded, location.name)
-    check_weight_files(location, getattr(config, "_commit_hash", None))
+    check_weight_files(location)
     if base is not None:
         base.keep(loaded)
     return loaded
 
 
-def _pretrained_model(
-    location: Location,
-    config: PreTrainedConfig,
-    task: str,
-    quantization: QloraLabConfig | None,
-    dtype: torch.dtype,
-    device: str,
-) -> PreTrainedModel:
+def _pretrained_model(location: Location, wanted: Wanted) -> PreTrainedModel:
     with explained(location, "model"):
-        pair: Any = AUTO_CLASSES[task].from_pretrained(
+        pair: Any = AUTO_CLASSES[wanted.task].from_pretrained(
             location.name,
-            config=config,
+            config=wanted.config,
             revision=location.revision,
-            dtype=dtype,
-            quantization_config=quantization,
-            device_map=None if device == "cpu" else {"": device},
+            dtype=wanted.dtype,
+            quantization_config=wanted.quantization,
+            device_map=None if wanted.device == "cpu" else {"": wanted.device},
             ignore_mismatched_sizes=True,  # so that the report names them
             output_loading_info=True,
         )
     loaded, report = pair
     # transformers gives weights that it does not find random values, and goes on.
     absent = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
-    if task == CLASSIFICATION:  # the head is new
+    if wanted.task == CLASSIFICATION:  # the head is new
         absent = [name for name in absent if name.partition(".")[0] not in CLASSIFIER_HEADS]
     if absent:
         shown = ", ".join(absent[:SHOWN_NAMES]) + (", ..." if len(absent) > SHOWN_NAMES else "")

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     RepositoryNotFoundError,
@@ -28,6 +29,17 @@ class Location:
     @property
     def on_hub(self) -> bool:
         return not Path(self.name).is_dir()
+
+    @property
+    def snapshot(self) -> Path | None:
+        """The folder in the hub's cache that the revision stands for; None elsewhere, or without config.json."""
+        config = try_to_load_from_cache(self.name, "config.json", revision=self.revision) if self.on_hub else None
+        return Path(config).parent if isinstance(config, str) else None
+
+    def at_its_commit(self) -> "Location":
+        """Return the same place at the commit that its config was loaded from: a branch may move meanwhile."""
+        snapshot = self.snapshot
+        return self if snapshot is None else replace(self, revision=snapshot.name)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qlora_lab.errors import TrainingError
-from qlora_lab.models.loss import GroupedLoss, target_loss
+from qlora_lab.models.cross_entropy import GroupedLoss
+from qlora_lab.models.loss import target_loss
 from qlora_lab.train.checkpoint import TrainingState
 from qlora_lab.train.steps import BUCKETS, StepBatch, bucket_name
 

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from qlora_lab.data.batching import collate, split_micro_batches
 from qlora_lab.data.packing import collate_packed, pack
 from qlora_lab.data.tokenization import Example
-from qlora_lab.models.loss import IGNORE_INDEX, count_target_tokens
+from qlora_lab.models.cross_entropy import IGNORE_INDEX
+from qlora_lab.models.loss import count_target_tokens
 
 LONGEST_OF_BUCKET = (32, 64, 128, 256, 512, 1024)  # tokens of a row; longer ones are a bucket more
 BUCKETS = len(LONGEST_OF_BUCKET) + 1

@@ -9,6 +9,8 @@ import pytest
 
 from qlora_lab.config.schema import SourceConfig
 from qlora_lab.data.hub import read_hub
+from qlora_lab.data.report import SetReport
+from qlora_lab.data.sources import load_rows
 from qlora_lab.errors import DataError
 from tests.hub_stand_in import hub_server
 
@@ -30,7 +32,7 @@ def test_hub_set_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) -> 
         return datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert [(place, dict(columns)) for place, columns in read_hub(SOURCE)] == [
+    assert [(place, dict(columns)) for place, columns in read_hub(SOURCE, {})] == [
         ("row 1", {"text": "a"}),
         ("row 2", {"text": "b"}),
     ]
@@ -42,9 +44,19 @@ def test_hub_set_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) -> 
     }
 
 
+def test_the_commit_that_was_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    rows = datasets.Dataset.from_list([{"text": "<human>: a\n<bot>: b"}])
+    rows.info.download_checksums = {f"hf://datasets/laion/OIG@{commit}/unified_chip2.jsonl": {"num_bytes": 1}}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    counts = SetReport()
+    load_rows(SOURCE, cache_dir=Path(), data_dir=Path(), counts=counts)
+    assert counts.revisions == {"laion/OIG": commit}
+
+
 def refusal(source: SourceConfig) -> str:
     with pytest.raises(DataError) as raised:
-        list(read_hub(source))
+        list(read_hub(source, {}))
     message = str(raised.value)
     assert "\n" not in message
     assert message.startswith(f"data.source.hub_id '{source.hub_id}'")
@@ -86,9 +98,9 @@ def test_files_and_splits_are_read_as_plain_data(tmp_path: Path, monkeypatch: py
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "part.0.jsonl").write_text(f'{{"text": "{text}"}}\n')
     source = SourceConfig(kind="hub", template="chip2", hub_id=str(tmp_path / "set"), hub_files="*_zsopt/part.0.jsonl")
-    assert [dict(columns) for _, columns in read_hub(source)] == [{"text": "first"}, {"text": "second"}]
+    assert [dict(columns) for _, columns in read_hub(source, {})] == [{"text": "first"}, {"text": "second"}]
     source.split = "train[1:]"
-    assert [dict(columns) for _, columns in read_hub(source)] == [{"text": "second"}]
+    assert [dict(columns) for _, columns in read_hub(source, {})] == [{"text": "second"}]
     source.split = "trian"
     assert "trian" in refusal(source)
     source.split, source.hub_files = "train", "*_zsopt/part.7.jsonl"
@@ -106,7 +118,7 @@ from qlora_lab.data.hub import read_hub
 from qlora_lab.errors import DataError
 for hub_id, revision in (("meta/gated-set", None), ("some/absent", None), ("some/set", "old")):
     try:
-        list(read_hub(SourceConfig(kind="hub", template="alpaca", hub_id=hub_id, revision=revision)))
+        list(read_hub(SourceConfig(kind="hub", template="alpaca", hub_id=hub_id, revision=revision), {}))
     except DataError as error:
         print(str(error).replace("\\n", "|"))
 """

@@ -221,6 +221,20 @@ def test_a_question_held_out_is_removed_from_every_part(prepare: Any, tmp_path: 
     assert reasons == {"asks what an evaluation row asks", "length"}
 
 
+@pytest.mark.parametrize("rows", [None, 8])
+def test_rows_over_a_token_limit_go_rather_than_being_cut(prepare: Any, tmp_path: Path, rows: int | None) -> None:
+    source = write_rows(tmp_path / "rows.jsonl")
+    limits = {"rows": rows, "max_target_tokens": 9}  # "Answer 7" and eos, and no more
+    cut = prepare(source, **limits)
+    assert cut.report.train.targets_truncated > 0
+    whole = prepare(source, filter=FilterConfig(drop_truncated=True), **limits)
+    assert whole.report.train.targets_truncated == whole.report.train.sources_truncated == 0
+    assert whole.report.filtered == {"over a token limit": sum(entry["because"] == "target" for entry in whole.removed)}
+    assert {entry["row"] for entry in whole.removed} <= {f"Question {n}?" for n in range(10, 40)}
+    short = 10 - sum(item.target in {f"Answer {n}" for n in range(10)} for item in whole.held_out["held_out"])
+    assert len(whole.train) == (rows or short) and len(whole.removed) == 35 - short
+
+
 def test_a_filter_that_leaves_nothing_says_why(prepare: Any, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"leaves no row of part 'source' of some_set \(35 removed: length\); loosen it"

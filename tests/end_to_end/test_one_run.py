@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from qlora_lab.config import hardware
+from qlora_lab.memory.room import predict
 from qlora_lab.ops.registry import KERNELS
 from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RunFolder
 
@@ -75,6 +77,13 @@ def test_the_folder_holds_the_whole_run(uninterrupted: RunFolder) -> None:
     assert environment is not None
     assert environment["kernels"] == str(KERNELS)
     assert environment["compute_dtype"] == uninterrupted.config().trainer.compute_dtype
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="the libraries were measured with torch's CPU build")
+def test_the_process_takes_what_was_planned(uninterrupted: RunFolder) -> None:
+    """Nearly all of so small a run is Python and its libraries; tests/benchmarks/process_memory.py has larger ones."""
+    planned = predict(uninterrupted.config()).peak_bytes
+    assert uninterrupted.result()["metrics"]["memory/peak_rss_bytes"] == pytest.approx(planned, rel=0.15)
 
 
 def test_a_killed_run_resumes_and_ends_with_the_same_bits(uninterrupted: RunFolder, tmp_path: Path) -> None:

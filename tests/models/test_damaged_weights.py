@@ -43,9 +43,9 @@ def as_bin(folder: Path) -> Path:
     return folder / "pytorch_model.bin"
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize(("kind", "revision"), [("safetensors", None), ("bin", None), ("safetensors", "tuned")])
 def test_a_flipped_bit_in_a_file_of_the_hub_is_found(
-    kind: str, make_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, revision: str | None, make_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -56,11 +56,11 @@ def test_a_flipped_bit_in_a_file_of_the_hub_is_found(
     shutil.copytree(folder, snapshot)
     blobs.mkdir()
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "refs" / (revision or "main")).write_text(COMMIT)
     blob = blobs / hashlib.sha256(weights.read_bytes()).hexdigest()  # as the hub's library lays it out
     (snapshot / weights.name).rename(blob)
     (snapshot / weights.name).symlink_to(blob)
-    model = ModelConfig("m", "hub", hub_id="some/model", max_length_tokens=64)
+    model = ModelConfig("m", "hub", hub_id="some/model", revision=revision, max_length_tokens=64)
     assert torch.equal(loaded(model).lm_head.weight, loaded(of_folder(folder)).lm_head.weight)
     flip_the_last_bit(blob)
     with pytest.raises(ModelError, match=r"is damaged: its SHA-256 is .*hf download --force-download") as refusal:

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import close_session, constants
 
 from qlora_lab.config.schema import ModelConfig
 from qlora_lab.errors import ModelError
-from qlora_lab.models.load import load_tokenizer
+from qlora_lab.models.load import commit_of, load_model, load_tokenizer
 from tests.hub_stand_in import hub_server
-from tests.models.loading import UP, architecture, edit_weights, loaded
+from tests.models.loading import NF4, UP, architecture, edit_weights, loaded
 
 
 @pytest.fixture
@@ -42,7 +43,13 @@ def test_a_revision_is_loaded_as_asked(hub_cache: Path, make_folder, tmp_path: P
         (repository / "refs" / name).write_text(digit * 40)
         shutil.copytree(folder, repository / "snapshots" / (digit * 40))
     config = ModelConfig("m", "hub", hub_id="some/model", revision="tuned", max_length_tokens=128)
-    assert loaded(config).get_parameter(UP)[0, 0] == 2.0
+    model = loaded(config)
+    assert model.get_parameter(UP)[0, 0] == 2.0
+    assert commit_of(model) == "2" * 40
+    for _ in range(2):  # quantized, and out of the cache of bases
+        again = {"compute_dtype": torch.float32, "device": "cpu", "cache_dir": tmp_path, "seed": 0, "cache_bases": True}
+        assert commit_of(load_model(config, NF4, **again)) == "2" * 40
+        assert len(list((tmp_path / "bases").glob("*/manifest.json"))) == 1
     assert load_tokenizer(config, tmp_path).eos_token == "<pad>"
 
 

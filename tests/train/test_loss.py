@@ -11,13 +11,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, Granite
 
 from qlora_lab.data.batching import collate
 from qlora_lab.errors import ModelError, ShapeError
-from qlora_lab.models.loss import (
-    check_output_head,
-    chunked_cross_entropy,
-    count_target_tokens,
-    row_losses,
-    target_loss,
-)
+from qlora_lab.models.cross_entropy import chunked_cross_entropy
+from qlora_lab.models.loss import check_output_head, count_target_tokens, row_losses, target_loss
 
 ROWS, HIDDEN, VOCAB = 13, 8, 31
 

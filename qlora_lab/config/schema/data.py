@@ -100,6 +100,7 @@ class FilterConfig:
     max_source_characters: int | None = None
     min_target_characters: int = 0
     max_target_characters: int | None = None
+    drop_truncated: bool = False  # leaves out rows over data.max_source_tokens or max_target_tokens: none is cut
     duplicates: str = "keep"  # what of equal rows is removed: keep (nothing), exact, near (also what is much alike)
     near_duplicate_similarity: float = 0.8  # of the sets of word triples of two rows
     contamination_words: int | None = None  # removes rows that share so many words in a run with an evaluation row

@@ -1,0 +1,77 @@
+"""What evaluation keeps is what was predicted, or a quarter less."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlora_lab.adapters.lora import add_adapters
+from qlora_lab.config.architecture import linear_layers
+from qlora_lab.config.families import FAMILIES
+from qlora_lab.config.schema import ModelConfig
+from qlora_lab.data.prepare import data_of_run
+from qlora_lab.evaluation import weights
+from qlora_lab.evaluation.suite import evaluate
+from qlora_lab.memory import evaluation
+from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.plan import plan_memory
+from qlora_lab.models.byte_level import ByteLevelTokenizer
+from qlora_lab.models.load import load_model
+from qlora_lab.models.precision import computing_in
+from tests.memory.live_bytes import LiveBytes
+from tests.memory.test_activations import BASE, composed_once, numbers
+
+HELD_OUT = [
+    *("data.rows=4", "evaluation.rows=32", "evaluation.batch_tokens=1024", "evaluation.max_source_tokens=96"),
+    *("evaluation.max_target_tokens=32", "evaluation.max_new_tokens=64"),
+]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dtype", "size"),
+    [
+        ("llama", "float32", {}),
+        ("llama", "float32", {"layers": 8}),
+        ("llama", "bfloat16", {"f": 768}),
+        ("opt", "float32", {"layers": 8}),
+        ("t5", "float32", {}),
+    ],
+)
+def test_scoring_and_answering_take_what_was_predicted(
+    model_type: str, dtype: str, size: dict[str, int], tmp_path: Path
+) -> None:
+    architecture, task = numbers(model_type, {**BASE, "vocab": 384, **size}), FAMILIES[model_type].task
+    config = copy.deepcopy(composed_once(*HELD_OUT))
+    config.model = ModelConfig(
+        "m", "random", task, tokenizer="byte_level", architecture=architecture, prompt_format="plain"
+    )
+    model = load_model(
+        config.model, config.quant, compute_dtype=getattr(torch, dtype), device="cpu", cache_dir=tmp_path, seed=0
+    )
+    add_adapters(model, config.adapter, torch.Generator())
+    data = data_of_run(config, ByteLevelTokenizer(), tmp_path)
+    counter = LiveBytes([*model.parameters(), *model.buffers()])
+    with counter, computing_in(model, getattr(torch, dtype)):
+        evaluate(
+            model,
+            ByteLevelTokenizer(),
+            data.held_out,
+            config.evaluation,
+            exact_match_sets=data.exact_match_sets,
+            loss_chunk_tokens=16,
+            weights_context=weights.cached_if_small,
+        )
+    linears = linear_layers(architecture)
+    assert linears is not None
+    predicted = evaluation.evaluation_bytes(config, architecture, linears, 4 if dtype == "float32" else 2)
+    assert 0.9 * counter.peak < predicted < 1.3 * counter.peak
+
+
+def test_expanded_weights_count_up_to_the_limit_and_only_above_training() -> None:
+    assert evaluation.DENSE_LIMIT_BYTES == weights.DENSE_LIMIT_BYTES
+    # 106 million weights in float32 are more than what training keeps of one short row, and less than of many
+    config = composed_once("model=smollm2_135m", "trainer.device=cpu")
+    short, long = (plan_memory(config, Shape(rows, 128)) for rows in (1, 32))
+    assert short.evaluation > 300e6 and long.evaluation == 0
+    assert short.total == short.training + short.evaluation
