@@ -83,6 +83,7 @@ def _judge(
         cache.close()
     place = {request.comparison.identity: number for number, request in enumerate(requests)}
     outcome.judged.sort(key=lambda judged: place[judged.comparison.identity])
+    outcome.unanswered.sort(key=lambda unanswered: place[unanswered[0].identity])
     rows = [row_of(judged, options.task, config) for judged in outcome.judged]
     if rows:
         merge_ratings(options.out, rows)

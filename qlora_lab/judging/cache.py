@@ -107,7 +107,8 @@ class ResponseCache:
             max_cost: of all requests of the plan, those of other processes included.
 
         Returns:
-            `claimed`; `taken`: another process is at it, or has just finished; `too dear`: max_cost could be exceeded.
+            `claimed`; `taken`: a process is at it, perhaps this one, or has just finished; `too dear`: max_cost could
+            be exceeded.
         """
         with self._transaction():
             row = self._database.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
@@ -124,16 +125,21 @@ class ResponseCache:
         """Store a response and give up its claim.
 
         Raises:
-            JudgeError: the disk is full, and what was kept in reserve did not help.
+            JudgeError: the disk is full. The response is stored all the same where what was kept in reserve sufficed.
         """
         try:
             self._put(key, root, request, response)
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
             self._reserve.unlink(missing_ok=True)
+            lost = f"{self.file} cannot be written ({error}), and a response is lost; make space"
             try:
                 self._put(key, root, request, response)
-            except sqlite3.OperationalError as error:
-                raise JudgeError(f"a response could not be stored in {self.file} ({error}); make space") from error
+            except sqlite3.OperationalError as again:
+                raise JudgeError(lost) from again
+            raise JudgeError(
+                f"{self.file} has no space left ({error}); what is answered is kept and nothing more is asked: make "
+                "space, and run the same command again"
+            ) from error
 
     def release(self, key: str) -> None:
         """Give up a claim without a response."""

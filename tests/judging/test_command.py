@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_nothing_is_asked_twice_and_lost_ratings_come_back_from_the_cache(tmp_pa
         assert len(server.bodies) == 8 and len(ratings(tmp_path)) == 8
         assert run(words(tmp_path, server, settings=["temperature=0.5"])) == 0  # another judge, so to say
         assert len(server.bodies) == 14
+
+
+def test_answers_that_are_the_same_to_the_letter_are_asked_about_once(tmp_path: Path) -> None:
+    with endpoint(lambda body, number: Says("3")) as server:
+        command = words(tmp_path, server, questions=1)
+        write_answers(tmp_path / "y.jsonl", [replace(made_up("x", 1)[0], system="y")])
+        assert run(command) == 0
+        assert len(server.bodies) == 1 and [row["verdict"] for row in ratings(tmp_path)] == ["tie", "tie"]
 
 
 def test_scores_beside_a_reference(tmp_path: Path) -> None:

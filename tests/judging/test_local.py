@@ -23,17 +23,10 @@ def test_a_local_model_judges_and_is_asked_once(tmp_path: Path, capsys: pytest.C
     assert "4 comparisons (verdicts)" in capsys.readouterr().out
     assert run([*command, "--plan"]) == 0
     assert "4 answered in the cache, 0 to ask" in capsys.readouterr().out
-    assert run([*command, "--plan", "--set", f"overrides=[model=tiny_random,quant=nf4,{LONGER}]"]) == 0
+    out = ["--out", str(tmp_path / "other.jsonl")]
+    assert run([*command, *out, "--plan", "--set", f"overrides=[model=tiny_random,quant=nf4,{LONGER}]"]) == 0
     assert "0 answered in the cache, 4 to ask" in capsys.readouterr().out  # other weights are another judge
-    assert run([*command, "--set", "max_tokens=9", "overrides=[model=tiny_randm]"]) == 2
+    assert run([*command, *out, "--set", "max_tokens=4000"]) == 1
+    assert "tiny_random has room for 96 before a reply of 4000" in capsys.readouterr().err
+    assert run([*command, *out, "--set", "overrides=[model=tiny_randm]"]) == 2
     assert "did you mean 'tiny_random'?" in capsys.readouterr().err
-
-
-def test_a_conversation_without_room_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        *answer_files(tmp_path, "x", "y", questions=1),
-        *("--judge", "local_model", "--out", str(tmp_path / "ratings.jsonl"), "--cache", str(tmp_path / "c.sqlite")),
-        *("--set", "overrides=[model=tiny_random,quant=none,model.max_length_tokens=192]", "max_tokens=64"),
-    ]
-    assert run(command) == 1
-    assert "tiny_random has room for 128 before a reply of 64" in capsys.readouterr().err
