@@ -53,7 +53,7 @@ def judge(options: argparse.Namespace) -> int:
     if options.max_cost is not None and config.price is None:
         raise ConfigError(f"--max-cost needs the price of {config.model}; {report.GIVE_PRICE}")
     if options.out is not None:
-        check_ratings(options.out, config.judge, options.task)
+        check_ratings(options.out, config.judge, options.task, config.sampling())
     requests = [first_request(config, comparison, options.task) for comparison in chosen]
     file = options.cache or default_cache_dir() / "judge" / "responses.sqlite"
     print(report.plan(config, requests, options.task, _cached(file, requests)), flush=True)

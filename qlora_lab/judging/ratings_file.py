@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.errors import DataError, JudgeError
-from qlora_lab.judging.prompts import VERDICTS, prompt_sha256
+from qlora_lab.judging.prompts import CRITERIA, VERDICTS, prompt_sha256
 from qlora_lab.judging.settings import JudgeConfig
 from qlora_lab.judging.work import Judged
 from qlora_lab.ratings.judgments import Judgment, json_rows, read_judgments
@@ -46,11 +46,14 @@ def row_of(judged: Judged, task: str, config: JudgeConfig) -> Row:
     }
 
 
-def check_ratings(file: Path, judge: str, task: str) -> None:
+def check_ratings(file: Path, judge: str, task: str, sampling: Row | None = None) -> None:
     """Refuse, before anything is paid, to write into a file that holds something else.
 
+    Args:
+        sampling: with which the judge writes; None: of a replay, whatever it was.
+
     Raises:
-        DataError: it has ratings of another judge, of another kind, or lines that are none.
+        DataError: it has ratings of another judge, of another kind, made otherwise, or lines that are none.
     """
     if not file.exists():
         if not file.parent.is_dir():
@@ -60,6 +63,13 @@ def check_ratings(file: Path, judge: str, task: str) -> None:
     others = sorted({rating.judge for rating in ratings} - {judge})
     if others:
         raise DataError(f"{file} holds ratings of {', '.join(others)}; give those of {judge} a file of their own")
+    words = {prompt_sha256(category, task) for category in CRITERIA}
+    for row, place in json_rows(file) if sampling is not None else ():
+        if row.get("sampling", sampling) != sampling or row.get("prompt_sha256") not in (None, *words):
+            raise DataError(
+                f"{place}: {judge} was asked with other words or with {row.get('sampling')}, now with {sampling}; give "
+                "these ratings a file of their own"
+            )
 
 
 def merge_ratings(file: Path, rows: Sequence[Row]) -> None:

@@ -91,7 +91,7 @@ class Work:
     Args:
         asker: who replies.
         max_cost: US dollars for all of these comparisons, earlier commands and other processes included.
-        stop: set when the command is to end: requests under way are waited for, no others are sent.
+        stop: set when the command is to end, from here too: requests under way are waited for, no others are sent.
         progress: called after each comparison with the outcome so far.
     """
 
@@ -219,3 +219,4 @@ class Work:
 
     def _halt(self, error: QloraLabError) -> None:
         self._outcome.halted = self._outcome.halted or error
+        self._stop.set()  # threads that wait for their turn need not

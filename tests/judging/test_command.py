@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from qlora_lab import tournament
+from qlora_lab.config.command import shipped
 from qlora_lab.judging import cache as cache_module
+from qlora_lab.judging.settings import KINDS, load_judge
 from qlora_lab.ratings.judgments import read_judgments
 from qlora_lab.ratings.scores import ScoredPair, read_scores
 from tests.judging.endpoint_stand_in import WAIT_S, Says, endpoint
@@ -49,7 +51,9 @@ def test_both_orders_are_judged_and_every_line_says_how(tmp_path: Path, capsys: 
     assert server.bodies[0]["model"] == "judge-large" and server.bodies[0]["temperature"] == 0.0
 
 
-def test_nothing_is_asked_twice_and_lost_ratings_come_back_from_the_cache(tmp_path: Path) -> None:
+def test_nothing_is_asked_twice_and_lost_ratings_come_back_from_the_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with endpoint(prefers_x) as server:
         assert run(words(tmp_path, server)) == 0
         first = (tmp_path / "ratings.jsonl").read_text()
@@ -59,8 +63,11 @@ def test_nothing_is_asked_twice_and_lost_ratings_come_back_from_the_cache(tmp_pa
         assert len(server.bodies) == 6
         assert run(words(tmp_path, server, questions=4)) == 0  # one question more is two comparisons
         assert len(server.bodies) == 8 and len(ratings(tmp_path)) == 8
-        assert run(words(tmp_path, server, settings=["temperature=0.5"])) == 0  # another judge, so to say
-        assert len(server.bodies) == 14
+        warmer = words(tmp_path, server, settings=["temperature=0.5"])  # another judge, so to say
+        assert run(warmer) == 2
+        assert "line 1: judge-large was asked with other words or with {'temperature': 0.0" in capsys.readouterr().err
+        assert run([*warmer, "--out", str(tmp_path / "warmer.jsonl")]) == 0
+        assert len(server.bodies) == 8 + 6
 
 
 def test_answers_that_are_the_same_to_the_letter_are_asked_about_once(tmp_path: Path) -> None:
@@ -196,6 +203,20 @@ def test_a_key_that_is_refused_ends_at_once_and_is_nowhere_to_be_read(
     assert len(files) > 4 and not [file for file in files if KEY.encode() in file.read_bytes()]
 
 
+def test_who_waits_for_a_turn_does_not_hold_up_an_end(tmp_path: Path) -> None:
+    both = threading.Event()
+
+    def limited_then_refused(body: dict[str, Any], number: int) -> Says:
+        if number == 0:
+            return Says(status=429, message="slow down", headers={"Retry-After": "15"}, hold=both)
+        both.set()
+        return Says(status=401, message="no")
+
+    with endpoint(limited_then_refused) as server:
+        assert run(words(tmp_path, server, settings=["concurrency=2"])) == 2
+        assert len(server.bodies) == 2  # the one that was to wait was not sent again
+
+
 def test_a_model_that_does_not_exist_is_answered_with_those_that_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,8 +236,8 @@ def test_a_pair_that_is_too_long_does_not_stop_the_others(tmp_path: Path, capsys
         assert "2 comparisons got no reply (question 0, x and y: " in capsys.readouterr().err
         assert len(ratings(tmp_path)) == 4
     with endpoint(lambda body, number: Says(status=400, message="no temperature, please")) as server:
-        assert run(words(tmp_path, server, "--limit", "1", settings=["concurrency=1"], questions=5)) == 1
-        assert run(words(tmp_path, server, settings=["concurrency=1", "model=other"])) == 2
+        assert run(words(tmp_path, server, settings=["concurrency=1"])) == 2
+        assert len(server.bodies) == 1
         assert "no temperature, please); change the judge's settings" in capsys.readouterr().err
 
 
@@ -349,3 +370,12 @@ def test_the_ratings_make_a_tournament(tmp_path: Path, capsys: pytest.CaptureFix
     tournament.main([str(tmp_path / "ratings.jsonl"), "--orders", "20", "--draws", "20"])
     said = capsys.readouterr().out
     assert "judged by judge-large" in said and said.index("\nx ") < said.index("\ny ")
+
+
+@pytest.mark.parametrize(
+    "file", sorted((shipped("conf") / "evaluation/judge").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_every_judge_of_conf_loads(file: Path) -> None:
+    needs = {"local_server": ["model=m"], "replay": ["ratings=[r]"]}
+    config = load_judge(file.stem, needs.get(file.stem, []), file.parent)
+    assert config.kind in KINDS and (config.kind == "replay" or config.price is not None)
