@@ -125,6 +125,15 @@ def test_the_plan_sends_nothing_and_needs_no_key(
         assert server.bodies == [] and not (tmp_path / "ratings.jsonl").exists()
 
 
+def test_without_the_extra_it_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with endpoint(prefers_x) as server:
+        assert run(words(tmp_path, server)) == 2
+    assert "pip install 'qlora_lab[judge]'" in capsys.readouterr().err
+
+
 def test_the_budget_is_kept_over_several_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with endpoint(lambda body, number: Says("word " * 3000 + "\n1")) as server:
         budget = 0.5
