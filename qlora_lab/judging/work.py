@@ -111,12 +111,19 @@ class Work:
         self._outcome = Outcome()
         self._queue: deque[Request] = deque()
         self._elsewhere: list[Request] = []  # another process is at these
+        self._awaits_money = False  # the next request may be too dear, until those under way have cost less
         self._running: dict[Future[list[Response | Unanswered]], list[Request]] = {}
 
     def judge(self, requests: Iterable[Request]) -> Outcome:
-        """Return what came of the comparisons, asking for what is in the cache's place only where nothing is."""
-        self._queue.extend(requests)
-        self._cache.plan(request.root for request in self._queue)
+        """Return what came of the comparisons, asking only where nothing is in the cache."""
+        wanted = list(requests)
+        self._cache.plan(request.root for request in wanted)
+        for request in wanted:  # first of all, so that they count whatever becomes of the others
+            response = self._cache.get(request.key)
+            if response is None:
+                self._queue.append(request)
+            else:
+                self._settle(request, response)
         with ThreadPoolExecutor(self._asker.workers) as pool, self._stopping_on_error():
             while True:
                 self._send(pool)
@@ -146,15 +153,19 @@ class Work:
 
     def _send(self, pool: ThreadPoolExecutor) -> None:
         """Hand requests to free threads, until none is free or nothing is left."""
-        while self._queue and not self._is_ending() and len(self._running) < self._asker.workers:
+        self._awaits_money = False
+        while self._may_send() and len(self._running) < self._asker.workers:
             batch: list[Request] = []
-            while self._queue and not self._is_ending() and len(batch) < self._asker.batch:
+            while self._may_send() and len(batch) < self._asker.batch:
                 request = self._queue.popleft()
                 if self._is_ours_to_ask(request):
                     batch.append(request)
             if batch:
                 asked = [request.messages for request in batch]
                 self._running[pool.submit(self._asker.ask, asked)] = batch
+
+    def _may_send(self) -> bool:
+        return bool(self._queue) and not self._is_ending() and not self._awaits_money
 
     def _is_ours_to_ask(self, request: Request) -> bool:
         """Claim a request, unless it is answered, being answered, or too dear."""
@@ -170,6 +181,9 @@ class Work:
             return False
         if claim == TAKEN:
             self._elsewhere.append(request)
+        elif claim != CLAIMED and self._running:
+            self._queue.appendleft(request)
+            self._awaits_money = True
         elif claim != CLAIMED:
             self._halt(
                 JudgeError(
