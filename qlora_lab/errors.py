@@ -44,6 +44,10 @@ class LaunchError(QloraLabError):
     """Runs that could not be handed to their launcher."""
 
 
+class JudgeError(QloraLabError):
+    """A judge that cannot be asked now, or that must not be asked further."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the closest allowed name, or an empty string."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)

@@ -23,6 +23,8 @@ LIGHT = [
     "sync",
     "ratings",
     "tournament",
+    "judging",
+    "judge",
 ]
 HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation"]
 SHARED = {"errors", "hashing", "config", "wheels", "runs"}  # what the heavy chain may use of the light one

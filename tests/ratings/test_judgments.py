@@ -8,7 +8,6 @@ import pytest
 from qlora_lab.errors import DataError
 from qlora_lab.ratings.judgments import FIRST, SECOND, TIE, Judgment, majority, read_judgments, write_judgments
 from qlora_lab.ratings.released import answer_systems, read_released
-from qlora_lab.ratings.verdicts import three_class_verdict
 
 GOOD = {"question": "1", "first": "a", "second": "b", "verdict": "tie", "judge": "me"}
 RELEASED = "65b-guanaco-vicuna-generations-topp0.9-temp0.7-vs-answer_gpt35-gpt-4-reviewer-threeclass.jsonl"
@@ -90,24 +89,3 @@ def test_unread_verdicts_are_read_again_unless_not_wanted(tmp_path: Path) -> Non
     file.write_text(review(-1, text="Both are wrong. Therefore I choose option 3."))
     assert [judgment.verdict for judgment in read_released(file, {})] == [TIE]
     assert [judgment.verdict for judgment in read_released(file, {}, reparse=False)] == [None]
-
-
-@pytest.mark.parametrize(
-    ("text", "verdict"),
-    [
-        ("Assistant 1 is vague.\n\n2", SECOND),
-        ("All in all:\n**1**\n", FIRST),
-        ("Fine answers, both.\n[[C]]", TIE),
-        ("So I would choose 2, since it names its sources.", SECOND),
-        ("My verdict: 1", FIRST),
-        ("I first thought to choose 1, but the facts are wrong.\nI choose 2 in the end.", SECOND),
-        ("In short, Assistant 2's answer is slightly better, being shorter.", SECOND),
-        ("Overall, both answers are equally good.", TIE),
-        ("I cannot choose between the two, as both are wrong.", TIE),
-        ("Assistant 1 lists 2 ideas and Assistant 2 lists 3.", None),
-        ("Assistant 1 is better in style.\nIn facts, Assistant 1 is better, in depth Assistant 2 is better.", None),
-        ("", None),
-    ],
-)
-def test_verdicts_as_judges_write_them(text: str, verdict: str | None) -> None:
-    assert three_class_verdict(text) == verdict
