@@ -5,6 +5,7 @@ checks ranges and names, and `RunConfig.__post_init__` what spans groups. A fiel
 is resolved by `config.resolve` before the run gets its id.
 """
 
+from qlora_lab.config.schema.benchmarks import BenchmarkConfig
 from qlora_lab.config.schema.checks import (
     MAX_SEED,
     require,
@@ -20,6 +21,7 @@ from qlora_lab.config.schema.data import (
     DataConfig,
     FilterConfig,
     MixPartConfig,
+    RowsConfig,
     SourceConfig,
 )
 from qlora_lab.config.schema.evaluation import HELD_OUT, EvaluationConfig, EvaluationSetConfig
@@ -80,6 +82,7 @@ __all__ = [
     "TASKS",
     "AdapterConfig",
     "ArchitectureConfig",
+    "BenchmarkConfig",
     "DataConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
@@ -90,6 +93,7 @@ __all__ = [
     "OptimConfig",
     "PathsConfig",
     "QuantConfig",
+    "RowsConfig",
     "RunConfig",
     "SlurmConfig",
     "SourceConfig",

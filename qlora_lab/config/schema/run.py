@@ -53,6 +53,8 @@ class RunConfig:
 
     def _check_task(self) -> None:
         task, data = self.model.task, self.data
+        for name, benchmark in self.evaluation.benchmarks.items():
+            benchmark.check_model(f"evaluation.benchmarks.{name}", task)
         require(
             task == CAUSAL or data.loss_on == "target",
             f"data.loss_on must be 'target' when model.task is '{task}', which reads the source and learns the target; "
