@@ -23,7 +23,7 @@ from qlora_lab.config.schema import RunConfig
 from qlora_lab.data.batching import plan_steps
 from qlora_lab.data.prepare import PreparedData, prepare_data
 from qlora_lab.errors import ConfigError, LeaseLostError, TrainingError
-from qlora_lab.evaluation.benchmarks.candidate import Candidate
+from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, run_benchmarks
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
 from qlora_lab.evaluation.weights import cached_if_small
@@ -345,9 +345,9 @@ def _evaluate(bench: Workbench, config: RunConfig) -> EvaluationOutcome:
 
 
 def _benchmarks(bench: Workbench, config: RunConfig) -> BenchmarkOutcome:
-    candidate = Candidate.of_run(bench.model, bench.tokenizer, config)
+    examinee = Examinee.of_run(bench.model, bench.tokenizer, config)
     with computing_in(bench.model, DTYPES[config.trainer.compute_dtype]):
-        return run_benchmarks(candidate, config.evaluation.benchmarks, weights_context=cached_if_small)
+        return run_benchmarks(examinee, config.evaluation.benchmarks, weights_context=cached_if_small)
 
 
 def _training_metrics(trained: FitResult) -> dict[str, float]:

@@ -9,12 +9,13 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from qlora_lab.config.load import explain_omegaconf, known_keys, unknown_key
-from qlora_lab.config.schema import EvaluationSetConfig, MixPartConfig
+from qlora_lab.config.schema import BenchmarkConfig, EvaluationSetConfig, MixPartConfig
 from qlora_lab.errors import ConfigError, QloraLabError, nearest
 
 # OmegaConf cannot add to a mapping of typed values
 NO_MEMBER = {
     f"is not a subclass of {EvaluationSetConfig.__name__}": ("evaluation.sets", "a set"),
+    f"is not a subclass of {BenchmarkConfig.__name__}": ("evaluation.benchmarks", "a benchmark"),
     f"is not a subclass of {MixPartConfig.__name__}": ("data.mix", "a part"),
 }
 LAUNCHERS = "hydra.launcher."

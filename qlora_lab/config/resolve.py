@@ -66,7 +66,7 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
         evaluation=replace(
             config.evaluation,
             sets={name: _with_fingerprint(s, fingerprint) for name, s in sets.items()},
-            benchmarks={name: _benchmark_with_fingerprints(b, fingerprint) for name, b in benchmarks.items()},
+            benchmarks={name: benchmark_with_fingerprints(b, fingerprint) for name, b in benchmarks.items()},
         ),
     )
 
@@ -96,7 +96,8 @@ def _with_fingerprint(source: Source, fingerprint: Fingerprint) -> Source:
     return replace(source, content_sha256=source.content_sha256 or fingerprint(source))
 
 
-def _benchmark_with_fingerprints(benchmark: BenchmarkConfig, fingerprint: Fingerprint) -> BenchmarkConfig:
+def benchmark_with_fingerprints(benchmark: BenchmarkConfig, fingerprint: Fingerprint) -> BenchmarkConfig:
+    """Return a benchmark with the hashes of its local files, that of the worked examples too."""
     examples = benchmark.examples
     if examples is not None:
         benchmark = replace(benchmark, examples=_with_fingerprint(examples, fingerprint))

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from qlora_lab.config.schema import BenchmarkConfig, RowsConfig
 from qlora_lab.data.batching import pad_right
 from qlora_lab.evaluation.benchmarks import mmlu
-from qlora_lab.evaluation.benchmarks.candidate import Candidate, Texts
+from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts
 from qlora_lab.evaluation.benchmarks.harness import HarnessTask, harness_scores
 from qlora_lab.evaluation.benchmarks.mmlu_rows import LETTERS, question_of
 from qlora_lab.models.load import load_model, load_tokenizer
@@ -52,28 +52,28 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="rows in a batch of the others")
     parser.add_argument("--out", type=Path, help="a JSON file for the logits of each question")
     options = parser.parse_args()
-    candidate = embedded(options.batch_tokens)
+    examinee = embedded(options.batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
         asked, solved = rows_of_the_study(options.questions, options.part)
         write(Path(folder) / "test.jsonl", asked)
         write(Path(folder) / "dev.jsonl", solved)
         found: dict[str, Any] = {}
         for way in options.ways.split(","):
-            found[way] = WAYS[way](candidate, Path(folder), asked, options)
+            found[way] = WAYS[way](examinee, Path(folder), asked, options)
             print(way, {name: value for name, value in found[way].items() if name != "logits"}, flush=True)
     report(found)
     if options.out:
         options.out.write_text(json.dumps({"questions": asked, "found": found}))
 
 
-def embedded(batch_tokens: int) -> Candidate:
+def embedded(batch_tokens: int) -> Examinee:
     config = composed("model=smollm2_135m", "quant=none", "adapter=none")
     cache_dir = default_cache_dir()
     tokenizer = load_tokenizer(config.model, cache_dir)
     model = load_model(
         config.model, config.quant, compute_dtype=torch.float32, device="cpu", cache_dir=cache_dir, seed=0
     )
-    return Candidate(
+    return Examinee(
         model,
         tokenizer,
         prompt_format="plain",
@@ -132,9 +132,9 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
         yield seconds
 
 
-def ours(candidate: Candidate, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:
+def ours(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:
     with timed(mmlu, "_logits") as seconds:
-        scores = mmlu.mmlu(candidate, configuration(folder, options.shots), "mmlu", lambda items: lambda done: None)
+        scores = mmlu.mmlu(examinee, configuration(folder, options.shots), "mmlu", lambda items: lambda done: None)
     return {
         "seconds": sum(seconds),
         "tokens": scores.metrics["tokens"],
@@ -145,33 +145,33 @@ def ours(candidate: Candidate, folder: Path, asked: list[dict[str, Any]], option
 
 
 @torch.inference_mode()
-def plain(candidate: Candidate, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:
-    prompts, letters = prepared(candidate, folder, options.shots)
+def plain(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:
+    prompts, letters = prepared(examinee, folder, options.shots)
     logits = torch.empty((len(prompts), len(LETTERS)))
     started = time.perf_counter()
     ids = [prompt.ids for prompt in prompts]
     by_length = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     for start in range(0, len(ids), options.batch_size):
         batch = by_length[start : start + options.batch_size]
-        inputs = pad_right([ids[row] for row in batch], candidate.pad_id)
+        inputs = pad_right([ids[row] for row in batch], examinee.pad_id)
         last = torch.tensor([len(ids[row]) - 1 for row in batch])
-        output = candidate.model(**inputs, use_cache=False).logits[torch.arange(len(batch)), last]
+        output = examinee.model(**inputs, use_cache=False).logits[torch.arange(len(batch)), last]
         logits[batch] = output[:, list(letters.ids)]
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "tokens": sum(map(len, ids)), "logits": logits.tolist()}
 
 
-def prepared(candidate: Candidate, folder: Path, shots: int) -> tuple[Any, Any]:
+def prepared(examinee: Examinee, folder: Path, shots: int) -> tuple[Any, Any]:
     """Return the prompts that our benchmark would ask, and its letters."""
     config = configuration(folder, shots)
-    questions = dict(enumerate(mmlu._read(candidate, config, config, "mmlu")))
-    texts = Texts.of(candidate)
+    questions = dict(enumerate(mmlu._read(examinee, config, config, "mmlu")))
+    texts = Texts.of(examinee)
     letters = mmlu._letters(texts)
-    examples = mmlu._worked_examples(candidate, config, "mmlu", questions)
-    return mmlu._prompts(texts, letters, candidate, config, questions, examples), letters
+    examples = mmlu._worked_examples(examinee, config, "mmlu", questions)
+    return mmlu._prompts(texts, letters, examinee, config, questions, examples), letters
 
 
-def harness(candidate: Candidate, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:
+def harness(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
 
     solved = [json.loads(line) for line in (folder / "dev.jsonl").read_text().splitlines()]
@@ -184,7 +184,7 @@ def harness(candidate: Candidate, folder: Path, asked: list[dict[str, Any]], opt
         header = BenchmarkConfig.header.replace("{subject}", subject.replace("_", " "))
         tasks[subject] = HarnessTask(HARNESS_DEFINITION, files, {"description": header})
     with timed(HFLM, "_loglikelihood_tokens") as seconds:
-        scores = harness_scores(candidate, tasks, shots=options.shots, batch_size=options.batch_size)
+        scores = harness_scores(examinee, tasks, shots=options.shots, batch_size=options.batch_size)
     by_subject = {subject: iter(found.log_likelihoods) for subject, found in scores.items()}
     logits = [next(by_subject[row["subject"]]) for row in asked]
     weights = {subject: sum(row["subject"] == subject for row in asked) for subject in tasks}

@@ -38,6 +38,10 @@ class EvaluationConfig:
         for name, benchmark in self.benchmarks.items():
             benchmark.check(f"evaluation.benchmarks.{name}")
             require(
+                name.strip(". ") != "" and not set(name) & set("/\\"),
+                f"evaluation.benchmarks must have names of files, without slashes; got '{name}'",
+            )
+            require(
                 name not in self.sets and name != HELD_OUT,
                 f"evaluation.benchmarks must not be named as a set is; got '{name}'; call it otherwise",
             )

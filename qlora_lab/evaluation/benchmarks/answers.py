@@ -9,16 +9,16 @@ from qlora_lab.data.rows import Row
 from qlora_lab.data.tokenization import Limits, encode_prompt
 from qlora_lab.errors import DataError
 from qlora_lab.evaluation.batches import budget_batches
-from qlora_lab.evaluation.benchmarks.candidate import Candidate
+from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.items import read_items
-from qlora_lab.evaluation.benchmarks.likelihood import Advance
 from qlora_lab.evaluation.classify import classify
 from qlora_lab.evaluation.generate import Generation, generate
+from qlora_lab.evaluation.progress import Advance
 from qlora_lab.models.tasks import task_of
 
 
 def read_rows(
-    candidate: Candidate,
+    examinee: Examinee,
     config: BenchmarkConfig,
     place: str,
     to_rows: Callable[[Mapping[str, Any]], Sequence[Row]],
@@ -28,11 +28,11 @@ def read_rows(
     def row(columns: Mapping[str, Any]) -> Row | None:
         return next(iter(to_rows(columns)), None)
 
-    return read_items(config, row, place=place, cache_dir=candidate.cache_dir, data_dir=candidate.data_dir)
+    return read_items(config, row, place=place, cache_dir=examinee.cache_dir, data_dir=examinee.data_dir)
 
 
 def written_answers(
-    candidate: Candidate,
+    examinee: Examinee,
     config: BenchmarkConfig,
     place: str,
     rows: Mapping[int, Row],
@@ -43,42 +43,42 @@ def written_answers(
     Raises:
         DataError: a source is longer than max_source_tokens, or does not fit the model's context with its answer.
     """
-    prompts = _prompts(candidate, config, place, rows)
+    prompts = _prompts(examinee, config, place, rows)
     advance = progress(len(prompts))
     answers: list[Generation | None] = [None] * len(prompts)
     # a few batches at a time, so that it can be seen how far it is
-    for batch in budget_batches([len(prompt) + config.max_new_tokens for prompt in prompts], candidate.batch_tokens):
-        for number, answer in zip(batch, _answers(candidate, config, [prompts[n] for n in batch]), strict=True):
+    for batch in budget_batches([len(prompt) + config.max_new_tokens for prompt in prompts], examinee.batch_tokens):
+        for number, answer in zip(batch, _answers(examinee, config, [prompts[n] for n in batch]), strict=True):
             answers[number] = answer
         advance(len(batch))
     return [answer for answer in answers if answer is not None]
 
 
-def _answers(candidate: Candidate, config: BenchmarkConfig, prompts: Sequence[list[int]]) -> list[Generation]:
-    if task_of(candidate.model) == CLASSIFICATION:
+def _answers(examinee: Examinee, config: BenchmarkConfig, prompts: Sequence[list[int]]) -> list[Generation]:
+    if task_of(examinee.model) == CLASSIFICATION:
         names = classify(
-            candidate.model,
+            examinee.model,
             prompts,
-            pad_id=candidate.pad_id,
-            batch_tokens=candidate.batch_tokens,
-            device=candidate.device,
+            pad_id=examinee.pad_id,
+            batch_tokens=examinee.batch_tokens,
+            device=examinee.device,
         )
         return [Generation([], name, "class") for name in names]
     return generate(
-        candidate.model,
-        candidate.tokenizer,
+        examinee.model,
+        examinee.tokenizer,
         prompts,
         max_new_tokens=config.max_new_tokens,
-        batch_tokens=candidate.batch_tokens,
-        device=candidate.device,
+        batch_tokens=examinee.batch_tokens,
+        device=examinee.device,
     )
 
 
-def _prompts(candidate: Candidate, config: BenchmarkConfig, place: str, rows: Mapping[int, Row]) -> list[list[int]]:
-    formatted = find_prompt_format(candidate.prompt_format, candidate.tokenizer)
-    writes = 0 if task_of(candidate.model) == CLASSIFICATION else config.max_new_tokens
-    room = min(config.max_source_tokens, candidate.max_length_tokens - writes)
-    sources = data_ids([row.source for row in rows.values()], candidate.tokenizer)
+def _prompts(examinee: Examinee, config: BenchmarkConfig, place: str, rows: Mapping[int, Row]) -> list[list[int]]:
+    formatted = find_prompt_format(examinee.prompt_format, examinee.tokenizer)
+    writes = 0 if task_of(examinee.model) == CLASSIFICATION else config.max_new_tokens
+    room = min(config.max_source_tokens, examinee.max_length_tokens - writes)
+    sources = data_ids([row.source for row in rows.values()], examinee.tokenizer)
     prompts = []
     for (number, row), source_ids in zip(rows.items(), sources, strict=True):
         prompt_ids, cut = encode_prompt(row, source_ids, formatted, Limits(room, config.max_new_tokens, group=place))

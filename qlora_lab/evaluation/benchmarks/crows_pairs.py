@@ -17,9 +17,9 @@ from qlora_lab.config.benchmark_names import CROWS_CATEGORIES
 from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.data.records import BrokenRowError, text_of
 from qlora_lab.errors import nearest
-from qlora_lab.evaluation.benchmarks.candidate import Candidate, Texts, check_fits
+from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts, check_fits
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
-from qlora_lab.evaluation.benchmarks.likelihood import Advance
+from qlora_lab.evaluation.progress import Advance
 
 BOOTSTRAPS = 10_000
 
@@ -34,7 +34,7 @@ class SentencePair:
 
 
 def crows_pairs(
-    candidate: Candidate, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
+    examinee: Examinee, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
 ) -> BenchmarkScores:
     """Score both sentences of every pair.
 
@@ -45,13 +45,13 @@ def crows_pairs(
     Raises:
         DataError: rows of another schema, or a sentence that does not fit the model's context.
     """
-    read = read_items(config, sentence_pair, place=place, cache_dir=candidate.cache_dir, data_dir=candidate.data_dir)
+    read = read_items(config, sentence_pair, place=place, cache_dir=examinee.cache_dir, data_dir=examinee.data_dir)
     pairs = spread(read, config.rows)
     sentences = [("", sentence) for pair in pairs.values() for sentence in (pair.more, pair.less)]
-    encoded = Texts.of(candidate).pairs(sentences)
+    encoded = Texts.of(examinee).pairs(sentences)
     for place_of, sentence in enumerate(encoded):
-        check_fits(sentence.tokens, candidate, f"a sentence of pair {list(pairs)[place_of // 2] + 1} of {place}")
-    scores = candidate.log_likelihoods(encoded, progress(len(encoded)))
+        check_fits(sentence.tokens, examinee, f"a sentence of pair {list(pairs)[place_of // 2] + 1} of {place}")
+    scores = examinee.log_likelihoods(encoded, progress(len(encoded)))
     items = [
         {
             "item": number,

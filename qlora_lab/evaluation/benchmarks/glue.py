@@ -16,16 +16,16 @@ from qlora_lab.config.schema import CLASSIFICATION, BenchmarkConfig
 from qlora_lab.data.glue import GLUE_TASKS, SCORES, glue_rows, number_of
 from qlora_lab.errors import ConfigError
 from qlora_lab.evaluation.benchmarks.answers import read_rows, written_answers
-from qlora_lab.evaluation.benchmarks.candidate import Candidate
+from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, spread
-from qlora_lab.evaluation.benchmarks.likelihood import Advance
+from qlora_lab.evaluation.progress import Advance
 from qlora_lab.models.tasks import class_names, task_of
 
 NO_SCORE = -1.0
 
 
 def glue(
-    task: str, candidate: Candidate, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
+    task: str, examinee: Examinee, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
 ) -> BenchmarkScores:
     """Ask for the class of every text.
 
@@ -39,13 +39,13 @@ def glue(
         DataError: rows of another schema, or a text that does not fit.
     """
     labels = GLUE_TASKS[task].labels
-    if task_of(candidate.model) == CLASSIFICATION and set(class_names(candidate.model.config)) != set(labels):
+    if task_of(examinee.model) == CLASSIFICATION and set(class_names(examinee.model.config)) != set(labels):
         raise ConfigError(
             f"{place} asks for the classes {', '.join(labels)}, and the model chooses among "
-            f"{', '.join(class_names(candidate.model.config))}; evaluate a model that was trained on this task"
+            f"{', '.join(class_names(examinee.model.config))}; evaluate a model that was trained on this task"
         )
-    rows = spread(read_rows(candidate, config, place, partial(glue_rows, task)), config.rows)
-    answers = [answer.text.strip() for answer in written_answers(candidate, config, place, rows, progress)]
+    rows = spread(read_rows(examinee, config, place, partial(glue_rows, task)), config.rows)
+    answers = [answer.text.strip() for answer in written_answers(examinee, config, place, rows, progress)]
     targets = [row.target for row in rows.values()]
     items = [
         {"item": number, "target": target, "answer": answer, "correct": answer == target}

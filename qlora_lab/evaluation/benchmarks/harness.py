@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from qlora_lab.errors import ConfigError
-from qlora_lab.evaluation.benchmarks.candidate import Candidate, Texts
+from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class HarnessScores:
 
 
 def harness_scores(
-    candidate: Candidate, tasks: Mapping[str, HarnessTask], *, shots: int = 0, batch_size: int = 8
+    examinee: Examinee, tasks: Mapping[str, HarnessTask], *, shots: int = 0, batch_size: int = 8
 ) -> dict[str, HarnessScores]:
     """Let the harness ask multiple-choice tasks.
 
@@ -69,11 +69,11 @@ def harness_scores(
             }
             (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump(changed))
         model = HFLM(
-            pretrained=candidate.model,
-            tokenizer=candidate.tokenizer,
+            pretrained=examinee.model,
+            tokenizer=examinee.tokenizer,
             batch_size=batch_size,
-            max_length=candidate.max_length_tokens,
-            add_bos_token=bool(Texts.of(candidate).before),
+            max_length=examinee.max_length_tokens,
+            add_bos_token=bool(Texts.of(examinee).before),
         )
         found = lm_eval.simple_evaluate(
             model,

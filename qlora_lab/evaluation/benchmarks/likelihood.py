@@ -1,6 +1,7 @@
 """How likely a model finds continuations: of one token each after a prompt, or of any length after contexts."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +11,14 @@ from transformers import PreTrainedModel
 
 from qlora_lab.data.batching import pad_right
 from qlora_lab.data.tokenization import Example
+from qlora_lab.errors import ModelError
 from qlora_lab.evaluation.batches import budget_batches
 from qlora_lab.evaluation.benchmarks.shared_prefix import shared_prefix
+from qlora_lab.evaluation.progress import Advance
 from qlora_lab.evaluation.target_loss import score_examples
 from qlora_lab.models.head_products import head_logits
 from qlora_lab.models.loss import output_head
 from qlora_lab.models.tasks import task_of
-
-Advance = Callable[[int], object]  # told how many more rows are done
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ def next_token_logits(
 
     Returns:
         (prompts, choices) float32, on the CPU.
+
+    Raises:
+        ModelError: some are not finite.
     """
     head = output_head(model)
     chosen = torch.tensor(list(choice_ids), device=head.weight.device)
@@ -79,6 +83,7 @@ def next_token_logits(
             logits = head.softcap * torch.tanh(logits / head.softcap)
         found[batch] = logits.float().cpu()
         advance(len(batch))
+    check_finite(found.flatten().tolist())
     return found
 
 
@@ -99,6 +104,9 @@ def log_likelihoods(
     Args:
         batch_tokens: most tokens in a batch, padding included.
         chunk_tokens: rows of logits in memory at once.
+
+    Raises:
+        ModelError: some are not finite.
     """
     task = task_of(model)
     examples = [
@@ -122,4 +130,20 @@ def log_likelihoods(
         device=device,
         advance=advance,
     )
-    return [-scored.loss_sum for scored in scores]
+    found = [-scored.loss_sum for scored in scores]
+    check_finite(found)
+    return found
+
+
+def check_finite(scores: Sequence[float]) -> None:
+    """Refuse scores among which there is nothing to choose.
+
+    Raises:
+        ModelError: some are infinite, or no numbers.
+    """
+    bad = sum(not math.isfinite(score) for score in scores)
+    if bad:
+        raise ModelError(
+            f"{bad} of {len(scores)} scores are not finite, so the model prefers nothing; was its training stable? try "
+            "trainer.compute_dtype=float32, or a lower optim.learning_rate"
+        )

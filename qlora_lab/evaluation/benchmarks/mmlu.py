@@ -16,10 +16,11 @@ from torch import Tensor
 from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.data.prompts import data_ids
 from qlora_lab.errors import DataError, ModelError
-from qlora_lab.evaluation.benchmarks.candidate import Candidate, Texts, check_fits
+from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts, check_fits
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
-from qlora_lab.evaluation.benchmarks.likelihood import Advance, next_token_logits
+from qlora_lab.evaluation.benchmarks.likelihood import next_token_logits
 from qlora_lab.evaluation.benchmarks.mmlu_rows import LETTERS, Question, question_of
+from qlora_lab.evaluation.progress import Advance
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Letters:
 
 
 def mmlu(
-    candidate: Candidate, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
+    examinee: Examinee, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
 ) -> BenchmarkScores:
     """Ask every question.
 
@@ -60,12 +61,12 @@ def mmlu(
         DataError: rows of another schema, a subject without enough worked examples, or a question that does not fit.
         ModelError: the tokenizer has no token each for the letters.
     """
-    texts = Texts.of(candidate)
-    questions = spread(_read(candidate, config, config, place), config.rows)
-    shots = _worked_examples(candidate, config, place, questions)
+    texts = Texts.of(examinee)
+    questions = spread(_read(examinee, config, config, place), config.rows)
+    shots = _worked_examples(examinee, config, place, questions)
     letters = _letters(texts)
-    prompts = _prompts(texts, letters, candidate, config, questions, shots)
-    logits, tokens = _logits(candidate, prompts, letters, progress(len(prompts)))
+    prompts = _prompts(texts, letters, examinee, config, questions, shots)
+    logits, tokens = _logits(examinee, prompts, letters, progress(len(prompts)))
     items = [
         _item(number, questions[number], prompts[row], logits[row].tolist()) for row, number in enumerate(questions)
     ]
@@ -94,18 +95,18 @@ def accuracies(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _read(candidate: Candidate, config: BenchmarkConfig, source: Any, place: str) -> list[Question]:
+def _read(examinee: Examinee, config: BenchmarkConfig, source: Any, place: str) -> list[Question]:
     return read_items(
         source,
         lambda columns: question_of(columns, config.header),
         place=place,
-        cache_dir=candidate.cache_dir,
-        data_dir=candidate.data_dir,
+        cache_dir=examinee.cache_dir,
+        data_dir=examinee.data_dir,
     )
 
 
 def _worked_examples(
-    candidate: Candidate, config: BenchmarkConfig, place: str, questions: Mapping[int, Question]
+    examinee: Examinee, config: BenchmarkConfig, place: str, questions: Mapping[int, Question]
 ) -> dict[str, list[str]]:
     """Return the worked examples of each subject, where some questions do not bring enough of their own."""
     lacking = {question.subject: None for question in questions.values() if len(question.own_shots) < config.shots}
@@ -117,7 +118,7 @@ def _worked_examples(
             f"examples in their input; give {place}.examples (a source of solved questions), or set {place}.shots=0"
         )
     found: dict[str, list[str]] = defaultdict(list)
-    for example in _read(candidate, config, config.examples, f"{place}.examples"):
+    for example in _read(examinee, config, config.examples, f"{place}.examples"):
         found[example.subject].append(example.solved)
     for subject in lacking:
         if len(found[subject]) < config.shots:
@@ -149,7 +150,7 @@ def _letters(texts: Texts) -> Letters:
 def _prompts(
     texts: Texts,
     letters: Letters,
-    candidate: Candidate,
+    examinee: Examinee,
     config: BenchmarkConfig,
     questions: Mapping[int, Question],
     examples: Mapping[str, Sequence[str]],
@@ -163,10 +164,10 @@ def _prompts(
             beginning = question.header + "".join(f"{example}\n\n" for example in solved)
             [ids] = texts.ids([beginning + question.text])
             ids += letters.lead
-            if not solved or len(ids) <= candidate.max_length_tokens:
+            if not solved or len(ids) <= examinee.max_length_tokens:
                 break
             solved.pop()
-        check_fits(len(ids), candidate, f"question {number + 1} ({question.subject})")
+        check_fits(len(ids), examinee, f"question {number + 1} ({question.subject})")
         if solved and beginning not in prefixes:
             # without the line breaks at its end, which many tokenizers join with what follows
             prefixes[beginning] = texts.ids([beginning.rstrip("\n")])[0]
@@ -177,7 +178,7 @@ def _prompts(
     return prompts
 
 
-def _logits(candidate: Candidate, prompts: Sequence[Prompt], letters: Letters, advance: Advance) -> tuple[Tensor, int]:
+def _logits(examinee: Examinee, prompts: Sequence[Prompt], letters: Letters, advance: Advance) -> tuple[Tensor, int]:
     """Return the four logits of each prompt, and how many tokens the model processed, padding apart."""
     groups: dict[str, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):
@@ -188,13 +189,13 @@ def _logits(candidate: Candidate, prompts: Sequence[Prompt], letters: Letters, a
         shared = prompts[rows[0]].shared_tokens
         own = [prompts[row].ids[shared:] for row in rows]
         logits[rows] = next_token_logits(
-            candidate.model,
+            examinee.model,
             own,
             letters.ids,
             prefix_ids=prompts[rows[0]].ids[:shared],
-            pad_id=candidate.pad_id,
-            batch_tokens=candidate.batch_tokens,
-            device=candidate.device,
+            pad_id=examinee.pad_id,
+            batch_tokens=examinee.batch_tokens,
+            device=examinee.device,
             advance=advance,
         )
         tokens += shared + sum(map(len, own))

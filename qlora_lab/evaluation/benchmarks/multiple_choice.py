@@ -14,9 +14,9 @@ from typing import Any
 from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.data.glue import number_of
 from qlora_lab.data.records import BrokenRowError, kind_of, require_text, text_of
-from qlora_lab.evaluation.benchmarks.candidate import Candidate, Texts, check_fits
+from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts, check_fits
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
-from qlora_lab.evaluation.benchmarks.likelihood import Advance
+from qlora_lab.evaluation.progress import Advance
 
 Columns = Mapping[str, Any]
 UNLABELLED = ("", "-1")  # in splits whose labels are kept back
@@ -39,7 +39,7 @@ class ChoiceQuestion:
 
 def multiple_choice(
     to_question: Callable[[Columns], ChoiceQuestion | None],
-    candidate: Candidate,
+    examinee: Examinee,
     config: BenchmarkConfig,
     place: str,
     progress: Callable[[int], Advance],
@@ -54,13 +54,13 @@ def multiple_choice(
     Raises:
         DataError: rows of another schema, or a question that does not fit the model's context.
     """
-    read = read_items(config, to_question, place=place, cache_dir=candidate.cache_dir, data_dir=candidate.data_dir)
+    read = read_items(config, to_question, place=place, cache_dir=examinee.cache_dir, data_dir=examinee.data_dir)
     questions = spread(read, config.rows)
-    pairs = Texts.of(candidate).pairs([pair for question in questions.values() for pair in question.pairs])
+    pairs = Texts.of(examinee).pairs([pair for question in questions.values() for pair in question.pairs])
     owners = [number for number, question in questions.items() for _ in question.pairs]
     for number, pair in zip(owners, pairs, strict=True):
-        check_fits(pair.tokens, candidate, f"question {number + 1} of {place}")
-    scores = iter(candidate.log_likelihoods(pairs, progress(len(pairs))))
+        check_fits(pair.tokens, examinee, f"question {number + 1} of {place}")
+    scores = iter(examinee.log_likelihoods(pairs, progress(len(pairs))))
     items = [_item(number, question, [next(scores) for _ in question.pairs]) for number, question in questions.items()]
     names = ("acc", "acc_norm", "acc_bytes") if items[0].keys() >= {"acc_norm"} else ("acc",)
     return BenchmarkScores(

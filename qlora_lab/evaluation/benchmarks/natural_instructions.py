@@ -13,15 +13,15 @@ from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.data.templates import natural_instructions as to_rows
 from qlora_lab.errors import ConfigError
 from qlora_lab.evaluation.benchmarks.answers import read_rows, written_answers
-from qlora_lab.evaluation.benchmarks.candidate import Candidate
+from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, spread
-from qlora_lab.evaluation.benchmarks.likelihood import Advance
+from qlora_lab.evaluation.progress import Advance
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def natural_instructions(
-    candidate: Candidate, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
+    examinee: Examinee, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
 ) -> BenchmarkScores:
     """Let the model answer every prompt.
 
@@ -34,13 +34,13 @@ def natural_instructions(
         DataError: rows of another schema, or a prompt that does not fit.
     """
     rouge_l = rouge_l_scorer()
-    read = read_rows(candidate, config, place, to_rows)
+    read = read_rows(examinee, config, place, to_rows)
     references: dict[str, list[str]] = {}
     for row in read:
         references.setdefault(row.source, []).append(row.target)
     first = {row.source: row for row in reversed(read)}  # of the rows that ask the same
     prompts = spread([first[source] for source in references], config.rows)
-    answers = written_answers(candidate, config, place, prompts, progress)
+    answers = written_answers(examinee, config, place, prompts, progress)
     items: list[dict[str, Any]] = [
         {
             "item": number,

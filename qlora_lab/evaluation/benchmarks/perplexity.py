@@ -16,16 +16,17 @@ from qlora_lab.data.prompts import data_ids
 from qlora_lab.data.records import text_of
 from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import ConfigError, DataError
-from qlora_lab.evaluation.benchmarks.candidate import Candidate, Texts
+from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
-from qlora_lab.evaluation.benchmarks.likelihood import Advance
+from qlora_lab.evaluation.benchmarks.likelihood import check_finite
+from qlora_lab.evaluation.progress import Advance
 from qlora_lab.evaluation.target_loss import score_examples
 
 LARGEST_EXPONENT = 700.0  # of e, in a 64-bit float
 
 
 def perplexity(
-    candidate: Candidate, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
+    examinee: Examinee, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
 ) -> BenchmarkScores:
     """Score every document; those without text are left out.
 
@@ -37,7 +38,7 @@ def perplexity(
         DataError: rows without the column of the text, or no text at all.
         ConfigError: a window is longer than what the model reads.
     """
-    room = candidate.max_length_tokens - 1  # the start token, or that before the window, takes one
+    room = examinee.max_length_tokens - 1  # the start token, or that before the window, takes one
     window = room if config.window_tokens is None else config.window_tokens
     if window > room:
         raise ConfigError(
@@ -47,29 +48,29 @@ def perplexity(
     def text(columns: Mapping[str, Any]) -> str:
         return text_of(columns, config.text_column)
 
-    documents = read_items(config, text, place=place, cache_dir=candidate.cache_dir, data_dir=candidate.data_dir)
+    documents = read_items(config, text, place=place, cache_dir=examinee.cache_dir, data_dir=examinee.data_dir)
     chosen = {number: document for number, document in spread(documents, config.rows).items() if document.strip()}
     if not chosen:
         raise DataError(f"{place} has no text to score: all of its {len(documents)} documents are empty")
-    start = Texts.of(candidate).start_id
-    tokens = data_ids(list(chosen.values()), candidate.tokenizer)
+    start = Texts.of(examinee).start_id
+    tokens = data_ids(list(chosen.values()), examinee.tokenizer)
     cut = [list(windows([start, *ids], window, config.stride_tokens or window)) for ids in tokens]
     examples = [example for document in cut for example in document]
-    losses = iter(
-        score_examples(
-            candidate.model,
-            examples,
-            pad_id=candidate.pad_id,
-            batch_tokens=candidate.batch_tokens,
-            chunk_tokens=candidate.loss_chunk_tokens,
-            device=candidate.device,
-            advance=progress(len(examples)),
-        )
+    scores = score_examples(
+        examinee.model,
+        examples,
+        pad_id=examinee.pad_id,
+        batch_tokens=examinee.batch_tokens,
+        chunk_tokens=examinee.loss_chunk_tokens,
+        device=examinee.device,
+        advance=progress(len(examples)),
     )
+    losses = iter([scored.loss_sum for scored in scores])
+    check_finite([scored.loss_sum for scored in scores])
     items = [
         {
             "item": number,
-            "loss_sum": math.fsum(next(losses).loss_sum for _ in document),
+            "loss_sum": math.fsum(next(losses) for _ in document),
             "tokens": len(ids),
             "bytes": len(chosen[number].encode()),
             "windows": len(document),

@@ -3,29 +3,25 @@
 BENCHMARKS names those that exist; a new one is a function there, and its metrics in config/benchmark_names.py.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.evaluation.benchmarks import glue, multiple_choice
-from qlora_lab.evaluation.benchmarks.candidate import Candidate
 from qlora_lab.evaluation.benchmarks.crows_pairs import crows_pairs
+from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores
-from qlora_lab.evaluation.benchmarks.likelihood import Advance
 from qlora_lab.evaluation.benchmarks.mmlu import mmlu
 from qlora_lab.evaluation.benchmarks.natural_instructions import natural_instructions
 from qlora_lab.evaluation.benchmarks.perplexity import perplexity
+from qlora_lab.evaluation.progress import Advance, item_progress
 
-LINE_INTERVAL_S = 15.0  # between the lines of a log
-
-# From a candidate, a benchmark's configuration, where that stands, and what is told the number of items.
-Benchmark = Callable[[Candidate, BenchmarkConfig, str, Callable[[int], Advance]], BenchmarkScores]
+# From an examinee, a benchmark's configuration, where that stands, and what is told the number of items.
+Benchmark = Callable[[Examinee, BenchmarkConfig, str, Callable[[int], Advance]], BenchmarkScores]
 BENCHMARKS: dict[str, Benchmark] = {
     "mmlu": mmlu,
     **multiple_choice.TASKS,
@@ -45,7 +41,7 @@ class BenchmarkOutcome:
 
 
 def run_benchmarks(
-    candidate: Candidate,
+    examinee: Examinee,
     benchmarks: Mapping[str, BenchmarkConfig],
     *,
     weights_context: Callable[[torch.nn.Module], AbstractContextManager[Any]] = nullcontext,
@@ -62,35 +58,18 @@ def run_benchmarks(
     """
     metrics: dict[str, float] = {}
     items: dict[str, list[dict[str, Any]]] = {}
-    model = candidate.model
+    model = examinee.model
     was_training = model.training
     model.eval()
     try:
         with weights_context(model):
             for name, config in benchmarks.items():
                 place = f"evaluation.benchmarks.{name}"
-                with progress_bars(name) as progress:
-                    scores = BENCHMARKS[config.task](candidate, config, place, progress)
+                with item_progress(name) as progress:
+                    scores = BENCHMARKS[config.task](examinee, config, place, progress)
                 prefix = config.metric_prefix(name)
                 metrics.update({f"{prefix}/{metric}": value for metric, value in scores.metrics.items()})
                 items[name] = scores.items
     finally:
         model.train(was_training)
     return BenchmarkOutcome(metrics, items)
-
-
-@contextmanager
-def progress_bars(name: str) -> Iterator[Callable[[int], Advance]]:
-    """Give a function from a number of items to what shows how many are done: a bar, in a log a line now and then."""
-    bars: list[tqdm] = []
-    between = 0.1 if sys.stderr.isatty() else LINE_INTERVAL_S
-
-    def start(items: int) -> Advance:
-        bars.append(tqdm(total=items, desc=name, unit="item", mininterval=between))
-        return bars[-1].update
-
-    try:
-        yield start
-    finally:
-        for bar in bars:
-            bar.close()

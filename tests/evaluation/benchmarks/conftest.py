@@ -10,13 +10,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from qlora_lab.config.schema import BenchmarkConfig
-from qlora_lab.evaluation.benchmarks.candidate import Candidate
+from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, run_benchmarks
 from qlora_lab.models.byte_level import ByteLevelTokenizer
 from qlora_lab.models.tasks import task_of
 from tests.tiny_models import LLAMA
 
-MakeCandidate = Callable[..., Candidate]
+MakeExaminee = Callable[..., Examinee]
 Run = Callable[..., BenchmarkOutcome]
 
 
@@ -32,15 +32,15 @@ def llama() -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def make_candidate(tmp_path: Path, llama: LlamaForCausalLM) -> MakeCandidate:
-    def make(model: PreTrainedModel | None = None, tokenizer: Any = None, **options: Any) -> Candidate:
+def make_examinee(tmp_path: Path, llama: LlamaForCausalLM) -> MakeExaminee:
+    def make(model: PreTrainedModel | None = None, tokenizer: Any = None, **options: Any) -> Examinee:
         chosen = llama if model is None else model
         usual: dict[str, Any] = {
             "prompt_format": "plain" if task_of(chosen) == "causal" else "encoder",
             "max_length_tokens": 2048,
             "batch_tokens": 1024,
         }
-        return Candidate(
+        return Examinee(
             chosen,
             ByteLevelTokenizer() if tokenizer is None else tokenizer,
             loss_chunk_tokens=256,
@@ -58,14 +58,14 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_candidate: MakeCandidate) -> Run:
+def run(tmp_path: Path, make_examinee: MakeExaminee) -> Run:
     """Run one benchmark, named as its task, over rows; its metrics come without the prefix of their names."""
 
-    def run_one(task: str, asked: list[dict[str, Any]], candidate: Candidate | None = None, **options: Any) -> Any:
+    def run_one(task: str, asked: list[dict[str, Any]], examinee: Examinee | None = None, **options: Any) -> Any:
         write_rows(tmp_path / "rows.jsonl", asked)
         config = BenchmarkConfig(task=task, kind="file", path="rows.jsonl", split="test", **options)
         config.check(f"evaluation.benchmarks.{task}")
-        outcome = run_benchmarks(candidate or make_candidate(), {task: config})
+        outcome = run_benchmarks(examinee or make_examinee(), {task: config})
         assert set(outcome.metrics) <= set(config.metric_names(task))
         prefix = config.metric_prefix(task) + "/"
         metrics = {name.removeprefix(prefix): value for name, value in outcome.metrics.items()}

@@ -8,9 +8,9 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.errors import ConfigError, DataError
 from qlora_lab.evaluation.benchmarks import glue
-from qlora_lab.evaluation.benchmarks.candidate import Candidate
+from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.natural_instructions import same
-from tests.evaluation.benchmarks.conftest import MakeCandidate, Run
+from tests.evaluation.benchmarks.conftest import MakeExaminee, Run
 
 COLA = [
     {"sentence": text, "label": label, "idx": number}
@@ -58,24 +58,24 @@ def test_what_is_no_class_is_wrong_and_counted() -> None:
     assert glue.metrics("stsb", ["0.0", "1.0", "2.0"], ["none", "1.0", "2.0"])["unreadable"] == 1
 
 
-def test_a_classifier_is_scored_by_the_classes_it_chooses(run: Run, make_candidate: MakeCandidate) -> None:
+def test_a_classifier_is_scored_by_the_classes_it_chooses(run: Run, make_examinee: MakeExaminee) -> None:
     model = classifier("unacceptable", "acceptable")
-    outcome = run("glue_cola", COLA, make_candidate(model, max_length_tokens=200))
+    outcome = run("glue_cola", COLA, make_examinee(model, max_length_tokens=200))
     items = outcome.items["glue_cola"]
     assert [item["target"] for item in items] == ["acceptable", "unacceptable"] * 2
     assert outcome.metrics["acc"] == sum(item["answer"] == item["target"] for item in items) / 4
     expected = glue.metrics("cola", [item["target"] for item in items], [item["answer"] for item in items])
     assert outcome.metrics == expected
     for batch_tokens in (1, 100):
-        same_model = make_candidate(model, max_length_tokens=200, batch_tokens=batch_tokens)
+        same_model = make_examinee(model, max_length_tokens=200, batch_tokens=batch_tokens)
         assert run("glue_cola", COLA, same_model) == outcome
 
 
-def test_a_classifier_of_other_classes_is_refused(run: Run, make_candidate: MakeCandidate) -> None:
+def test_a_classifier_of_other_classes_is_refused(run: Run, make_examinee: MakeExaminee) -> None:
     with pytest.raises(
         ConfigError, match="asks for the classes unacceptable, acceptable, and the model chooses among no"
     ):
-        run("glue_cola", COLA, make_candidate(classifier("no", "yes"), max_length_tokens=200))
+        run("glue_cola", COLA, make_examinee(classifier("no", "yes"), max_length_tokens=200))
 
 
 def test_models_are_asked_only_what_they_can_be() -> None:
@@ -104,7 +104,7 @@ def test_exact_match_leaves_case_and_punctuation_aside() -> None:
 
 
 def test_the_best_of_several_references_counts(
-    run: Run, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
+    run: Run, make_examinee: MakeExaminee, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rouge_score", reason="needs rouge-score: pip install 'qlora_lab[evaluation]'")
     from qlora_lab.evaluation.benchmarks import natural_instructions
@@ -112,7 +112,7 @@ def test_the_best_of_several_references_counts(
 
     said = {"Name a bird.": "the small wren", "Add.": "3!"}
 
-    def answers(candidate: Candidate, config: Any, place: str, rows: Any, progress: Any) -> list[Generation]:
+    def answers(examinee: Examinee, config: Any, place: str, rows: Any, progress: Any) -> list[Generation]:
         return [
             Generation([], next(text for asked, text in said.items() if asked in row.source), "eos")
             for row in rows.values()
@@ -127,11 +127,11 @@ def test_the_best_of_several_references_counts(
     assert outcome.metrics == {"rouge_l": pytest.approx(0.9), "exact_match": 0.5, "prompts": 2}
 
 
-def test_answers_are_generated_and_long_prompts_refused(run: Run, make_candidate: MakeCandidate) -> None:
+def test_answers_are_generated_and_long_prompts_refused(run: Run, make_examinee: MakeExaminee) -> None:
     pytest.importorskip("rouge_score", reason="needs rouge-score: pip install 'qlora_lab[evaluation]'")
     expected = run("natural_instructions", INSTRUCTIONS, max_new_tokens=6)
     assert all(item["answer"] for item in expected.items["natural_instructions"])
-    again = run("natural_instructions", INSTRUCTIONS, make_candidate(batch_tokens=1), max_new_tokens=6)
+    again = run("natural_instructions", INSTRUCTIONS, make_examinee(batch_tokens=1), max_new_tokens=6)
     assert again == expected
     with pytest.raises(
         DataError, match=r"the prompt of item 1 of .* tokens and does not fit in 20 .*items are never cut"

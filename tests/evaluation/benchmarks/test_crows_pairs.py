@@ -10,7 +10,7 @@ from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.errors import DataError
 from qlora_lab.evaluation.benchmarks.crows_pairs import preferences
 from qlora_lab.evaluation.benchmarks.run import run_benchmarks
-from tests.evaluation.benchmarks.conftest import MakeCandidate, Run
+from tests.evaluation.benchmarks.conftest import MakeExaminee, Run
 
 
 def pair(category: str, number: int) -> dict[str, Any]:
@@ -27,14 +27,14 @@ ROWS = [pair("age", number) for number in range(4)] + [pair("gender", number) fo
 
 
 @torch.inference_mode()
-def test_whole_sentences_are_scored_after_the_start_token(run: Run, make_candidate: MakeCandidate) -> None:
-    candidate = make_candidate()
-    outcome = run("crows_pairs", ROWS, candidate)
+def test_whole_sentences_are_scored_after_the_start_token(run: Run, make_examinee: MakeExaminee) -> None:
+    examinee = make_examinee()
+    outcome = run("crows_pairs", ROWS, examinee)
     for item, row in zip(outcome.items["crows_pairs"], ROWS, strict=True):
         for which in ("more", "less"):
-            text = candidate.tokenizer(row[f"sent_{which}"], add_special_tokens=False)["input_ids"]
-            ids = torch.tensor([[candidate.tokenizer.eos_token_id, *text]])
-            scores = candidate.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+            text = examinee.tokenizer(row[f"sent_{which}"], add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([[examinee.tokenizer.eos_token_id, *text]])
+            scores = examinee.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
             expected = scores.gather(1, ids[0, 1:, None]).sum().item()
             assert item[f"log_likelihood_{which}"] == pytest.approx(expected, rel=1e-5)
         assert item["stereotype"] == (item["log_likelihood_more"] > item["log_likelihood_less"])
@@ -58,7 +58,7 @@ def test_shares_differences_and_intervals_by_category() -> None:
     assert preferences(items, seed=0) == metrics
 
 
-def test_csv_and_packed_files_are_read_alike(tmp_path: Path, make_candidate: MakeCandidate) -> None:
+def test_csv_and_packed_files_are_read_alike(tmp_path: Path, make_examinee: MakeExaminee) -> None:
     columns = list(ROWS[0])
     lines = [",".join(f'"{row[column]}"' for column in columns) for row in ROWS]
     (tmp_path / "pairs.csv").write_text("\n".join([",".join(columns), *lines]) + "\n")
@@ -66,7 +66,7 @@ def test_csv_and_packed_files_are_read_alike(tmp_path: Path, make_candidate: Mak
     (tmp_path / "pairs.jsonl.gz").write_bytes(packed)
     outcomes = [
         run_benchmarks(
-            make_candidate(), {"crows": BenchmarkConfig(task="crows_pairs", kind="file", path=path, split="test")}
+            make_examinee(), {"crows": BenchmarkConfig(task="crows_pairs", kind="file", path=path, split="test")}
         )
         for path in ("pairs.csv", "pairs.jsonl.gz")
     ]

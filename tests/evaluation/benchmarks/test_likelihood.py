@@ -1,3 +1,4 @@
+import math
 import random
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from qlora_lab.errors import ModelError
 from qlora_lab.evaluation.benchmarks.likelihood import Pair, log_likelihoods, next_token_logits
 from tests.evaluation.benchmarks.conftest import random_llama
 
@@ -78,6 +80,13 @@ def test_batches_change_neither_logits_nor_the_choice() -> None:
         found = logits_of(model, prompts, prefix, batch_tokens)
         assert found.argmax(1).tolist() == expected.argmax(1).tolist()
         torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    model = random_llama(64)
+    model.model.norm.weight.data[3] = math.nan
+    with pytest.raises(ModelError, match="8 of 8 scores are not finite, so the model prefers nothing"):
+        logits_of(model, [[5, 6], [7]], [], 100)
 
 
 def test_log_likelihoods_are_those_of_the_continuation_alone() -> None:

@@ -6,9 +6,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from qlora_lab.config.schema import RowsConfig
+from qlora_lab.config.schema import BenchmarkConfig, RowsConfig
 from qlora_lab.errors import DataError
-from tests.evaluation.benchmarks.conftest import MakeCandidate, Run, write_rows
+from qlora_lab.evaluation.benchmarks.items import read_items
+from qlora_lab.evaluation.benchmarks.mmlu_rows import question_of
+from qlora_lab.evaluation.benchmarks.run import run_benchmarks
+from tests.evaluation.benchmarks.conftest import MakeExaminee, Run, write_rows
 
 SUBJECTS = {"high_school_biology": 7, "marketing": 3}
 HEADER = "The following are multiple choice questions (with answers) about  {}.\n\n"
@@ -83,11 +86,11 @@ def found_logits(outcome: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("shots", [0, 1, 5])
 def test_logits_are_those_of_whole_prompts(
-    run: Run, make_candidate: MakeCandidate, questions: Any, examples: RowsConfig, shots: int
+    run: Run, make_examinee: MakeExaminee, questions: Any, examples: RowsConfig, shots: int
 ) -> None:
-    candidate = make_candidate()
-    expected = plain_logits(candidate.model, candidate.tokenizer, prompts_of(shots))
-    outcome = run("mmlu", questions, candidate, shots=shots, examples=examples if shots else None)
+    examinee = make_examinee()
+    expected = plain_logits(examinee.model, examinee.tokenizer, prompts_of(shots))
+    outcome = run("mmlu", questions, examinee, shots=shots, examples=examples if shots else None)
     # float32: a shared prefix and padding change the order of sums
     torch.testing.assert_close(found_logits(outcome), expected, rtol=1e-4, atol=1e-4)
     assert [item["chosen"] for item in outcome.items["mmlu"]] == ["ABCD"[row] for row in expected.argmax(1).tolist()]
@@ -116,20 +119,20 @@ def test_rows_of_the_study_are_the_same_questions(run: Run, questions: Any, exam
 
 
 def test_a_prefix_is_run_once_and_batches_change_nothing(
-    run: Run, make_candidate: MakeCandidate, questions: Any, examples: RowsConfig
+    run: Run, make_examinee: MakeExaminee, questions: Any, examples: RowsConfig
 ) -> None:
     expected = run("mmlu", questions, shots=5, examples=examples)
     whole = sum(item["prompt_tokens"] for item in expected.items["mmlu"])
     assert expected.metrics["tokens"] < whole / 2
     for batch_tokens in (1, 90, 250, 100_000):
-        outcome = run("mmlu", questions, make_candidate(batch_tokens=batch_tokens), shots=5, examples=examples)
+        outcome = run("mmlu", questions, make_examinee(batch_tokens=batch_tokens), shots=5, examples=examples)
         # float32: padding and the order of rows change how sums are rounded
         torch.testing.assert_close(found_logits(outcome), found_logits(expected), rtol=1e-4, atol=1e-4)
         assert outcome.metrics == expected.metrics
 
 
 def test_prompts_whose_tokens_are_split_elsewhere_share_no_prefix(
-    run: Run, make_candidate: MakeCandidate, questions: Any, examples: RowsConfig, monkeypatch: pytest.MonkeyPatch
+    run: Run, make_examinee: MakeExaminee, questions: Any, examples: RowsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from qlora_lab.models.byte_level import ByteLevelTokenizer
 
@@ -144,35 +147,68 @@ def test_prompts_whose_tokens_are_split_elsewhere_share_no_prefix(
                 for token in (["<extra_id_7>"] if number % 2 else super(Joining, self).tokenize(part, **options))
             ]
 
-    candidate = make_candidate(tokenizer=Joining())
-    outcome = run("mmlu", questions, candidate, shots=1, examples=examples)
+    examinee = make_examinee(tokenizer=Joining())
+    outcome = run("mmlu", questions, examinee, shots=1, examples=examples)
     assert outcome.metrics["questions_without_shared_prefix"] == 1
-    expected = plain_logits(candidate.model, candidate.tokenizer, prompts_of(1))
+    expected = plain_logits(examinee.model, examinee.tokenizer, prompts_of(1))
     torch.testing.assert_close(found_logits(outcome), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_long_prompts_lose_worked_examples_and_never_the_question(
-    run: Run, make_candidate: MakeCandidate, questions: Any, examples: RowsConfig
+    run: Run, make_examinee: MakeExaminee, questions: Any, examples: RowsConfig
 ) -> None:
     whole = run("mmlu", questions, shots=5, examples=examples)
     longest = max(item["prompt_tokens"] for item in whole.items["mmlu"])
-    candidate = make_candidate(max_length_tokens=longest - 1)
-    outcome = run("mmlu", questions, candidate, shots=5, examples=examples)
+    examinee = make_examinee(max_length_tokens=longest - 1)
+    outcome = run("mmlu", questions, examinee, shots=5, examples=examples)
     shots = [item["shots"] for item in outcome.items["mmlu"]]
     assert set(shots) == {4, 5} and outcome.metrics["questions_with_fewer_shots"] == shots.count(4)
     cut = shots.index(4)
-    expected = plain_logits(candidate.model, candidate.tokenizer, [prompts_of(4)[cut]])
+    expected = plain_logits(examinee.model, examinee.tokenizer, [prompts_of(4)[cut]])
     torch.testing.assert_close(found_logits(outcome)[cut : cut + 1], expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(
         DataError, match=r"question 1 \(high_school_biology\) takes \d+ tokens.* is 60; items are never"
     ):
-        run("mmlu", questions, make_candidate(max_length_tokens=60), shots=5, examples=examples)
+        run("mmlu", questions, make_examinee(max_length_tokens=60), shots=5, examples=examples)
 
 
 def test_a_part_of_the_questions_is_spread_over_the_set(run: Run, questions: Any) -> None:
     items = run("mmlu", questions, rows=5).items["mmlu"]
     assert [item["item"] for item in items] == [0, 2, 4, 6, 8]
     assert len(run("mmlu", questions, rows=99).items["mmlu"]) == 10
+
+
+def test_questions_and_worked_examples_come_from_splits_of_a_hub_set(
+    make_examinee: MakeExaminee, run: Run, questions: Any, examples: RowsConfig, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A folder stands for the repository; `datasets` reads both alike."""
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    expected = run("mmlu", questions, shots=5, examples=examples)
+    solved = [row for subject in SUBJECTS for row in hub_rows(subject, 6, kind="example")]
+    (tmp_path / "set").mkdir()
+    splits = "".join(f"  - {{split: {split}, path: {split}.parquet}}\n" for split in ("test", "dev"))
+    (tmp_path / "set/README.md").write_text(f"---\nconfigs:\n- config_name: all\n  data_files:\n{splits}---\n")
+    for split, rows in (("test", questions), ("dev", solved)):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "set" / f"{split}.parquet")
+    hub = {"kind": "hub", "hub_id": str(tmp_path / "set"), "hub_config": "all"}
+    benchmark = BenchmarkConfig(task="mmlu", **hub, split="test", shots=5, examples=RowsConfig(**hub, split="dev"))
+    outcome = run_benchmarks(make_examinee(), {"mmlu": benchmark})
+    assert outcome.items["mmlu"] == expected.items["mmlu"]
+    assert outcome.metrics["eval/mmlu/test/5shot/hendrycks_micro"] == expected.metrics["hendrycks_micro"]
+
+
+def test_the_file_of_the_study_is_read_whole(data_slices: Path) -> None:
+    source = RowsConfig(kind="file", path="qlora_eval/zero_shot_mmlu_val.json")
+    found = read_items(
+        source, lambda columns: question_of(columns, ""), place="mmlu", cache_dir=data_slices, data_dir=data_slices
+    )
+    assert len(found) == 1531 and len({question.subject for question in found}) == 57
+    assert all(not question.own_shots and question.text.count("\nB. ") >= 1 for question in found)
+    assert found[0].header == HEADER.format("abstract algebra") and found[0].answer == "A"
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,17 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from qlora_lab.errors import DataError
-from qlora_lab.evaluation.benchmarks.candidate import Candidate
+from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from tests.evaluation.benchmarks.choice_rows import arc_rows, hellaswag_rows, piqa_rows, winogrande_rows
-from tests.evaluation.benchmarks.conftest import MakeCandidate, Run
+from tests.evaluation.benchmarks.conftest import MakeExaminee, Run
 from tests.tiny_models import T5
 
 
 @torch.inference_mode()
-def log_likelihood(candidate: Candidate, context: str, continuation: str) -> float:
+def log_likelihood(examinee: Examinee, context: str, continuation: str) -> float:
     """Score one continuation, plainly."""
-    before, after = (candidate.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (context, continuation))
-    scores = candidate.model(input_ids=torch.tensor([before + after])).logits[0].log_softmax(-1)
+    before, after = (examinee.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (context, continuation))
+    scores = examinee.model(input_ids=torch.tensor([before + after])).logits[0].log_softmax(-1)
     return sum(scores[len(before) - 1 + place, token].item() for place, token in enumerate(after))
 
 
@@ -24,7 +24,7 @@ def likeliest(scores: list[float], lengths: list[int]) -> int:
     return max(range(len(scores)), key=lambda number: scores[number] / lengths[number])
 
 
-def test_hellaswag_drops_the_marks_of_its_source(run: Run, make_candidate: MakeCandidate) -> None:
+def test_hellaswag_drops_the_marks_of_its_source(run: Run, make_examinee: MakeExaminee) -> None:
     row = {
         "activity_label": "Baking",
         "ctx_a": "[header] How to bake [title] Mix.",
@@ -32,11 +32,11 @@ def test_hellaswag_drops_the_marks_of_its_source(run: Run, make_candidate: MakeC
         "endings": ["[step] Eat  it.", "Wait.", "Run away from it.", "é é"],
         "label": "1",
     }
-    candidate = make_candidate()
-    outcome = run("hellaswag", [row], candidate)
+    examinee = make_examinee()
+    outcome = run("hellaswag", [row], examinee)
     context = "Baking:  How to bake. Mix. Stir the dough".replace("  ", " ")
     endings = [" Eat it.", "Wait.", "Run away from it.", "é é"]
-    expected = [log_likelihood(candidate, context, f" {ending}") for ending in endings]
+    expected = [log_likelihood(examinee, context, f" {ending}") for ending in endings]
     [item] = outcome.items["hellaswag"]
     assert item["log_likelihoods"] == pytest.approx(expected, rel=1e-5)
     assert outcome.metrics["acc"] == float(likeliest(expected, [1] * 4) == 1)
@@ -44,8 +44,8 @@ def test_hellaswag_drops_the_marks_of_its_source(run: Run, make_candidate: MakeC
     assert outcome.metrics["acc_bytes"] == float(likeliest(expected, [8, 5, 17, 5]) == 1)
 
 
-def test_piqa_arc_and_winogrande_score_what_they_should(run: Run, make_candidate: MakeCandidate) -> None:
-    candidate = make_candidate()
+def test_piqa_arc_and_winogrande_score_what_they_should(run: Run, make_examinee: MakeExaminee) -> None:
+    examinee = make_examinee()
     asked: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int]] = {
         "piqa": (
             {"goal": "Open a jar.", "sol1": "Turn it.", "sol2": "Look at it.", "label": 1},
@@ -64,8 +64,8 @@ def test_piqa_arc_and_winogrande_score_what_they_should(run: Run, make_candidate
         ),
     }
     for task, (row, pairs, answer) in asked.items():
-        outcome = run(task, [row], candidate)
-        expected = [log_likelihood(candidate, *pair) for pair in pairs]
+        outcome = run(task, [row], examinee)
+        expected = [log_likelihood(examinee, *pair) for pair in pairs]
         [item] = outcome.items[task]
         assert item["log_likelihoods"] == pytest.approx(expected, rel=1e-5)
         assert item["answer"] == answer
@@ -77,10 +77,10 @@ def test_piqa_arc_and_winogrande_score_what_they_should(run: Run, make_candidate
     ("task", "rows"),
     [("hellaswag", hellaswag_rows), ("piqa", piqa_rows), ("arc", arc_rows), ("winogrande", winogrande_rows)],
 )
-def test_batches_change_nothing(run: Run, make_candidate: MakeCandidate, task: str, rows: Callable[..., Any]) -> None:
+def test_batches_change_nothing(run: Run, make_examinee: MakeExaminee, task: str, rows: Callable[..., Any]) -> None:
     expected = run(task, rows(9))
     for batch_tokens in (1, 300, 100_000):
-        outcome = run(task, rows(9), make_candidate(batch_tokens=batch_tokens))
+        outcome = run(task, rows(9), make_examinee(batch_tokens=batch_tokens))
         assert outcome.metrics == expected.metrics
         for item, same in zip(outcome.items[task], expected.items[task], strict=True):
             # float32 sums over some 50 bytes
@@ -88,15 +88,15 @@ def test_batches_change_nothing(run: Run, make_candidate: MakeCandidate, task: s
 
 
 @torch.inference_mode()
-def test_an_encoder_decoder_reads_the_context_and_writes_the_choice(run: Run, make_candidate: MakeCandidate) -> None:
+def test_an_encoder_decoder_reads_the_context_and_writes_the_choice(run: Run, make_examinee: MakeExaminee) -> None:
     torch.manual_seed(3)
     model = T5ForConditionalGeneration(T5Config(**T5 | {"vocab_size": 384})).eval()
-    candidate = make_candidate(model)
+    examinee = make_examinee(model)
     [row] = piqa_rows(1)
-    [item] = run("piqa", [row], candidate).items["piqa"]
-    context = candidate.tokenizer(f"Question: {row['goal']}\nAnswer:")["input_ids"]  # with </s>
+    [item] = run("piqa", [row], examinee).items["piqa"]
+    context = examinee.tokenizer(f"Question: {row['goal']}\nAnswer:")["input_ids"]  # with </s>
     for name, score in zip(("sol1", "sol2"), item["log_likelihoods"], strict=True):
-        choice = candidate.tokenizer(f" {row[name]}", add_special_tokens=False)["input_ids"]
+        choice = examinee.tokenizer(f" {row[name]}", add_special_tokens=False)["input_ids"]
         loss = model(input_ids=torch.tensor([context]), labels=torch.tensor([choice])).loss
         assert score == pytest.approx(-loss.item() * len(choice), rel=1e-4)
 
@@ -130,8 +130,8 @@ def test_rows_without_labels_are_none_to_ask(run: Run) -> None:
         run("hellaswag", unlabelled)
 
 
-def test_a_question_that_does_not_fit_is_refused(run: Run, make_candidate: MakeCandidate) -> None:
+def test_a_question_that_does_not_fit_is_refused(run: Run, make_examinee: MakeExaminee) -> None:
     rows = piqa_rows(3)
     rows[1]["sol2"] = "word " * 100
     with pytest.raises(DataError, match=r"question 2 of evaluation.benchmarks.piqa takes \d+ tokens.* is 200; items"):
-        run("piqa", rows, make_candidate(max_length_tokens=200))
+        run("piqa", rows, make_examinee(max_length_tokens=200))

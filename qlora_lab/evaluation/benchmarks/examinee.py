@@ -10,13 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlora_lab.config.schema import CAUSAL, RunConfig
 from qlora_lab.data.prompts import data_ids, markup_ids, own_surroundings
 from qlora_lab.errors import DataError
-from qlora_lab.evaluation.benchmarks.likelihood import Advance, Pair, log_likelihoods
+from qlora_lab.evaluation.benchmarks.likelihood import Pair, log_likelihoods
+from qlora_lab.evaluation.progress import Advance
 from qlora_lab.models.tasks import task_of
 from qlora_lab.wheels import default_cache_dir
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Examinee:
     """A model with what it needs to be scored.
 
     Attributes:
@@ -38,7 +39,7 @@ class Candidate:
     data_dir: Path
 
     @classmethod
-    def of_run(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> "Candidate":
+    def of_run(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> "Examinee":
         """Take what a run's configuration says."""
         return cls(
             model,
@@ -90,10 +91,10 @@ class Texts:
     causal: bool
 
     @classmethod
-    def of(cls, candidate: Candidate) -> "Texts":
-        tokenizer = candidate.tokenizer
+    def of(cls, examinee: Examinee) -> "Texts":
+        tokenizer = examinee.tokenizer
         before, after = (markup_ids(text, tokenizer) for text in own_surroundings(tokenizer))
-        causal = task_of(candidate.model) == CAUSAL
+        causal = task_of(examinee.model) == CAUSAL
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         return cls(tokenizer, before, () if causal else after, start, causal)
 
@@ -107,6 +108,9 @@ class Texts:
         A causal model gets both as one text, split where the context's tokens end; white space at the end of a context
         goes with the continuation. An encoder-decoder gets them apart. An empty context is the start token. So does
         lm-evaluation-harness (Gao et al. 2024).
+
+        Raises:
+            DataError: a continuation adds no token.
         """
         if not self.causal:
             read, written = (data_ids(side, self.tokenizer) for side in zip(*texts, strict=True))
@@ -116,20 +120,27 @@ class Texts:
             ]
         contexts = self.ids([context.rstrip() for context, _ in texts])
         wholes = self.ids([context + continuation for context, continuation in texts])
-        return [
+        found = [
             Pair(context, whole[len(context) :]) if text.strip() else Pair([self.start_id], whole[len(self.before) :])
             for (text, _), context, whole in zip(texts, contexts, wholes, strict=True)
         ]
+        for pair, (_, continuation) in zip(found, texts, strict=True):
+            if not pair.continuation_ids:
+                raise DataError(
+                    f"'{continuation[:80]}' has no token of its own after its context, so there is nothing to score; "
+                    "leave its question out"
+                )
+        return found
 
 
-def check_fits(pair_tokens: int, candidate: Candidate, what: str) -> None:
+def check_fits(pair_tokens: int, examinee: Examinee, what: str) -> None:
     """Refuse an item that the model cannot read whole; cutting it would score another one.
 
     Raises:
         DataError: it is longer than the model's context.
     """
-    if pair_tokens > candidate.max_length_tokens:
+    if pair_tokens > examinee.max_length_tokens:
         raise DataError(
-            f"{what} takes {pair_tokens:,} tokens, and model.max_length_tokens is {candidate.max_length_tokens:,}; "
+            f"{what} takes {pair_tokens:,} tokens, and model.max_length_tokens is {examinee.max_length_tokens:,}; "
             "items are never cut: raise it where the model has more positions, or leave the item out"
         )
