@@ -22,6 +22,7 @@ from qlora_lab.config.schema.data import (
     MixPartConfig,
     SourceConfig,
 )
+from qlora_lab.config.schema.evaluate import BASE, TRAINED, EvaluateConfig
 from qlora_lab.config.schema.evaluation import HELD_OUT, EvaluationConfig, EvaluationSetConfig
 from qlora_lab.config.schema.model import (
     BYTE_LEVEL,
@@ -60,6 +61,7 @@ from qlora_lab.config.schema.training import (
 
 __all__ = [
     "AUTO",
+    "BASE",
     "BYTE_LEVEL",
     "CAUSAL",
     "CLASSIFICATION",
@@ -78,9 +80,11 @@ __all__ = [
     "SEQ2SEQ",
     "SWEEP_ACTIONS",
     "TASKS",
+    "TRAINED",
     "AdapterConfig",
     "ArchitectureConfig",
     "DataConfig",
+    "EvaluateConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
     "FilterConfig",
