@@ -15,6 +15,7 @@ from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.evaluation.candidates import Base, Candidate, trained
 from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
+from qlora_lab.models.attention import use_fast_attention
 from qlora_lab.models.load import load_model, load_tokenizer
 from qlora_lab.models.precision import computing_in
 from qlora_lab.models.special_tokens import fit_vocabulary
@@ -93,6 +94,7 @@ def open_model(
         # Every weight was trained, in float32. The folder has no tokenizer, and new tokens have their rows already.
         whole = replace(base.model, source="folder", path=str(run.adapter), architecture=None, content_sha256=None)
         model = load(whole, base.quant, compute_dtype=torch.float32)
+        use_fast_attention(model, DTYPES[base.compute_dtype])
     else:
         adapted = partial(
             load, base.model, base.quant, compute_dtype=DTYPES[base.compute_dtype], cache_bases=cache_bases
