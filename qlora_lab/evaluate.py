@@ -22,6 +22,7 @@ from qlora_lab.runs.find import check_finished, find_run
 from qlora_lab.runs.folder import FINISHED, RunFolder, now
 from qlora_lab.runs.heap import restart_with_heap_settings
 from qlora_lab.sweep.status import find_study
+from qlora_lab.wheels import default_cache_dir
 
 if TYPE_CHECKING:  # torch: only once there is something to evaluate
     from qlora_lab.evaluation.tasks import Task
@@ -33,7 +34,7 @@ def evaluate(node: DictConfig) -> None:
     candidates = candidates_of(config)
     from qlora_lab.evaluation.tasks import tasks_of
 
-    tasks = tasks_of(config.evaluation)
+    tasks = tasks_of(config.evaluation, data_dir=Path(config.paths.data_dir), cache_dir=cache_dir_of(config))
     if not tasks:
         raise ConfigError(
             "this evaluation has neither benchmarks nor prompts; choose one that has, such as evaluation=vicuna"
@@ -160,12 +161,17 @@ def evaluate_one(candidate: Candidate, tasks: Sequence["Task"], config: Evaluate
             with folder.lock():
                 if not folder.is_finished():  # by the process that had it
                     if opened is None:
-                        cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else None
                         opened = open_model(
-                            candidate, cache_dir=cache_dir, cache_bases=config.paths.cache_bases, bases=bases
+                            candidate,
+                            cache_dir=cache_dir_of(config),
+                            cache_bases=config.paths.cache_bases,
+                            bases=bases,
                         )
                     execute(candidate, task, folder, opened)
-        outcomes.append(Outcome(candidate.name, task.name, folder, folder.result()))
+        result = folder.result()
+        if result["system"] != candidate.name:
+            print(f"{folder.path} is finished, and signed '{result['system']}'", flush=True)
+        outcomes.append(Outcome(result["system"], task.name, folder, result))
     return outcomes
 
 
@@ -187,7 +193,13 @@ def execute(candidate: Candidate, task: "Task", folder: EvaluationFolder, opened
     )
     with opened.computing():
         metrics = task.execute(opened, folder)
-    folder.write_result({"metrics": metrics, "time_s": time.monotonic() - started, "ended_at": now()})
+    folder.write_result(
+        {"system": candidate.name, "metrics": metrics, "time_s": time.monotonic() - started, "ended_at": now()}
+    )
+
+
+def cache_dir_of(config: EvaluateConfig) -> Path:
+    return Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

@@ -9,12 +9,13 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from qlora_lab.config.load import explain_omegaconf, known_keys, unknown_key
-from qlora_lab.config.schema import EvaluationSetConfig, MixPartConfig, RunConfig
+from qlora_lab.config.schema import EvaluationSetConfig, MixPartConfig, PromptSetConfig, RunConfig
 from qlora_lab.errors import ConfigError, QloraLabError, nearest
 
 # OmegaConf cannot add to a mapping of typed values
 NO_MEMBER = {
     f"is not a subclass of {EvaluationSetConfig.__name__}": ("evaluation.sets", "a set"),
+    f"is not a subclass of {PromptSetConfig.__name__}": ("evaluation.prompts", "a set"),
     f"is not a subclass of {MixPartConfig.__name__}": ("data.mix", "a part"),
 }
 LAUNCHERS = "hydra.launcher."

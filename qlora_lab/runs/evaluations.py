@@ -9,6 +9,7 @@ repeated, one that was interrupted is gone on with.
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from qlora_lab.errors import RunFolderError
-from qlora_lab.runs.files import read_json, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
 from qlora_lab.runs.folder import POLL_S
 from qlora_lab.runs.lease import Claim, Lease
 
@@ -70,6 +71,41 @@ class EvaluationFolder:
     def write_items(self, records: list[dict[str, Any]]) -> None:
         """Write items.jsonl: one record for each item of a benchmark."""
         write_json_lines(self.path / "items.jsonl", records, self.lease)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Return the whole lines of answers.jsonl; half of one that a killed process left is cut off the file.
+
+        Raises:
+            RunFolderError: another line is damaged.
+        """
+        file = self.path / "answers.jsonl"
+        if not file.is_file():
+            return []
+        whole, _, torn = file.read_bytes().rpartition(b"\n")
+        records = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise RunFolderError(
+                    f"{file}, line {number} is damaged ({error}); remove the line, and its prompt is answered again"
+                ) from error
+        if torn:
+            self.write_answers(records)
+        return records
+
+    def append_answers(self, records: list[dict[str, Any]]) -> None:
+        """Add lines to answers.jsonl; they are on disk when this returns."""
+        assert self.lease is not None
+        self.lease.check()
+        with (self.path / "answers.jsonl").open("a", encoding="utf-8") as file:
+            file.write("".join(to_json(record) + "\n" for record in records))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_answers(self, records: list[dict[str, Any]]) -> None:
+        """Write all of answers.jsonl."""
+        write_json_lines(self.path / "answers.jsonl", records, self.lease)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which finishes the evaluation."""

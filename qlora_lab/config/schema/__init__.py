@@ -39,6 +39,7 @@ from qlora_lab.config.schema.model import (
     ModelConfig,
     QuantConfig,
 )
+from qlora_lab.config.schema.prompts import PROBES, QUESTIONS, PromptSetConfig
 from qlora_lab.config.schema.run import RunConfig
 from qlora_lab.config.schema.study import (
     SWEEP_ACTIONS,
@@ -74,8 +75,10 @@ __all__ = [
     "OPTIMIZERS",
     "OWN_PART",
     "PLACEMENTS",
+    "PROBES",
     "PROMPT_FORMATS",
     "QUANT_FORMATS",
+    "QUESTIONS",
     "SCHEDULES",
     "SEQ2SEQ",
     "SWEEP_ACTIONS",
@@ -93,6 +96,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PathsConfig",
+    "PromptSetConfig",
     "QuantConfig",
     "RunConfig",
     "SlurmConfig",

@@ -47,7 +47,7 @@ class SourceConfig:
                 getattr(self, key) is not None,
                 f"{place}.{key} is needed when {place}.kind is '{self.kind}'; got nothing",
             )
-        require_one_of(f"{place}.template", self.template, TEMPLATES)
+        require_one_of(f"{place}.template", self.template, self._templates())
         require(
             self.kind != "procedural" or self.template == "procedural",
             f"{place}.template must be procedural when {place}.kind is 'procedural'; got '{self.template}'",
@@ -63,6 +63,9 @@ class SourceConfig:
                 f"{place}.{'path' if self.kind == 'file' else 'member'} must end in one of {', '.join(FILE_KINDS)}, "
                 f"all but the last also with .gz; got '{file}'",
             )
+
+    def _templates(self) -> tuple[str, ...]:
+        return TEMPLATES
 
     def check_different_rows(self, key: str, rows: int) -> None:
         """Refuse more different rows than there are of a procedural source."""
