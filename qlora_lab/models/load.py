@@ -88,7 +88,7 @@ def load_model(
             elif cache_bases and quantization is not None and model.task != CLASSIFICATION:
                 base = cached_base(cache_dir, _content(model, location, config), config, quantization, device)
             loaded = _model_of(location, config, model.task, quantization, compute_dtype, device, base)
-    use_fast_attention(loaded)
+    use_fast_attention(loaded, compute_dtype)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
 

@@ -34,12 +34,15 @@ def locate_file(path: str, data_dir: Path, key: str = "data.source.path") -> Pat
     )
 
 
-def source_fingerprint(source: RowsConfig | ModelConfig, data_dir: Path) -> str | None:
+def source_fingerprint(
+    source: RowsConfig | ModelConfig, data_dir: Path, key: str = "data.source.path"
+) -> str | None:
     """Return the SHA-256 of what a data source or a model reads from local files, so that other content is a new run.
 
     Others have none: a wheel is pinned by its hash, and procedural rows and random weights are made from the
     configuration alone. What a hub id means is fixed only by a `revision` that is a commit; without one it is
-    the branch `main`, which can move under an unchanged run id (`config.resolve` warns of it).
+    the branch `main`, which can move under an unchanged run id (`config.resolve` warns of it). `key` is where the path
+    is configured, for errors.
 
     Raises:
         DataError: the data file is missing.
@@ -49,7 +52,7 @@ def source_fingerprint(source: RowsConfig | ModelConfig, data_dir: Path) -> str 
         return model_fingerprint(source)
     if source.kind != "file" or source.path is None:
         return None
-    return remembered_sha256(locate_file(source.path, data_dir))
+    return remembered_sha256(locate_file(source.path, data_dir, key))
 
 
 def model_fingerprint(model: ModelConfig) -> str | None:

@@ -17,7 +17,8 @@ ID_LENGTH = 12  # hex digits; a collision among a million runs has a chance of 2
 # Whole groups, and single keys, that change where and how a run happens but not what comes out.
 NOT_IDENTITY = ("paths", "tracking", "launcher", "study", "sweep")
 NOT_IDENTITY_KEYS = {
-    "trainer": ("threads", "micro_batch_size", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
+    "trainer": ("threads", "micro_batch_size", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"),
+    "evaluation": ("prompts",),  # answered later, by other commands
 }
 DESCRIPTIONS_OF_A_SOURCE = ("licence", "published_rows")
 GROUPS = [field.name for field in fields(RunConfig) if field.name not in NOT_IDENTITY]

@@ -24,6 +24,7 @@ from qlora_lab.config.schema.data import (
     RowsConfig,
     SourceConfig,
 )
+from qlora_lab.config.schema.evaluate import BASE, TRAINED, EvaluateConfig
 from qlora_lab.config.schema.evaluation import HELD_OUT, EvaluationConfig, EvaluationSetConfig
 from qlora_lab.config.schema.model import (
     BYTE_LEVEL,
@@ -40,6 +41,7 @@ from qlora_lab.config.schema.model import (
     ModelConfig,
     QuantConfig,
 )
+from qlora_lab.config.schema.prompts import PROBES, QUESTIONS, PromptSetConfig
 from qlora_lab.config.schema.run import RunConfig
 from qlora_lab.config.schema.study import (
     SWEEP_ACTIONS,
@@ -62,6 +64,7 @@ from qlora_lab.config.schema.training import (
 
 __all__ = [
     "AUTO",
+    "BASE",
     "BYTE_LEVEL",
     "CAUSAL",
     "CLASSIFICATION",
@@ -74,16 +77,20 @@ __all__ = [
     "OPTIMIZERS",
     "OWN_PART",
     "PLACEMENTS",
+    "PROBES",
     "PROMPT_FORMATS",
     "QUANT_FORMATS",
+    "QUESTIONS",
     "SCHEDULES",
     "SEQ2SEQ",
     "SWEEP_ACTIONS",
     "TASKS",
+    "TRAINED",
     "AdapterConfig",
     "ArchitectureConfig",
     "BenchmarkConfig",
     "DataConfig",
+    "EvaluateConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
     "FilterConfig",
@@ -92,6 +99,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PathsConfig",
+    "PromptSetConfig",
     "QuantConfig",
     "RowsConfig",
     "RunConfig",

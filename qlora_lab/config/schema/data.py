@@ -65,13 +65,16 @@ class SourceConfig(RowsConfig):
 
     def check(self, place: str, kinds: tuple[str, ...] = DATA_SOURCES) -> None:
         super().check(place, kinds)
-        require_one_of(f"{place}.template", self.template, TEMPLATES)
+        require_one_of(f"{place}.template", self.template, self._templates())
         require(
             self.kind != "procedural" or self.template == "procedural",
             f"{place}.template must be procedural when {place}.kind is 'procedural'; got '{self.template}'",
         )
         for family in self.families:
             require_one_of(f"{place}.families", family, PROCEDURAL_FAMILIES)
+
+    def _templates(self) -> tuple[str, ...]:
+        return TEMPLATES
 
     def check_different_rows(self, key: str, rows: int) -> None:
         """Refuse more different rows than there are of a procedural source."""

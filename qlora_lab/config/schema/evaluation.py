@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from qlora_lab.config.schema.benchmarks import BenchmarkConfig
 from qlora_lab.config.schema.checks import require, require_at_least, require_seed
 from qlora_lab.config.schema.data import SourceConfig
+from qlora_lab.config.schema.prompts import PromptSetConfig
 
 HELD_OUT = "held_out"  # the evaluation set's name where its rows come from the run's own source
 
@@ -23,6 +24,8 @@ class EvaluationConfig:
     # By name; empty: rows of the run's own data source, as the set `held_out`.
     sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # run at the end, by name
+    # Answered by python -m qlora_lab.evaluate, by name; a run that trains has none.
+    prompts: dict[str, PromptSetConfig] = field(default_factory=dict)
     # Limits of held-out rows, apart from those of training: arms that train on rows of other lengths are scored alike.
     max_source_tokens: int = 256
     max_target_tokens: int = 256
@@ -45,6 +48,12 @@ class EvaluationConfig:
                 name not in self.sets and name != HELD_OUT,
                 f"evaluation.benchmarks must not be named as a set is; got '{name}'; call it otherwise",
             )
+        for name, prompts in self.prompts.items():
+            require(
+                name.strip(". ") != "" and not set(name) & set("/\\"),
+                f"evaluation.prompts must have names of folders, without slashes; got '{name}'",
+            )
+            prompts.check(f"evaluation.prompts.{name}")
         require_seed("evaluation.seed", self.seed)
         require_at_least("evaluation.rows", self.rows, 1)
         require_at_least("evaluation.batch_tokens", self.batch_tokens, 1)

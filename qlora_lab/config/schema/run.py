@@ -31,6 +31,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         require_seed("seed", self.seed)
         self._check_task()
+        require(
+            not self.evaluation.prompts,
+            f"evaluation.prompts ({', '.join(self.evaluation.prompts)}) are answered by finished runs, with python -m "
+            "qlora_lab.evaluate run=ID evaluation=...; leave them out where a run is trained",
+        )
         if not self.evaluation.sets:
             self.data.source.check_different_rows("evaluation.rows", self.evaluation.rows)
         require(

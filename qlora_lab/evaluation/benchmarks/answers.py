@@ -11,9 +11,9 @@ from qlora_lab.errors import DataError
 from qlora_lab.evaluation.batches import budget_batches
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.items import read_items
+from qlora_lab.evaluation.benchmarks.likelihood import Advance
 from qlora_lab.evaluation.classify import classify
 from qlora_lab.evaluation.generate import Generation, generate
-from qlora_lab.evaluation.progress import Advance
 from qlora_lab.models.tasks import task_of
 
 

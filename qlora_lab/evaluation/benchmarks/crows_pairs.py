@@ -19,7 +19,7 @@ from qlora_lab.data.records import BrokenRowError, text_of
 from qlora_lab.errors import nearest
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts, check_fits
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
-from qlora_lab.evaluation.progress import Advance
+from qlora_lab.evaluation.benchmarks.likelihood import Advance
 
 BOOTSTRAPS = 10_000
 

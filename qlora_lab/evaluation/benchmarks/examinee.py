@@ -10,8 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlora_lab.config.schema import CAUSAL, RunConfig
 from qlora_lab.data.prompts import data_ids, markup_ids, own_surroundings
 from qlora_lab.errors import DataError
-from qlora_lab.evaluation.benchmarks.likelihood import Pair, log_likelihoods
-from qlora_lab.evaluation.progress import Advance
+from qlora_lab.evaluation.benchmarks.likelihood import Advance, Pair, log_likelihoods
 from qlora_lab.models.tasks import task_of
 from qlora_lab.wheels import default_cache_dir
 

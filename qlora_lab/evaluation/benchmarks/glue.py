@@ -18,7 +18,7 @@ from qlora_lab.errors import ConfigError
 from qlora_lab.evaluation.benchmarks.answers import read_rows, written_answers
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, spread
-from qlora_lab.evaluation.progress import Advance
+from qlora_lab.evaluation.benchmarks.likelihood import Advance
 from qlora_lab.models.tasks import class_names, task_of
 
 NO_SCORE = -1.0

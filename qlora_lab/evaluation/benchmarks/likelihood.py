@@ -1,7 +1,7 @@
 """How likely a model finds continuations: of one token each after a prompt, or of any length after contexts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,12 @@ from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import ModelError
 from qlora_lab.evaluation.batches import budget_batches
 from qlora_lab.evaluation.benchmarks.shared_prefix import shared_prefix
-from qlora_lab.evaluation.progress import Advance
 from qlora_lab.evaluation.target_loss import score_examples
 from qlora_lab.models.head_products import head_logits
 from qlora_lab.models.loss import output_head
 from qlora_lab.models.tasks import task_of
+
+Advance = Callable[[int], object]  # told how many more items are done
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from qlora_lab.data.prompts import data_ids
 from qlora_lab.errors import DataError, ModelError
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts, check_fits
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
-from qlora_lab.evaluation.benchmarks.likelihood import next_token_logits
+from qlora_lab.evaluation.benchmarks.likelihood import Advance, next_token_logits
 from qlora_lab.evaluation.benchmarks.mmlu_rows import LETTERS, Question, question_of
-from qlora_lab.evaluation.progress import Advance
 
 
 @dataclass(frozen=True)

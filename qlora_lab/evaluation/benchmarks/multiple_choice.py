@@ -16,7 +16,7 @@ from qlora_lab.data.glue import number_of
 from qlora_lab.data.records import BrokenRowError, kind_of, require_text, text_of
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts, check_fits
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
-from qlora_lab.evaluation.progress import Advance
+from qlora_lab.evaluation.benchmarks.likelihood import Advance
 
 Columns = Mapping[str, Any]
 UNLABELLED = ("", "-1")  # in splits whose labels are kept back

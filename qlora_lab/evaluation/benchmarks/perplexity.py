@@ -18,8 +18,7 @@ from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import ConfigError, DataError
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
-from qlora_lab.evaluation.benchmarks.likelihood import check_finite
-from qlora_lab.evaluation.progress import Advance
+from qlora_lab.evaluation.benchmarks.likelihood import Advance, check_finite
 from qlora_lab.evaluation.target_loss import score_examples
 
 LARGEST_EXPONENT = 700.0  # of e, in a 64-bit float

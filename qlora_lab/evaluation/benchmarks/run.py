@@ -4,8 +4,9 @@ BENCHMARKS names those that exist; a new one is a function there, and its metric
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from qlora_lab.evaluation.benchmarks import glue, multiple_choice
 from qlora_lab.evaluation.benchmarks.crows_pairs import crows_pairs
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores
+from qlora_lab.evaluation.benchmarks.likelihood import Advance
 from qlora_lab.evaluation.benchmarks.mmlu import mmlu
 from qlora_lab.evaluation.benchmarks.natural_instructions import natural_instructions
 from qlora_lab.evaluation.benchmarks.perplexity import perplexity
-from qlora_lab.evaluation.progress import Advance, item_progress
+from qlora_lab.evaluation.progress import progress_bar
 
 # From an examinee, a benchmark's configuration, where that stands, and what is told the number of items.
 Benchmark = Callable[[Examinee, BenchmarkConfig, str, Callable[[int], Advance]], BenchmarkScores]
@@ -65,11 +67,15 @@ def run_benchmarks(
         with weights_context(model):
             for name, config in benchmarks.items():
                 place = f"evaluation.benchmarks.{name}"
-                with item_progress(name) as progress:
-                    scores = BENCHMARKS[config.task](examinee, config, place, progress)
+                with ExitStack() as bars:
+                    scores = BENCHMARKS[config.task](examinee, config, place, partial(_bar, bars, name))
                 prefix = config.metric_prefix(name)
                 metrics.update({f"{prefix}/{metric}": value for metric, value in scores.metrics.items()})
                 items[name] = scores.items
     finally:
         model.train(was_training)
     return BenchmarkOutcome(metrics, items)
+
+
+def _bar(bars: ExitStack, name: str, items: int) -> Advance:
+    return bars.enter_context(progress_bar(items, what=name, unit="item")).update

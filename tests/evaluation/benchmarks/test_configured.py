@@ -101,7 +101,7 @@ def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], message
 
 
 def test_a_composed_configuration_is_refused_in_a_sentence() -> None:
-    with pytest.raises(Exception, match="cannot be asked of a model whose model.task is 'seq2seq'"):
+    with pytest.raises(Exception, match=r"cannot be asked of a model whose model.task is 'seq2seq'"):
         composed("evaluation=mmlu", "model=t5_small")
     with hydra_on_conf(), pytest.raises(Exception) as refused:  # Hydra's own, of several kinds
         compose("train", ["+evaluation.benchmarks.x.kind=file"])
