@@ -33,8 +33,8 @@ class BenchmarkConfig(RowsConfig):
     max_new_tokens: int = 128
     bootstrap_seed: int = 0  # crows_pairs: of the resampled pairs
 
-    def check(self, place: str, kinds: tuple[str, ...] = ("file", "hub", "wheel")) -> None:
-        super().check(place, kinds)
+    def check(self, place: str) -> None:
+        super().check(place)
         require_one_of(f"{place}.task", self.task, tuple(METRICS))
         for key, least in (
             ("rows", 1),

@@ -34,9 +34,9 @@ class RowsConfig:
         if self.kind == "hub" and self.path is not None:
             self.kind = "file"
 
-    def check(self, place: str, kinds: tuple[str, ...] = ("file", "hub", "wheel")) -> None:
+    def check(self, place: str) -> None:
         """Refuse what cannot be read; `place` is where the rows are configured, such as data.source."""
-        require_one_of(f"{place}.kind", self.kind, kinds)
+        require_one_of(f"{place}.kind", self.kind, self._kinds())
         needs = {"file": ("path",), "hub": ("hub_id",), "wheel": ("wheel", "member"), "procedural": ()}
         for key in needs[self.kind]:
             require(
@@ -53,6 +53,9 @@ class RowsConfig:
                 f"all but the last also with .gz; got '{file}'",
             )
 
+    def _kinds(self) -> tuple[str, ...]:
+        return tuple(kind for kind in DATA_SOURCES if kind != "procedural")
+
 
 @dataclass
 class SourceConfig(RowsConfig):
@@ -63,8 +66,8 @@ class SourceConfig(RowsConfig):
     licence: str | None = None  # this and the next describe the set and change no run
     published_rows: int | None = None  # training rows that the study, or else the publisher, counts
 
-    def check(self, place: str, kinds: tuple[str, ...] = DATA_SOURCES) -> None:
-        super().check(place, kinds)
+    def check(self, place: str) -> None:
+        super().check(place)
         require_one_of(f"{place}.template", self.template, self._templates())
         require(
             self.kind != "procedural" or self.template == "procedural",
@@ -72,6 +75,9 @@ class SourceConfig(RowsConfig):
         )
         for family in self.families:
             require_one_of(f"{place}.families", family, PROCEDURAL_FAMILIES)
+
+    def _kinds(self) -> tuple[str, ...]:
+        return DATA_SOURCES
 
     def _templates(self) -> tuple[str, ...]:
         return TEMPLATES
