@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose
 
+from qlora_lab.config.schema import EvaluateConfig
 from qlora_lab.errors import DataError
 from qlora_lab.evaluate import evaluate
 from tests.evaluation.benchmarks.choice_rows import piqa_rows
@@ -18,7 +19,7 @@ def test_a_model_gets_a_folder_of_items_once(tmp_path: Path, capsys: pytest.Capt
         """Evaluate, and return what was shown meanwhile."""
         paths = [f"paths.{name}={tmp_path}" for name in ("runs_dir", "data_dir", "cache_dir")]
         chosen = ["run=base", "model=tiny_random", "quant=none", "device=cpu", "threads=1", "evaluation=piqa"]
-        with hydra_on_conf():
+        with hydra_on_conf(evaluate_schema=EvaluateConfig):
             evaluate(compose("evaluate", [*chosen, *paths, f"evaluation.benchmarks.piqa.path={path}"]))
         return capsys.readouterr().err
 
