@@ -19,6 +19,7 @@ from qlora_lab.models.head_products import head_logits
 from qlora_lab.models.loss import output_head
 from qlora_lab.models.tasks import task_of
 
+MOST_PADDING = 128  # tokens in a batch: about as many cost what one more batch costs
 Advance = Callable[[int], object]  # told how many more items are done
 
 
@@ -69,7 +70,7 @@ def next_token_logits(
     weight, bias = head.weight[chosen], None if head.bias is None else head.bias[chosen]
     prefix = shared_prefix(model, prefix_ids, device) if prefix_ids else None
     found = torch.empty((len(prompts), len(choice_ids)))
-    for batch in budget_batches([len(prompt) for prompt in prompts], batch_tokens):
+    for batch in budget_batches([len(prompt) for prompt in prompts], batch_tokens, MOST_PADDING):
         inputs = pad_right([prompts[row] for row in batch], pad_id)
         mask = functional.pad(inputs["attention_mask"], (len(prefix_ids), 0), value=1)
         states = model.get_decoder()(
