@@ -17,7 +17,7 @@ from qlora_lab.evaluation.run_model import RunModel
 from qlora_lab.evaluation.sampling import Sampling, prompt_seed
 from qlora_lab.models.tasks import task_of
 from qlora_lab.ratings.answers import Answer, answer_line
-from qlora_lab.runs.evaluations import EvaluationFolder
+from qlora_lab.runs.evaluations import EvaluationFolder, settings_hash
 
 Line = dict[str, Any]
 # What decides the answers, besides the prompts and the model.
@@ -38,8 +38,8 @@ class PromptTask:
         values = {key: getattr(self.config, key) for key in SETTINGS}
         if self.config.temperature == 0:
             del values["top_p"], values["seed"]  # nothing is drawn
-        rules = {probe.name: [probe.has, probe.has_all, probe.lacks] for probe in PROBE_SET}
-        values |= {"rules": rules} if self.config.kind == PROBES else {}
+        if self.config.kind == PROBES:
+            values["rules"] = settings_hash({probe.name: [probe.has, probe.lacks] for probe in PROBE_SET})
         return {"kind": "prompts", "prompts": len(self.prompts), "content": prompts_digest(self.prompts), **values}
 
     def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, float]:

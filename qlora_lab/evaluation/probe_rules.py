@@ -12,8 +12,8 @@ WORD = re.compile(r"\d+\.\d+|[\w']+")
 class Probe:
     """A prompt with a rule.
 
-    An answer is right that has at least one of the words of `has` (or all of those of `has_all`) and none of `lacks`.
-    Case and what stands between words do not count, nor do commas inside numbers; a word is found as a whole word.
+    An answer is right that has at least one of the words of `has`, where there are any, and none of `lacks`. Case and
+    what stands between words do not count, nor do commas inside numbers; a word is found as a whole word.
 
     Attributes:
         name: its id.
@@ -24,7 +24,6 @@ class Probe:
     category: str
     prompt: str
     has: tuple[str, ...] = ()
-    has_all: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     system: str = ""
 
@@ -35,13 +34,10 @@ class Probe:
     def is_right(self, answer: str) -> bool:
         """Say whether an answer keeps the rule; one that is empty never does."""
         words = _words(answer)
-        found = {word for word in (*self.has, *self.has_all, *self.lacks) if f" {_words(word).strip()} " in words}
-        return (
-            words.strip() != ""
-            and (not self.has or any(word in found for word in self.has))
-            and all(word in found for word in self.has_all)
-            and not any(word in found for word in self.lacks)
-        )
+        if not words.strip():
+            return False
+        has = not self.has or any(_words(word) in words for word in self.has)
+        return has and not any(_words(word) in words for word in self.lacks)
 
 
 def _words(text: str) -> str:

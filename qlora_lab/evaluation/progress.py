@@ -30,9 +30,13 @@ class _Bar(tqdm):
         if file.isatty():
             return tqdm.status_printer(file)
 
+        shown = ""
+
         def show(line: str) -> None:
-            if line:
+            nonlocal shown
+            if line not in ("", shown):  # tqdm clears lines, and shows the last one twice
                 file.write(f"{line}\n")
                 file.flush()
+                shown = line
 
         return show

@@ -122,8 +122,8 @@ def turn_ends(prompt_format: str, tokenizer: PreTrainedTokenizerBase, texts: Seq
     """
     markup = find_prompt_format(prompt_format, tokenizer).markup((USER, ASSISTANT, USER))
     control = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    control |= {number for number in tokenizer.all_special_ids if number is not None}
-    ends = [token for token in markup_ids(markup[2], tokenizer) if token in control]
+    control |= set(tokenizer.all_special_ids)
+    ends = [token for token in markup_ids(markup[2], tokenizer) if token in control - {tokenizer.unk_token_id}]
     if ends:
         return Stops((ends[0],), tuple(texts))
     opening = markup[2].lstrip("\n")
