@@ -23,6 +23,8 @@ from qlora_lab.config.schema import RunConfig
 from qlora_lab.data.batching import plan_steps
 from qlora_lab.data.prepare import PreparedData, data_of_run
 from qlora_lab.errors import ConfigError, LeaseLostError, TrainingError
+from qlora_lab.evaluation.benchmarks.examinee import Examinee
+from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, run_benchmarks
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
 from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
@@ -217,12 +219,15 @@ def _execute(
     evaluation_started = time.monotonic()
     outcome = _evaluate(bench, config)
     folder.write_evaluation(outcome.rows, outcome.generations)
-    record(trained.steps, outcome.metrics)
+    benchmarks = _benchmarks(bench, config)
+    folder.write_benchmarks(benchmarks.items)
+    metrics = {**outcome.metrics, **benchmarks.metrics}
+    record(trained.steps, metrics)
     memory.end_section()
     trainable, total = count_parameters(bench.model)
     return {
         "metrics": {
-            **outcome.metrics,
+            **metrics,
             **_training_metrics(trained),
             **bench.plan_metrics(),
             **({f"train/{name}": peak for name, peak in training_peaks.items()} if trained.trained_now else {}),
@@ -330,6 +335,12 @@ def _evaluate(bench: Workbench, config: RunConfig) -> EvaluationOutcome:
             f"{bad[0]}; try trainer.compute_dtype=float32, or a lower optim.learning_rate"
         )
     return outcome
+
+
+def _benchmarks(bench: Workbench, config: RunConfig) -> BenchmarkOutcome:
+    examinee = Examinee.of_run(bench.model, bench.tokenizer, config)
+    with computing_in(bench.model, DTYPES[config.trainer.compute_dtype]):
+        return run_benchmarks(examinee, config.evaluation.benchmarks, weights_context=cached_if_small)
 
 
 def _training_metrics(trained: FitResult) -> dict[str, float]:

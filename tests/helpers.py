@@ -17,11 +17,13 @@ TINY = ["model=tiny_random", "trainer.max_steps=3", "evaluation.rows=16", "track
 
 
 @contextmanager
-def hydra_on_conf() -> Iterator[None]:
+def hydra_on_conf(**schemas: type) -> Iterator[None]:
+    """Compose from conf/; `schemas` are those of other commands than train and sweep, by the names in their files."""
     if str(PLUGINS) not in sys.path:
         sys.path.append(str(PLUGINS))
     GlobalHydra.instance().clear()
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    for name, node in {"run_schema": RunConfig, **schemas}.items():
+        ConfigStore.instance().store(name=name, node=node)
     with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         yield
 

@@ -27,9 +27,9 @@ LIGHT = [
     "judge",
 ]
 HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation"]
-SHARED = {"errors", "hashing", "config", "wheels", "runs"}  # what the heavy chain may use of the light one
+SHARED = {"errors", "hashing", "config", "wheels", "runs", "ratings"}  # what the heavy chain may use of the light one
 COMMAND_LINES = {"__main__.py"}
-TOP = {"run.py", "doctor.py", "plugins", "__init__.py"}  # may import anything, or nothing
+TOP = {"run.py", "evaluate.py", "doctor.py", "plugins", "__init__.py"}  # may import anything, or nothing
 
 
 def imported(file: Path) -> set[str]:

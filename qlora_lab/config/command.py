@@ -31,8 +31,17 @@ def shipped(name: str) -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / name
 
 
-def command(config_name: str, task: Callable[[DictConfig], object]) -> None:
+def command(
+    config_name: str,
+    task: Callable[[DictConfig], object],
+    *,
+    schema: type = RunConfig,
+    schema_name: str = "run_schema",
+) -> None:
     """Compose `config_name` of conf/ from the command line, call `task`, and exit with a true status.
+
+    Args:
+        schema: of the whole configuration, which that file names first, as `schema_name`.
 
     Exit status: 0 done, 1 failed runs (raised by `task` as SystemExit), 2 bad input, 130 Ctrl-C, 143 SIGTERM.
     """
@@ -42,7 +51,7 @@ def command(config_name: str, task: Callable[[DictConfig], object]) -> None:
     # Jobs of stock launchers unpickle what Hydra knows of them.
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*paths, str(PLUGINS)]))
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    ConfigStore.instance().store(name=schema_name, node=schema)
     refused: list[QloraLabError] = []
 
     def guarded(node: DictConfig) -> object:
@@ -62,7 +71,7 @@ def command(config_name: str, task: Callable[[DictConfig], object]) -> None:
     except (HydraException, OmegaConfBaseException, QloraLabError, yaml.YAMLError, OSError, ValueError) as error:
         if show_trace or (isinstance(error, ValueError) and not _raised_by_hydra(error)):
             raise
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {explain(error, schema)}", file=sys.stderr)
         sys.exit(REFUSED)
     except KeyboardInterrupt:
         print(GOES_ON, file=sys.stderr)

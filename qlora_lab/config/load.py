@@ -5,7 +5,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,44 +22,55 @@ TYPE_WORDS = {
     dict: "a mapping such as {key: value}",
     types.NoneType: "null",
 }
+Config = TypeVar("Config")
 PLAIN_TYPES = {"str": "text", "int": "a number", "float": "a number", "bool": "true or false", "NoneType": "null"}
 
 
 def from_plain(values: dict[str, Any]) -> RunConfig:
-    """Build a RunConfig from nested dicts.
+    """Build a RunConfig from nested dicts, as `typed` does."""
+    return typed(values, RunConfig)
+
+
+def typed(values: dict[str, Any], schema: type[Config]) -> Config:
+    """Build the configuration of a command from nested dicts.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a value out of range, or values that do not go together.
     """
-    check_keys(values)
+    check_keys(values, schema)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(explain_omegaconf(error)) from error
-    assert isinstance(config, RunConfig)
+        raise ConfigError(explain_omegaconf(error, schema)) from error
+    assert isinstance(config, schema)
     return config
 
 
-def check_keys(values: dict[str, Any]) -> None:
+def check_keys(values: dict[str, Any], schema: type = RunConfig) -> None:
     """Refuse keys that the schema does not have.
 
     Raises:
         ConfigError: with the first of them, and the nearest valid one.
     """
-    for key in _unknown_keys(values, RunConfig, ""):
-        raise ConfigError(unknown_key(key))
+    for key in _unknown_keys(values, schema, ""):
+        raise ConfigError(unknown_key(key, known_keys(schema)))
 
 
 def from_hydra(node: DictConfig) -> RunConfig:
     """Build a RunConfig from what Hydra composed, leaving Hydra's own node out."""
+    return typed_from_hydra(node, RunConfig)
+
+
+def typed_from_hydra(node: DictConfig, schema: type[Config]) -> Config:
+    """Build the configuration of a command from what Hydra composed, leaving Hydra's own node out."""
     own = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
     try:
         plain = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(explain_omegaconf(error)) from error
+        raise ConfigError(explain_omegaconf(error, schema)) from error
     assert isinstance(plain, dict)
-    return from_plain({str(key): value for key, value in plain.items()})
+    return typed({str(key): value for key, value in plain.items()}, schema)
 
 
 def unknown_key(key: str, known: list[str] | None = None) -> str:
@@ -141,11 +152,11 @@ WRONG_TYPE = (
 )
 
 
-def explain_omegaconf(error: OmegaConfBaseException) -> str:
+def explain_omegaconf(error: OmegaConfBaseException, schema: type = RunConfig) -> str:
     """Say in one sentence what OmegaConf refused."""
     key = error.full_key or "the configuration"
     first_line = (error.msg or str(error)).splitlines()[0]
-    hint = _hint_of(str(key))
+    hint = _hint_of(str(key), schema)
     if hint is not None and any(words in first_line for words in WRONG_TYPE):
         return f"{key} must be {_words(hint)}; got {_given(first_line)}"
     if hint is not None and "is not Optional" in first_line:
@@ -164,8 +175,7 @@ def _given(message: str) -> str:
     return PLAIN_TYPES.get(assigned[1], assigned[1]) if assigned is not None else "something else"
 
 
-def _hint_of(key: str) -> Any:
-    schema: Any = RunConfig
+def _hint_of(key: str, schema: Any) -> Any:
     for name in key.split("."):
         if _named_dataclass_of(schema) is not None:
             schema = hint = _named_dataclass_of(schema)

@@ -9,20 +9,26 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from qlora_lab.config.load import explain_omegaconf, known_keys, unknown_key
-from qlora_lab.config.schema import EvaluationSetConfig, MixPartConfig
+from qlora_lab.config.schema import BenchmarkConfig, EvaluationSetConfig, MixPartConfig, PromptSetConfig, RunConfig
 from qlora_lab.errors import ConfigError, QloraLabError, nearest
 
 # OmegaConf cannot add to a mapping of typed values
 NO_MEMBER = {
     f"is not a subclass of {EvaluationSetConfig.__name__}": ("evaluation.sets", "a set"),
+    f"is not a subclass of {BenchmarkConfig.__name__}": ("evaluation.benchmarks", "a benchmark"),
+    f"is not a subclass of {PromptSetConfig.__name__}": ("evaluation.prompts", "a set"),
     f"is not a subclass of {MixPartConfig.__name__}": ("data.mix", "a part"),
 }
 LAUNCHERS = "hydra.launcher."
 OVERRIDE_HELP = "write key=value, and quote values with special characters"
 
 
-def explain(error: BaseException) -> str:
-    """Say in one sentence what was refused and what is allowed."""
+def explain(error: BaseException, schema: type = RunConfig) -> str:
+    """Say in one sentence what was refused and what is allowed.
+
+    Args:
+        schema: of the command's configuration.
+    """
     if isinstance(error, QloraLabError):
         return str(error)
     if isinstance(error, MissingConfigException):
@@ -37,14 +43,14 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, ConfigError):
             return str(cause)
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
-            return _unknown(str(cause.full_key), error)
+            return _unknown(str(cause.full_key), error, schema)
         if isinstance(cause, OmegaConfBaseException):
             for words, (mapping, member) in NO_MEMBER.items():
                 if words in str(cause.msg):
                     return f"{mapping} takes {member} as a whole; write '+{mapping}={{{cause.key}:{{kind:...}}}}'"
         if isinstance(cause, OmegaConfBaseException):
-            return explain_omegaconf(cause)
-    return _hydra_sentence(str(error))
+            return explain_omegaconf(cause, schema)
+    return _hydra_sentence(str(error), schema)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -68,7 +74,7 @@ def _broken_yaml(error: yaml.MarkedYAMLError) -> str:
     return f"{place}: this is no YAML ({error.problem or error.context}); compare it with a file that works"
 
 
-def _unknown(key: str, error: BaseException) -> str:
+def _unknown(key: str, error: BaseException, schema: type) -> str:
     """Word the refusal of a key, with the file it stands in where Hydra says that."""
     found = re.match(r"In '([^']+)'", str(error))
     if key == "experiment":
@@ -78,7 +84,7 @@ def _unknown(key: str, error: BaseException) -> str:
             f"{key} does not belong in a study's file ({found[1]}), which any launcher executes; give it on the "
             "command line, with the launcher that has it"
         )
-    known = _hydra_keys() if key.partition(".")[0] == "hydra" else known_keys()
+    known = _hydra_keys() if key.partition(".")[0] == "hydra" else known_keys(schema)
     return unknown_key(key, known) + (f" (in {found[1]})" if found else "")
 
 
@@ -94,7 +100,7 @@ def _experiment(file: str | None, message: str) -> str:
     return f"experiment adds a study to the defaults; write it with +: +experiment={given[1] if given else 'NAME'}"
 
 
-def _hydra_sentence(message: str) -> str:
+def _hydra_sentence(message: str, schema: type = RunConfig) -> str:
     """Shorten Hydra's message; a mistyped key or group gets its nearest name."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     first = lines[0] if lines else "the configuration could not be composed"
@@ -107,8 +113,8 @@ def _hydra_sentence(message: str) -> str:
         key = quoted[0].lstrip("+~")
         if key == "experiment":
             return _experiment(None, message)
-        if key not in known_keys():
-            return unknown_key(key)
+        if key not in known_keys(schema):
+            return unknown_key(key, known_keys(schema))
     if first.startswith("Ambiguous value for argument"):
         return (
             f"{quoted[0]} holds several values, and this command executes one run; "

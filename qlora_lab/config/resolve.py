@@ -12,14 +12,23 @@ from functools import cache
 from typing import TypeVar
 
 from qlora_lab.config.hardware import Hardware, product_dtype
-from qlora_lab.config.schema import AUTO, EvaluationSetConfig, MixPartConfig, ModelConfig, RunConfig, SourceConfig
+from qlora_lab.config.schema import (
+    AUTO,
+    BenchmarkConfig,
+    EvaluationSetConfig,
+    MixPartConfig,
+    ModelConfig,
+    RowsConfig,
+    RunConfig,
+    SourceConfig,
+)
 
 # Tokens of a micro-batch that fit beside a small model on a laptop; a measured memory plan may raise it.
 MICRO_BATCH_TOKENS = 4096
 PROMPT_TOKENS = 16  # what a prompt format adds to a row
 
-Source = TypeVar("Source", SourceConfig, EvaluationSetConfig, MixPartConfig, ModelConfig)
-Fingerprint = Callable[[SourceConfig | ModelConfig], str | None]
+Source = TypeVar("Source", RowsConfig, SourceConfig, EvaluationSetConfig, MixPartConfig, BenchmarkConfig, ModelConfig)
+Fingerprint = Callable[[RowsConfig | ModelConfig], str | None]
 
 
 def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> RunConfig:
@@ -33,7 +42,9 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
     device = _device(config, hardware)
     dtype = _compute_dtype(config, hardware, device)
     data, sets = config.data, config.evaluation.sets
-    sources: list[SourceConfig | ModelConfig] = [config.model, data.source, *data.mix.values(), *sets.values()]
+    benchmarks = config.evaluation.benchmarks
+    sources: list[RowsConfig | ModelConfig] = [config.model, data.source, *data.mix.values(), *sets.values()]
+    sources += [rows for benchmark in benchmarks.values() for rows in benchmark.sources()]
     for source in sources:
         read_from = source.source if isinstance(source, ModelConfig) else source.kind
         if read_from == "hub" and source.hub_id is not None and source.revision is None:
@@ -53,7 +64,9 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
             mix={name: _with_fingerprint(part, fingerprint) for name, part in data.mix.items()},
         ),
         evaluation=replace(
-            config.evaluation, sets={name: _with_fingerprint(s, fingerprint) for name, s in sets.items()}
+            config.evaluation,
+            sets={name: _with_fingerprint(s, fingerprint) for name, s in sets.items()},
+            benchmarks={name: benchmark_with_fingerprints(b, fingerprint) for name, b in benchmarks.items()},
         ),
     )
 
@@ -81,6 +94,14 @@ def _micro_batch_size(config: RunConfig) -> int:
 
 def _with_fingerprint(source: Source, fingerprint: Fingerprint) -> Source:
     return replace(source, content_sha256=source.content_sha256 or fingerprint(source))
+
+
+def benchmark_with_fingerprints(benchmark: BenchmarkConfig, fingerprint: Fingerprint) -> BenchmarkConfig:
+    """Return a benchmark with the hashes of its local files, that of the worked examples too."""
+    examples = benchmark.examples
+    if examples is not None:
+        benchmark = replace(benchmark, examples=_with_fingerprint(examples, fingerprint))
+    return _with_fingerprint(benchmark, fingerprint)
 
 
 @cache  # once for all runs of a plan

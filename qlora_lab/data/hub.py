@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from qlora_lab.config.schema import SourceConfig
+from qlora_lab.config.schema import RowsConfig
 from qlora_lab.data.records import Record
 from qlora_lab.errors import DataError
 
@@ -11,11 +11,12 @@ COMMIT = re.compile(r"^hf://datasets/.+@([0-9a-f]{40})/")  # in the address of a
 SCRIPT_MESSAGE = "Dataset scripts are no longer supported"
 
 
-def read_hub(source: SourceConfig, revisions: dict[str, str]) -> Iterator[Record]:
+def read_hub(source: RowsConfig, revisions: dict[str, str], place: str = "data.source") -> Iterator[Record]:
     """Yield the rows of one split of a hub data set.
 
     `split` may hold a slice, such as `train[:50000]`; `hub_files`, where given, names the files of the
-    repository to load, such as `unified_chip2.jsonl` or `*_zsopt_data/part.0.parquet`.
+    repository to load, such as `unified_chip2.jsonl` or `*_zsopt_data/part.0.parquet`. `place` is where the source is
+    configured, for errors.
 
     Args:
         revisions: gets the commit that was read, by the hub id.
@@ -35,26 +36,26 @@ def read_hub(source: SourceConfig, revisions: dict[str, str]) -> Iterator[Record
             data_files=source.hub_files,
         )
     except (RuntimeError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(hub_failure(source, error)) from error
+        raise DataError(hub_failure(source, error, place)) from error
     found = (COMMIT.match(address) for address in rows.info.download_checksums or {})
     revisions.update({str(source.hub_id): match[1] for match in found if match is not None})
     for number, columns in enumerate(rows, start=1):
         yield Record(f"row {number}", columns)
 
 
-def hub_failure(source: SourceConfig, error: Exception) -> str:
+def hub_failure(source: RowsConfig, error: Exception, place: str) -> str:
     """Say in one sentence why a hub data set did not load and what to do.
 
     `datasets` raises one kind of error for what is missing, gated or at another revision, so its words tell.
     """
     reason = " ".join(str(error.__cause__ or error).split())
     words = str(error)
-    name = f"data.source.hub_id '{source.hub_id}'"
-    local = "give a local copy of its rows with data.source.path=FILE"
+    name = f"{place}.hub_id '{source.hub_id}'"
+    local = f"give a local copy of its rows with {place}.path=FILE"
     if SCRIPT_MESSAGE in words:
         return (
             f"{name} needs a Python loading script, which `datasets` no longer runs; try "
-            f"data.source.revision=refs/convert/parquet, or {local}"
+            f"{place}.revision=refs/convert/parquet, or {local}"
         )
     if "is a gated dataset" in words:
         return (
@@ -62,7 +63,7 @@ def hub_failure(source: SourceConfig, error: Exception) -> str:
             f"HF_TOKEN to a token of that account (or `hf auth login`), or {local}"
         )
     if words.startswith("Revision "):
-        return f"{name} has no data.source.revision '{source.revision}' on the hub; set one of its commits, or {local}"
+        return f"{name} has no {place}.revision '{source.revision}' on the hub; set one of its commits, or {local}"
     if "doesn't exist on the Hub or cannot be accessed" in words:
         return (
             f"{name} was not found on the hub, or is private; check the id, set HF_TOKEN to a token that may see it, "
@@ -78,4 +79,4 @@ def hub_failure(source: SourceConfig, error: Exception) -> str:
         for key in ("hub_config", "hub_files", "split", "revision")
         if (given := getattr(source, key)) is not None
     )
-    return f"{name} did not load with {asked} ({reason}); check these keys of data.source, or {local}"
+    return f"{name} did not load with {asked} ({reason}); check these keys of {place}, or {local}"

@@ -6,6 +6,7 @@ A reader yields what it can read and puts every other row, by line, into a `Brok
 import codecs
 import csv
 import gzip
+import io
 import json
 import zipfile
 import zlib
@@ -99,7 +100,7 @@ def read_json_lines(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
 
 
 def read_json_array(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
-    """One JSON array of objects."""
+    """One JSON array of objects, or one object a line."""
     content = stream.read()
     try:
         value = json.loads(content.decode("utf-8-sig"))
@@ -107,9 +108,11 @@ def read_json_array(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{broken.origin} is not UTF-8 text at line {line} ({error.reason})") from error
     except json.JSONDecodeError as error:
-        hint = "; is it one object a line? then name it .jsonl" if error.msg == "Extra data" else ""
+        if error.msg == "Extra data":  # as the MMLU files of the QLoRA study are
+            yield from read_json_lines(io.BytesIO(content), broken)
+            return
         raise DataError(
-            f"{broken.origin} is invalid JSON at line {error.lineno}, column {error.colno} ({error.msg}){hint}"
+            f"{broken.origin} is invalid JSON at line {error.lineno}, column {error.colno} ({error.msg})"
         ) from error
     if not isinstance(value, list):
         raise DataError(f"{broken.origin} must hold a JSON array of objects; got {kind_of(value)}")

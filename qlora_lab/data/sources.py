@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from qlora_lab.config.schema import SourceConfig
+from qlora_lab.config.schema import RowsConfig, SourceConfig
 from qlora_lab.data.hub import read_hub
 from qlora_lab.data.readers import read_file, read_wheel_member
 from qlora_lab.data.records import BrokenRowError, BrokenRows, Record
@@ -84,24 +84,31 @@ def checked_length(row: Row) -> Row:
     return row
 
 
-def origin_of(source: SourceConfig, data_dir: Path) -> str:
+def origin_of(source: RowsConfig, data_dir: Path, place: str = "data.source") -> str:
+    """Name a source in errors; `place` is where it is configured."""
     if source.kind == "file":
-        return str(locate_file(source.path or "", data_dir))
+        return str(locate_file(source.path or "", data_dir, f"{place}.path"))
     if source.kind == "wheel":
         return f"{source.member} of wheel '{source.wheel}'"
     return f"hub set '{source.hub_id}'"
 
 
 def read_records(
-    source: SourceConfig, broken: BrokenRows, cache_dir: Path, data_dir: Path, revisions: dict[str, str]
+    source: RowsConfig,
+    broken: BrokenRows,
+    cache_dir: Path,
+    data_dir: Path,
+    revisions: dict[str, str],
+    place: str = "data.source",
 ) -> Iterator[Record]:
+    """Yield the rows of a file, wheel member or hub set, whose commit `revisions` gets; `place` is for errors."""
     if source.kind == "file":
-        path = locate_file(source.path or "", data_dir)
+        path = locate_file(source.path or "", data_dir, f"{place}.path")
         check_fingerprint(path, source.content_sha256)
         return read_file(path, broken)
     if source.kind == "wheel":
         return read_wheel_member(wheel_file(source.wheel or "", cache_dir), source.member or "", broken)
-    return read_hub(source, revisions)
+    return read_hub(source, revisions, place)
 
 
 def nothing_left(origin: str, template: str, counts: SetReport) -> str:

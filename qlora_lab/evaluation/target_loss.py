@@ -1,14 +1,14 @@
 """Loss of a model on the targets of held-out rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from qlora_lab.data.batching import collate
-from qlora_lab.data.tokenization import EvalExample
+from qlora_lab.data.tokenization import EvalExample, Example
 from qlora_lab.evaluation.batches import budget_batches
 from qlora_lab.models.loss import row_losses
 
@@ -22,7 +22,6 @@ class RowLoss:
     target_bytes: int  # of the target's text
 
 
-@torch.inference_mode()
 def score(
     model: PreTrainedModel,
     rows: Sequence[EvalExample],
@@ -44,12 +43,33 @@ def score(
         chunk_tokens: rows of logits in memory at once.
     """
     examples = [replace(row.example, loss_start=row.example.target_start) for row in rows]
-    scores: list[RowLoss | None] = [None] * len(rows)
+    return score_examples(
+        model, examples, pad_id=pad_id, batch_tokens=batch_tokens, chunk_tokens=chunk_tokens, device=device
+    )
+
+
+@torch.inference_mode()
+def score_examples(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    *,
+    pad_id: int,
+    batch_tokens: int,
+    chunk_tokens: int,
+    device: torch.device,
+    advance: Callable[[int], object] = lambda rows: None,
+) -> list[RowLoss]:
+    """Return the loss of each example from its `loss_start` on, in the order of `examples`; the rest as in `score`.
+
+    `advance` is told, batch by batch, how many more examples are scored.
+    """
+    scores: list[RowLoss | None] = [None] * len(examples)
     for batch in budget_batches([example.length for example in examples], batch_tokens):
         tensors = collate([examples[row] for row in batch], pad_id)
         sums, counts = row_losses(model, {name: tensor.to(device) for name, tensor in tensors.items()}, chunk_tokens)
         for row, loss_sum, target_tokens in zip(batch, sums.tolist(), counts.tolist(), strict=True):
             scores[row] = RowLoss(loss_sum, target_tokens, examples[row].target_bytes)
+        advance(len(batch))
     return [scored for scored in scores if scored is not None]
 
 

@@ -32,7 +32,7 @@ def usual_run(model: ModelConfig) -> RunConfig:
     source, target = (TOKENS // 2, TOKENS // 2) if model.task != CLASSIFICATION else (TOKENS - 2, 2)
     data = DataConfig(
         "usual",
-        SourceConfig("procedural", "procedural"),
+        SourceConfig("procedural", template="procedural"),
         rows=1,
         max_source_tokens=source,
         max_target_tokens=target,

@@ -18,9 +18,9 @@ from qlora_lab.models.precision import product_dtype, without_slow_autocast
 NAME = "qlora_lab_cpu"  # without "sdpa", which transformers looks for in names
 
 
-def use_fast_attention(model: PreTrainedModel) -> None:
-    """Give a model in a dtype that this machine emulates the attention of this module, where it uses "sdpa"."""
-    if product_dtype(model.device.type, model.dtype) != model.dtype and model.config._attn_implementation == "sdpa":
+def use_fast_attention(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give a model that computes in a dtype that this machine emulates the attention of this module, not "sdpa"."""
+    if product_dtype(model.device.type, dtype) != dtype and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 

@@ -109,7 +109,7 @@ def load_model(
             loaded = _model_of(location, Wanted(config, model.task, quantization, compute_dtype, device), base)
             # where transformers once had it, and what it never saves
             loaded.config._commit_hash = location.revision if location.snapshot is not None else None
-    use_fast_attention(loaded)
+    use_fast_attention(loaded, compute_dtype)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
 

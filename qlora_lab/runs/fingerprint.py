@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from qlora_lab.config.schema import ModelConfig, SourceConfig
+from qlora_lab.config.schema import ModelConfig, RowsConfig
 from qlora_lab.errors import DataError, ModelError
 from qlora_lab.hashing import remembered_sha256
 
@@ -12,8 +12,10 @@ from qlora_lab.hashing import remembered_sha256
 MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 
 
-def locate_file(path: str, data_dir: Path) -> Path:
+def locate_file(path: str, data_dir: Path, key: str = "data.source.path") -> Path:
     """Find a data file: a relative path is looked up under `data_dir`, then in the working directory.
+
+    `key` is where the path is configured, for errors.
 
     Raises:
         DataError: it is in neither place, or is no file.
@@ -24,20 +26,23 @@ def locate_file(path: str, data_dir: Path) -> Path:
         if place.is_file():
             return place
     if any(place.is_dir() for place in places):
-        raise DataError(f"data.source.path '{path}' is a folder; name one file in it")
+        raise DataError(f"{key} '{path}' is a folder; name one file in it")
     looked = " or ".join(f"'{place}'" for place in places)
     raise DataError(
-        f"data.source.path '{path}' was not found as {looked}; give an absolute path, or set paths.data_dir "
+        f"{key} '{path}' was not found as {looked}; give an absolute path, or set paths.data_dir "
         "(or the environment variable QLORA_LAB_DATA) to the folder that holds it"
     )
 
 
-def source_fingerprint(source: SourceConfig | ModelConfig, data_dir: Path) -> str | None:
+def source_fingerprint(
+    source: RowsConfig | ModelConfig, data_dir: Path, key: str = "data.source.path"
+) -> str | None:
     """Return the SHA-256 of what a data source or a model reads from local files, so that other content is a new run.
 
     Others have none: a wheel is pinned by its hash, and procedural rows and random weights are made from the
     configuration alone. What a hub id means is fixed only by a `revision` that is a commit; without one it is
-    the branch `main`, which can move under an unchanged run id (`config.resolve` warns of it).
+    the branch `main`, which can move under an unchanged run id (`config.resolve` warns of it). `key` is where the path
+    is configured, for errors.
 
     Raises:
         DataError: the data file is missing.
@@ -47,7 +52,7 @@ def source_fingerprint(source: SourceConfig | ModelConfig, data_dir: Path) -> st
         return model_fingerprint(source)
     if source.kind != "file" or source.path is None:
         return None
-    return remembered_sha256(locate_file(source.path, data_dir))
+    return remembered_sha256(locate_file(source.path, data_dir, key))
 
 
 def model_fingerprint(model: ModelConfig) -> str | None:

@@ -1,7 +1,8 @@
 """The run folder: the truth about one run, on disk.
 
 runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.json
-              data/removed.jsonl  evaluation/rows.jsonl  generations/held_out.jsonl  checkpoints/  adapter/
+              data/removed.jsonl  evaluation/rows.jsonl  evaluation/benchmarks/NAME.jsonl
+              generations/held_out.jsonl  checkpoints/  adapter/
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -165,6 +166,11 @@ class RunFolder:
     def write_evaluation(self, rows: list[dict[str, Any]], generations: list[dict[str, Any]]) -> None:
         write_json_lines(self.path / "evaluation" / "rows.jsonl", rows, self.lease)
         write_json_lines(self.path / "generations" / "held_out.jsonl", generations, self.lease)
+
+    def write_benchmarks(self, items: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Write what was found out about every item of each benchmark."""
+        for name, records in items.items():
+            write_json_lines(self.path / "evaluation" / "benchmarks" / f"{name}.jsonl", records, self.lease)
 
     def write_removed_rows(self, rows: list[dict[str, Any]]) -> None:
         write_json_lines(self.path / "data" / "removed.jsonl", rows, self.lease)

@@ -21,6 +21,7 @@ def metric_names(config: RunConfig) -> list[str]:
     return [
         *(f"{place}/{EXACT_MATCH}" for place, has in has_exact_match.items() if has),
         *(f"{place}/{name}" for place in has_exact_match for name in OF_A_SET),
+        *(metric for name, chosen in config.evaluation.benchmarks.items() for metric in chosen.metric_names(name)),
         *(f"train/{name}" for name in OF_TRAINING),
         *OTHERS,
         *(ON_CUDA if config.trainer.device == "cuda" else ()),

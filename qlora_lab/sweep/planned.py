@@ -12,7 +12,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
 from qlora_lab.config import hardware
-from qlora_lab.config.schema import ModelConfig, RunConfig, SourceConfig
+from qlora_lab.config.schema import ModelConfig, RowsConfig, RunConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import read_json, write_json
 from qlora_lab.runs.fingerprint import source_fingerprint
@@ -131,11 +131,12 @@ def _inputs_are_the_same(rows: list[Row]) -> bool:
         distinct.setdefault((id(config.model), id(config.data), id(config.evaluation), id(config.paths)), config)
     for config in distinct.values():
         check_inputs(config)
-        sources: list[SourceConfig | ModelConfig] = [
+        sources: list[RowsConfig | ModelConfig] = [
             config.model,
             config.data.source,
             *config.data.mix.values(),
             *config.evaluation.sets.values(),
+            *(rows for benchmark in config.evaluation.benchmarks.values() for rows in benchmark.sources()),
         ]
         data_dir = Path(config.paths.data_dir)
         if any(source_fingerprint(source, data_dir) != source.content_sha256 for source in sources):

@@ -9,7 +9,7 @@ from qlora_lab.config.architecture import check_task, linear_layers
 from qlora_lab.config.families import FAMILIES
 from qlora_lab.config.placement import match_linears
 from qlora_lab.config.resolve import resolve
-from qlora_lab.config.schema import AUTO, RunConfig
+from qlora_lab.config.schema import AUTO, RowsConfig, RunConfig
 from qlora_lab.errors import ConfigError, ModelError, QloraLabError, unknown_name
 from qlora_lab.runs.fingerprint import source_fingerprint
 from qlora_lab.sweep.needs import Needs, parallel_runs
@@ -139,7 +139,9 @@ def check_inputs(config: RunConfig) -> None:
         raise ModelError(f"model.path does not exist: {model.path}; give the path of a {model.source}")
     sets = {f"evaluation.sets.{name}": source for name, source in config.evaluation.sets.items()}
     mix = {f"data.mix.{name}": part for name, part in config.data.mix.items()}
-    for place, source in {"data.source": config.data.source, **mix, **sets}.items():
+    benchmarks = {f"evaluation.benchmarks.{name}": source for name, source in config.evaluation.benchmarks.items()}
+    sources: dict[str, RowsConfig] = {"data.source": config.data.source, **mix, **sets, **benchmarks}
+    for place, source in sources.items():
         if source.kind == "wheel":
             _check_wheel(f"{place}.wheel", source.wheel or "", cache_dir, of_a_model=False)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import wandb
+
 from analysis.load import load_history, load_runs
 from analysis.wandb_log import FIELDS, read_wandb_file
 from analysis.wandb_runs import read_runs, wandb_files

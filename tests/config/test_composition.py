@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra import compose
 
 from qlora_lab.config.command import shipped
-from qlora_lab.config.schema import RunConfig
+from qlora_lab.config.load import typed_from_hydra
+from qlora_lab.config.schema import EvaluateConfig, RunConfig
 from qlora_lab.errors import ConfigError
 from tests.command_line import call
-from tests.helpers import composed
+from tests.helpers import composed, hydra_on_conf
 
 NEEDS = {  # options that are incomplete on purpose, and what completes them
     "model/hub": ["model.hub_id=some/model"],
@@ -21,7 +23,9 @@ NEEDS = {  # options that are incomplete on purpose, and what completes them
     "data/chat": ["data.source.path=chats.jsonl"],
     "data/file": ["data.source.path=rows.jsonl"],
     "data/hub": ["data.source.hub_id=some/rows"],
+    "evaluation/prompts": ["evaluation.prompts.own.path=mine.jsonl"],
 }
+OF_FINISHED_RUNS = {f"evaluation/{name}" for name in ("open_assistant", "probes", "prompts", "vicuna")}
 
 
 def of_a_family() -> dict[str, str]:
@@ -43,9 +47,13 @@ OPTIONS = sorted(
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option: str) -> None:
-    group, _, name = option.partition("/")
-    config = composed(f"{group}={name}", *NEEDS.get(option, []))
-    assert isinstance(config, RunConfig)
+    overrides = [option.replace("/", "="), *NEEDS.get(option, [])]
+    if option in OF_FINISHED_RUNS:
+        with hydra_on_conf(evaluate_schema=EvaluateConfig):
+            node = compose("evaluate", ["run=0123456789ab", *overrides])
+        assert typed_from_hydra(node, EvaluateConfig).evaluation.prompts
+    else:
+        assert isinstance(composed(*overrides), RunConfig)
 
 
 def test_overrides_reach_the_typed_config() -> None:

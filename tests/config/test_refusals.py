@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--multirun --cfg job", "Only one of --run, --multirun, --cfg"),
         ("sweep.action=run paths.runs_dir=/proc/nope", "paths.runs_dir must be a folder that can be written; got"),
         ("+evaluation.sets.x.kind=file", "write '+evaluation.sets={x:{kind:...}}'"),
-        ("+evaluation.sets={x:{kindd:file}}", "evaluation.sets.x has the keys kind, template, path"),
+        ("+evaluation.sets={x:{kindd:file}}", "evaluation.sets.x has the keys kind, path, hub_id"),
         ("+evaluation.sets={x:{kindd:file}}", "did you mean 'evaluation.sets.x.kind'?"),
         (
             "+evaluation.sets={x:{kind:procedural,template:procedural,exact_match:maybe}}",

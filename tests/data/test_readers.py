@@ -82,10 +82,16 @@ def test_many_faults_are_counted(tmp_path: Path) -> None:
 def test_json_that_is_no_array_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"must hold a JSON array of objects; got an object"):
         read(packed(tmp_path / "one.json", '{"data": []}'))
-    with pytest.raises(DataError, match=r"line 2, column 1 \(Extra data\); is it one object a line"):
-        read(packed(tmp_path / "lines.json", '{"a": 1}\n{"a": 2}\n'))
     with pytest.raises(DataError, match="item 2: not an object but a number"):
         read(packed(tmp_path / "mixed.json", '[{"a": "1"}, 2]'))
+
+
+def test_json_may_hold_an_object_a_line(tmp_path: Path) -> None:
+    assert read(packed(tmp_path / "lines.json", '{"a": "1"}\n{"a": "2"}\n')) == read(
+        packed(tmp_path / "lines.jsonl", '{"a": "1"}\n{"a": "2"}\n')
+    )
+    with pytest.raises(DataError, match="line 2: invalid JSON"):
+        read(packed(tmp_path / "cut.json", '{"a": "1"}\n{"a": \n'))
 
 
 def test_broken_csv_rows_are_named_by_line(tmp_path: Path) -> None:

@@ -18,3 +18,7 @@ def test_rows_of_like_length_share_a_batch_and_the_longest_come_first() -> None:
 
 def test_a_row_over_the_budget_is_alone() -> None:
     assert budget_batches([30, 2, 2], batch_tokens=10) == [[0], [1, 2]]
+
+
+def test_a_batch_holds_no_more_padding_than_allowed() -> None:
+    assert budget_batches([10, 9, 6, 5, 5], batch_tokens=100, most_padding=3) == [[0, 1], [2, 3, 4]]

@@ -2,9 +2,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
-from qlora_lab.evaluation.generate import TOKENS_AT_ONCE, Generation, exact_match, generate
+from qlora_lab.evaluation.generate import TOKENS_AT_ONCE, Generation, Stops, exact_match, generate, generate_batch
+from qlora_lab.evaluation.sampling import Sampling
+from tests.tiny_models import T5
 
 CPU = torch.device("cpu")
 
@@ -101,3 +103,65 @@ def test_a_row_that_stopped_takes_no_more_work(model: Any, tokenizer: Any, make_
     found = answers(model, tokenizer, prompts, new=8, batch_tokens=10_000)
     assert [answer.token_ids for answer in found].count([]) == stopping
     assert rows_in_step[0] == 6 and rows_in_step[TOKENS_AT_ONCE] <= 6 - stopping
+
+
+def stopped(model: Any, tokenizer: Any, prompts: Any, stops: Stops, new: int = 7) -> list[Generation]:
+    return generate_batch(model, tokenizer, prompts, max_new_tokens=new, device=CPU, stops=stops)
+
+
+def test_an_answer_ends_with_its_turn(model: Any, tokenizer: Any, make_rows: Any) -> None:
+    prompts = [row.prompt_ids for row in make_rows(6)]
+    free = stopped(model, tokenizer, prompts, Stops())
+    token = free[0].token_ids[2]
+    by_token = stopped(model, tokenizer, prompts, Stops(token_ids=(token,)))
+    for before, after in zip(free, by_token, strict=True):
+        ends = token in before.token_ids
+        assert after.stop_reason == ("turn" if ends else before.stop_reason)
+        assert after.token_ids == (before.token_ids[: before.token_ids.index(token)] if ends else before.token_ids)
+    assert by_token[0].stop_reason == "turn"
+
+
+def test_a_text_that_begins_another_turn_is_cut_off(model: Any, tokenizer: Any, make_rows: Any) -> None:
+    prompts = [row.prompt_ids for row in make_rows(6)]
+    free = stopped(model, tokenizer, prompts, Stops())
+    place, words = next((place, words) for place, words in enumerate(words_of(free)) if len({*words[:4]}) == 4)
+    text = f"{words[2]} {words[3]}"  # of two tokens
+    found = stopped(model, tokenizer, prompts, Stops(texts=("not there", text)))
+    for before, after in zip(free, found, strict=True):
+        assert after.text == before.text.partition(text)[0]
+        assert after.stop_reason == ("turn" if text in before.text else before.stop_reason)
+    assert words_of(found)[place] == words[:2]
+    assert len(found[place].token_ids) == 4  # those of the text were written too
+
+
+def words_of(generations: list[Generation]) -> list[list[str]]:
+    return [generation.text.split() for generation in generations]
+
+
+def test_the_first_end_counts(model: Any, tokenizer: Any, make_rows: Any) -> None:
+    rows = make_rows(6)
+    written = stopped(model, tokenizer, [row.prompt_ids for row in rows], Stops())
+    place, words = next((place, words) for place, words in enumerate(words_of(written)) if len({*words[:4]}) == 4)
+    prompts = [rows[place].prompt_ids]
+    early, late = written[place].token_ids[1], written[place].token_ids[3]
+    assert stopped(model, tokenizer, prompts, Stops((late,), (words[1],)))[0].text.split() == words[:1]
+    assert stopped(model, tokenizer, prompts, Stops((early,), (words[3],)))[0].text.split() == words[:1]
+
+
+def test_encoder_decoders_draw_and_end_alike(tokenizer: Any, make_rows: Any) -> None:
+    torch.manual_seed(1)
+    numbers = T5 | {"vocab_size": len(tokenizer), "initializer_factor": 3.0}
+    model = T5ForConditionalGeneration(T5Config(**numbers)).eval()
+    prompts = [row.prompt_ids for row in make_rows(5)]
+
+    def answers_of(prompts: Any, seeds: list[int], stops: Stops) -> list[Generation]:
+        how = Sampling(1.0, 0.9, seeds)
+        return generate_batch(model, tokenizer, prompts, max_new_tokens=8, device=CPU, sampling=how, stops=stops)
+
+    free = answers_of(prompts, [1, 2, 3, 4, 5], Stops())
+    assert free == [answers_of([prompt], [seed], Stops())[0] for seed, prompt in enumerate(prompts, start=1)]
+    assert len({tuple(answer.token_ids) for answer in free}) > 1
+    longest = max(free, key=lambda answer: len(answer.token_ids))
+    words = longest.text.split()
+    ended = answers_of(prompts, [1, 2, 3, 4, 5], Stops(texts=(words[1],)))[free.index(longest)]
+    assert (ended.text.split(), ended.stop_reason) == (words[: words.index(words[1])], "turn")

@@ -139,5 +139,5 @@ def test_only_models_in_an_emulated_dtype_get_it(emulated: bool, dtype: torch.dt
         attn_implementation=before,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(dtype)
-    use_fast_attention(model)
+    use_fast_attention(model, dtype)
     assert model.config._attn_implementation == (after if emulated else before)

@@ -5,6 +5,7 @@ checks ranges and names, and `RunConfig.__post_init__` what spans groups. A fiel
 is resolved by `config.resolve` before the run gets its id.
 """
 
+from qlora_lab.config.schema.benchmarks import BenchmarkConfig
 from qlora_lab.config.schema.checks import (
     MAX_SEED,
     require,
@@ -20,8 +21,10 @@ from qlora_lab.config.schema.data import (
     DataConfig,
     FilterConfig,
     MixPartConfig,
+    RowsConfig,
     SourceConfig,
 )
+from qlora_lab.config.schema.evaluate import BASE, TRAINED, EvaluateConfig
 from qlora_lab.config.schema.evaluation import HELD_OUT, EvaluationConfig, EvaluationSetConfig
 from qlora_lab.config.schema.model import (
     BYTE_LEVEL,
@@ -38,6 +41,7 @@ from qlora_lab.config.schema.model import (
     ModelConfig,
     QuantConfig,
 )
+from qlora_lab.config.schema.prompts import PROBES, QUESTIONS, PromptSetConfig
 from qlora_lab.config.schema.run import RunConfig
 from qlora_lab.config.schema.study import (
     SWEEP_ACTIONS,
@@ -60,6 +64,7 @@ from qlora_lab.config.schema.training import (
 
 __all__ = [
     "AUTO",
+    "BASE",
     "BYTE_LEVEL",
     "CAUSAL",
     "CLASSIFICATION",
@@ -72,15 +77,20 @@ __all__ = [
     "OPTIMIZERS",
     "OWN_PART",
     "PLACEMENTS",
+    "PROBES",
     "PROMPT_FORMATS",
     "QUANT_FORMATS",
+    "QUESTIONS",
     "SCHEDULES",
     "SEQ2SEQ",
     "SWEEP_ACTIONS",
     "TASKS",
+    "TRAINED",
     "AdapterConfig",
     "ArchitectureConfig",
+    "BenchmarkConfig",
     "DataConfig",
+    "EvaluateConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
     "FilterConfig",
@@ -89,7 +99,9 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PathsConfig",
+    "PromptSetConfig",
     "QuantConfig",
+    "RowsConfig",
     "RunConfig",
     "SlurmConfig",
     "SourceConfig",

@@ -18,14 +18,13 @@ DATA_SOURCES = ("procedural", "file", "hub", "wheel")
 
 
 @dataclass
-class SourceConfig:
-    """Where rows come from, and the template that makes each into a (source, target) pair.
+class RowsConfig:
+    """Where rows come from.
 
     A hub set whose `path` is given is read from that local file instead: its `kind` becomes "file".
     """
 
     kind: str = MISSING
-    template: str = MISSING
     path: str | None = None  # a .json, .jsonl, .csv or .parquet file, or a .gz of the first three; a local copy
     hub_id: str | None = None
     hub_config: str | None = None
@@ -34,31 +33,21 @@ class SourceConfig:
     revision: str | None = None
     wheel: str | None = None  # a name of qlora_lab.fetch
     member: str | None = None  # the file inside the wheel
-    families: list[str] = field(default_factory=list)  # procedural: task families, empty for all
     content_sha256: str | None = None  # resolved from the file, so that changed data is a new run
-    licence: str | None = None  # this and the next describe the set and change no run
-    published_rows: int | None = None  # training rows that the study, or else the publisher, counts
 
     def __post_init__(self) -> None:
         if self.kind == "hub" and self.path is not None:
             self.kind = "file"
 
     def check(self, place: str) -> None:
-        """Refuse what cannot be read; `place` is where the source stands, such as data.source."""
-        require_one_of(f"{place}.kind", self.kind, DATA_SOURCES)
+        """Refuse what cannot be read; `place` is where the rows are configured, such as data.source."""
+        require_one_of(f"{place}.kind", self.kind, self._kinds())
         needs = {"file": ("path",), "hub": ("hub_id",), "wheel": ("wheel", "member"), "procedural": ()}
         for key in needs[self.kind]:
             require(
                 getattr(self, key) is not None,
                 f"{place}.{key} is needed when {place}.kind is '{self.kind}'; got nothing",
             )
-        require_one_of(f"{place}.template", self.template, TEMPLATES)
-        require(
-            self.kind != "procedural" or self.template == "procedural",
-            f"{place}.template must be procedural when {place}.kind is 'procedural'; got '{self.template}'",
-        )
-        for family in self.families:
-            require_one_of(f"{place}.families", family, PROCEDURAL_FAMILIES)
         file = self.path if self.kind == "file" else self.member if self.kind == "wheel" else None
         if file is not None:
             compressed = file.endswith(".gz") and not file.endswith(".parquet.gz")
@@ -68,6 +57,35 @@ class SourceConfig:
                 f"{place}.{'path' if self.kind == 'file' else 'member'} must end in one of {', '.join(FILE_KINDS)}, "
                 f"all but the last also with .gz; got '{file}'",
             )
+
+    def _kinds(self) -> tuple[str, ...]:
+        return tuple(kind for kind in DATA_SOURCES if kind != "procedural")
+
+
+@dataclass
+class SourceConfig(RowsConfig):
+    """Where rows come from, and the template that makes each into a (source, target) pair."""
+
+    template: str = MISSING
+    families: list[str] = field(default_factory=list)  # procedural: task families, empty for all
+    licence: str | None = None  # this and the next describe the set and change no run
+    published_rows: int | None = None  # training rows that the study, or else the publisher, counts
+
+    def check(self, place: str) -> None:
+        super().check(place)
+        require_one_of(f"{place}.template", self.template, self._templates())
+        require(
+            self.kind != "procedural" or self.template == "procedural",
+            f"{place}.template must be procedural when {place}.kind is 'procedural'; got '{self.template}'",
+        )
+        for family in self.families:
+            require_one_of(f"{place}.families", family, PROCEDURAL_FAMILIES)
+
+    def _kinds(self) -> tuple[str, ...]:
+        return DATA_SOURCES
+
+    def _templates(self) -> tuple[str, ...]:
+        return TEMPLATES
 
     def check_different_rows(self, key: str, rows: int) -> None:
         """Refuse more different rows than there are of a procedural source."""

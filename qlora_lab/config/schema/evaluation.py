@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from qlora_lab.config.schema.benchmarks import BenchmarkConfig
 from qlora_lab.config.schema.checks import require, require_at_least, require_seed
 from qlora_lab.config.schema.data import SourceConfig
+from qlora_lab.config.schema.prompts import PromptSetConfig
 
 HELD_OUT = "held_out"  # the evaluation set's name where its rows come from the run's own source
 
@@ -21,6 +23,9 @@ class EvaluationConfig:
     seed: int = 20230523  # draws the held-out rows; not the run's seed
     # By name; empty: rows of the run's own data source, as the set `held_out`.
     sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # run at the end, by name
+    # Answered by python -m qlora_lab.evaluate, by name; a run that trains has none.
+    prompts: dict[str, PromptSetConfig] = field(default_factory=dict)
     # Limits of held-out rows, apart from those of training: arms that train on rows of other lengths are scored alike.
     max_source_tokens: int = 256
     max_target_tokens: int = 256
@@ -33,6 +38,22 @@ class EvaluationConfig:
         for name, source in self.sets.items():
             source.check(f"evaluation.sets.{name}")
             source.check_different_rows("evaluation.rows", self.rows)
+        for name, benchmark in self.benchmarks.items():
+            benchmark.check(f"evaluation.benchmarks.{name}")
+            require(
+                name.strip(". ") != "" and not set(name) & set("/\\"),
+                f"evaluation.benchmarks must have names of files, without slashes; got '{name}'",
+            )
+            require(
+                name not in self.sets and name != HELD_OUT,
+                f"evaluation.benchmarks must not be named as a set is; got '{name}'; call it otherwise",
+            )
+        for name, prompts in self.prompts.items():
+            require(
+                name.strip(". ") != "" and not set(name) & set("/\\"),
+                f"evaluation.prompts must have names of folders, without slashes; got '{name}'",
+            )
+            prompts.check(f"evaluation.prompts.{name}")
         require_seed("evaluation.seed", self.seed)
         require_at_least("evaluation.rows", self.rows, 1)
         require_at_least("evaluation.batch_tokens", self.batch_tokens, 1)

@@ -29,6 +29,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         require_seed("seed", self.seed)
         self._check_task()
+        require(
+            not self.evaluation.prompts,
+            f"evaluation.prompts ({', '.join(self.evaluation.prompts)}) are answered by finished runs, with python -m "
+            "qlora_lab.evaluate run=ID evaluation=...; leave them out where a run is trained",
+        )
         if not self.evaluation.sets:
             self.data.source.check_different_rows("evaluation.rows", self.evaluation.rows)
         require(
@@ -51,6 +56,8 @@ class RunConfig:
 
     def _check_task(self) -> None:
         task, data = self.model.task, self.data
+        for name, benchmark in self.evaluation.benchmarks.items():
+            benchmark.check_model(f"evaluation.benchmarks.{name}", task)
         require(
             task == CAUSAL or data.loss_on == "target",
             f"data.loss_on must be 'target' when model.task is '{task}', which reads the source and learns the target; "

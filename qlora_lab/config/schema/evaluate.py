@@ -1,0 +1,58 @@
+"""What `python -m qlora_lab.evaluate` is asked: which models, and what of them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from qlora_lab.config.schema.checks import require, require_at_least, require_one_of
+from qlora_lab.config.schema.evaluation import EvaluationConfig
+from qlora_lab.config.schema.model import ModelConfig, QuantConfig
+from qlora_lab.config.schema.study import PathsConfig
+from qlora_lab.config.schema.training import AUTO, COMPUTE_DTYPES, DEVICES
+
+BASE = "base"  # as a run: a model without a run; as its weights: without what was trained
+TRAINED = "trained"
+OF_A_BASE = ("model", "quant", "device", "compute_dtype")  # keys that only a model without a run takes
+
+
+@dataclass
+class EvaluateConfig:
+    """The keys of conf/evaluate.yaml."""
+
+    run: Any = None  # an id, the first digits of one, a run folder, or a list of these; "base": model, without a run
+    study: str | None = None  # instead: all finished runs of a study
+    weights: str = TRAINED  # "base": what the runs started from
+    system: str | None = None  # what the answers of the one model are signed with; None: a name of the run
+    model: ModelConfig | None = None
+    quant: QuantConfig | None = None  # None: nf4
+    device: str = AUTO
+    compute_dtype: str = AUTO
+    threads: int | None = None  # None: as many as torch takes
+    evaluation: EvaluationConfig = MISSING
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        require_one_of("weights", self.weights, (TRAINED, BASE))
+        require_one_of("device", self.device, DEVICES)
+        require_one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        require_at_least("threads", self.threads, 1)
+        require(
+            (self.run is None) != (self.study is None),
+            "give either run=ID (or a folder, a list of them, or base) or study=NAME, and not both",
+        )
+        given = [key for key in OF_A_BASE if getattr(self, key) not in (None, AUTO)]
+        require(
+            self.run == BASE or not given,
+            f"{', '.join(given)} can be given with run=base only: a run keeps the model, format, device and dtype that "
+            "it was trained with",
+        )
+        require(self.run != BASE or self.model is not None, "run=base needs a model, such as model=smollm2_135m")
+        require(
+            self.run != BASE or self.weights == TRAINED,
+            "weights=base is for runs; with run=base nothing is trained, so leave it out",
+        )
+        require(
+            self.system is None or (self.study is None and not isinstance(self.run, list)),
+            f"system names the answers of one model; got system='{self.system}' for several runs",
+        )

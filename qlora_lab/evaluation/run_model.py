@@ -1,0 +1,128 @@
+"""A finished run's model, opened as the run left it: its base quantized the same, its adapter on top, not merged."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qlora_lab.adapters.peft_format import load_adapter
+from qlora_lab.config.schema import RunConfig
+from qlora_lab.errors import ConfigError, ModelError
+from qlora_lab.evaluation.candidates import Base, Candidate, trained
+from qlora_lab.evaluation.weights import cached_if_small
+from qlora_lab.hashing import file_sha256
+from qlora_lab.models.attention import use_fast_attention
+from qlora_lab.models.load import load_model, load_tokenizer
+from qlora_lab.models.precision import computing_in
+from qlora_lab.models.special_tokens import fit_vocabulary
+from qlora_lab.models.warm import WarmBase, base_key
+from qlora_lab.ops.blockwise.checks import DTYPES
+from qlora_lab.runs.fingerprint import check_model_fingerprint
+from qlora_lab.runs.folder import RunFolder
+from qlora_lab.wheels import default_cache_dir
+
+ADAPTER_WEIGHTS, FULL_WEIGHTS = "adapter_model.safetensors", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """A model to evaluate, in evaluation mode on its device.
+
+    Attributes:
+        name: what its answers are signed with.
+        base: what it is built on: model, format, prompt format, dtype, device.
+        config: of the run; None of a model without one, and of a run's base alone.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    base: Base
+    config: RunConfig | None
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute as the run did inside the block, with the expanded weights of a small model kept."""
+        with computing_in(self.model, DTYPES[self.base.compute_dtype]), cached_if_small(self.model):
+            yield
+
+
+def open_run(folder: Path, *, cache_dir: Path | None = None, cache_bases: bool = True) -> RunModel:
+    """Open the model of a finished run.
+
+    Raises:
+        RunFolderError: the run is not finished, or its configuration is missing.
+        ConfigError: it needs a GPU, and there is none here.
+        ModelError: its adapter is missing, or is not the one of its result; its base is missing or has changed.
+    """
+    return open_model(trained(RunFolder(folder)), cache_dir=cache_dir, cache_bases=cache_bases)
+
+
+def open_model(
+    candidate: Candidate, *, cache_dir: Path | None = None, cache_bases: bool = True, bases: WarmBase | None = None
+) -> RunModel:
+    """Open a run's model, or a base alone.
+
+    Args:
+        cache_dir: where fetched models and quantized bases lie; None: where they lie by default.
+        cache_bases: whether the quantized base is kept there.
+        bases: keeps the base in memory for the next run that started from it.
+
+    Raises:
+        ConfigError, ModelError: as `open_run`.
+    """
+    base, run = candidate.base, candidate.run
+    _check_device(base.device)
+    cache_dir = cache_dir or default_cache_dir()
+    if run is not None:
+        _check_weights(run)
+    check_model_fingerprint(base.model)
+    tokenizer = load_tokenizer(base.model, cache_dir)
+    config = run.config() if run is not None else None
+    load = partial(
+        load_model,
+        device=base.device,
+        cache_dir=cache_dir,
+        seed=base.seed,
+        labels=base.labels,
+    )
+    if run is not None and config is not None and config.adapter.kind == "none":
+        # Every weight was trained, in float32. The folder has no tokenizer, and new tokens have their rows already.
+        whole = replace(base.model, source="folder", path=str(run.adapter), architecture=None, content_sha256=None)
+        model = load(whole, base.quant, compute_dtype=torch.float32)
+        use_fast_attention(model, DTYPES[base.compute_dtype])
+    else:
+        adapted = partial(
+            load, base.model, base.quant, compute_dtype=DTYPES[base.compute_dtype], cache_bases=cache_bases
+        )
+        model = adapted() if bases is None or config is None else bases.model(base_key(config), adapted)
+        fit_vocabulary(model, tokenizer, base.model.new_tokens)
+        if run is not None:
+            load_adapter(model, run.adapter)
+    return RunModel(model.eval(), tokenizer, candidate.name, base, config)
+
+
+def _check_device(device: str) -> None:
+    """A run is evaluated only on the kind of device it was trained on: another kind gives other numbers."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "the run was trained on a GPU (trainer.device is 'cuda'), but torch sees none here; evaluate it where one "
+            "is, or train it with trainer.device=cpu (that is another run)"
+        )
+
+
+def _check_weights(run: RunFolder) -> None:
+    """Refuse a run whose weights are not those of its result."""
+    files = [file for file in (run.adapter / name for name in (ADAPTER_WEIGHTS, FULL_WEIGHTS)) if file.is_file()]
+    if not files:
+        raise ModelError(f"run {run.run_id} has no weights in {run.adapter}; restore them, or execute the run again")
+    found, expected = file_sha256(files[0]), run.result().get("adapter_sha256")
+    if found != expected:
+        raise ModelError(
+            f"{files[0]} is not what run {run.run_id} ended with (SHA-256 {found[:12]}, in its result "
+            f"{str(expected)[:12]}); restore the file, or execute the run again"
+        )
