@@ -25,7 +25,7 @@ def status(store: Store) -> str:
         seconds = f"{median(vote.milliseconds for vote in own) / 1000:.1f}" if own else "-"
         lines.append(
             f"{annotator.name:{width}}  {progress.judged:5} of {progress.total:<5} {seconds:>6}  "
-            f"{share(own, FIRST):>5}  {share(own, TIE):>5}  {self_agreement(own)}"
+            f"{share(own, FIRST):>5}  {share(own, TIE):>5}  {self_agreement(own, annotator.judge)}"
         )
     lines += ["", "seconds: median time a pair was in view; first: how often the answer shown first won"]
     once = {annotator.name: classes(votes, annotator.judge, repeat=False) for annotator in annotators}
@@ -47,12 +47,10 @@ def agreement(once: dict[str, dict[Key, str]]) -> list[str]:
     return lines
 
 
-def self_agreement(votes: Sequence[Vote]) -> str:
+def self_agreement(votes: Sequence[Vote], judge: str) -> str:
     """Say how far an annotator agrees with the same annotator, half a sequence later."""
-    judges = {vote.judgment.judge for vote in votes}
-    return "".join(
-        words(*paired(*(classes(votes, judge, repeat=again) for again in (False, True)))) for judge in judges
-    )
+    once, again = (classes(votes, judge, repeat=repeat) for repeat in (False, True))
+    return words(*paired(once, again)) if again else "-"
 
 
 def classes(votes: Sequence[Vote], judge: str, *, repeat: bool) -> dict[Key, str]:
@@ -75,7 +73,7 @@ def paired(one: dict[Key, str], other: dict[Key, str]) -> tuple[list[str], list[
 
 def words(one: list[str], other: list[str]) -> str:
     if not one:
-        return "nothing judged twice yet"
+        return "no pair judged by both yet"
     same = sum(a == b for a, b in zip(one, other, strict=True))
     return f"{same} of {len(one)} the same ({same / len(one):.0%}), Cohen's kappa {cohen_kappa(one, other):.2f}"
 

@@ -24,8 +24,8 @@ HOSTILE = "<script>document.title = 'broken'</script>\n\n<img src=x onerror=\"do
 WAIT_S = 60
 
 
-@pytest.fixture
-def browser() -> Iterator[WebDriver]:
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[WebDriver]:
     paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if None in paths:
         pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
@@ -40,6 +40,13 @@ def browser() -> Iterator[WebDriver]:
     opened.quit()
 
 
+@pytest.fixture
+def browser(chromium: WebDriver) -> WebDriver:
+    """A tab of its own, so that no test sees what another has set."""
+    chromium.switch_to.new_window("tab")
+    return chromium
+
+
 @contextmanager
 def served(file: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen, str]]:
     """Serve a study by the command; give the process and the first annotator's link."""
@@ -52,9 +59,13 @@ def served(file: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen, str]]:
         process.communicate()
 
 
+def read(browser: WebDriver) -> None:
+    """Let the page be in view for as long as it takes nobody to read it: it ignores what comes earlier."""
+    browser.execute_async_script("setTimeout(arguments[0], UNREAD_MS - (performance.now() - openedAt) + 10)")
+
+
 def press(browser: WebDriver, key: str) -> None:
-    """Press a key on a page that has been in view long enough to be read."""
-    browser.execute_async_script("setTimeout(arguments[0], Math.max(0, UNREAD_MS - (performance.now() - openedAt)))")
+    read(browser)
     browser.find_element(By.TAG_NAME, "body").send_keys(key)
 
 
@@ -74,6 +85,7 @@ def test_a_study_is_judged_by_keys_undone_and_survives_the_server(tmp_path, brow
         wait_for(browser, "3 of 5 judged")
         press(browser, "u")
         wait_for(browser, "You chose Tie before.")
+        read(browser)
         browser.find_element(By.CSS_SELECTOR, "button.choice.first").click()
         wait_for(browser, "3 of 5 judged")
         os.kill(process.pid, signal.SIGKILL)

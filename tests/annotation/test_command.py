@@ -71,7 +71,7 @@ def test_second_votes_on_repeated_pairs_are_exported_apart(tmp_path, capsys):
 def test_status_tells_progress_and_agreement(tmp_path, capsys):
     file = tmp_path / "s.sqlite"
     store = new_study(file, "ann", "bo", questions=4, repeat=0.5)
-    assert "nothing judged twice yet" in run(capsys, "--db", file, "--status")
+    assert "no pair judged by both yet" in run(capsys, "--db", file, "--status")
     for annotator, favourite in zip(store.annotators(), "ab", strict=True):
         while (item := store.next_item(annotator)) is not None:
             better = "first" if item.answers[0].endswith(f"{favourite}.") else "second"

@@ -2,7 +2,7 @@
 "use strict";
 
 const UNREAD_MS = 300; // a key so soon after a page change was meant for the page before
-const RETRY_MS = 1500;
+const RETRY_MS = 1000;
 const TIMEOUT_MS = 20000;
 
 let openedAt = 0;
