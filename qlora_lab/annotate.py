@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from qlora_lab.annotation.schedule import asked, comparisons, unanswered
+from qlora_lab.annotation.schedule import MOST_REPEATS, asked, comparisons, unanswered
 from qlora_lab.annotation.store import Store
 from qlora_lab.errors import DataError, QloraLabError
 from qlora_lab.ratings.answers import Answer, read_answers, read_questions
@@ -60,6 +60,8 @@ def begin(options: argparse.Namespace) -> Store:
         return Store.open(options.db)
     if options.limit is not None and options.limit < 1:
         raise DataError(f"--limit must be 1 or more; got {options.limit}")
+    if not 0 <= options.repeat <= MOST_REPEATS:
+        raise DataError(f"--repeat must be a share from 0 to {MOST_REPEATS:g}; got {options.repeat:g}")
     answers = load(options.answers, options.questions)
     chosen = comparisons(answers, against=options.against, limit=options.limit, seed=options.seed)
     for line in unanswered(answers):

@@ -112,13 +112,8 @@ def items_for(
     Args:
         annotator: the name; another one gets another sequence.
         number: how many annotators were there before.
-        repeat: share of the comparisons to show twice, 0 to 0.5.
-
-    Raises:
-        DataError: `repeat` is out of its range.
+        repeat: share of the comparisons to show twice, 0 to MOST_REPEATS.
     """
-    if not 0 <= repeat <= MOST_REPEATS:
-        raise DataError(f"--repeat must be a share from 0 to {MOST_REPEATS:g}; got {repeat:g}")
     ranks: Counter[tuple[str, str]] = Counter()
     items = {}
     for comparison in drawn(chosen, seed, "order"):

@@ -101,7 +101,7 @@ class Store:
             NotSavedError: it cannot be written.
         """
         used = {(comparison.question, system) for comparison in comparisons for system in comparison.systems}
-        texts = {key: one.answer for one in answers if (key := (one.question, one.system)) in used}
+        texts = {key: storable(one.answer) for one in answers if (key := (one.question, one.system)) in used}
         asked = [questions[question] for question in dict.fromkeys(comparison.question for comparison in comparisons)]
         pairs = sorted((one.question, *one.systems) for one in comparisons)
         content = [pairs, sorted(texts.items()), sorted((one.question, one.prompt) for one in asked), repeat, seed]
@@ -123,7 +123,8 @@ class Store:
             create_tables(cursor)
             cursor.executemany("INSERT INTO study VALUES (?, ?)", study.items())
             cursor.executemany(
-                "INSERT INTO questions VALUES (?, ?, ?)", [(one.question, one.category, one.prompt) for one in asked]
+                "INSERT INTO questions VALUES (?, ?, ?)",
+                [(one.question, one.category, storable(one.prompt)) for one in asked],
             )
             cursor.executemany("INSERT INTO answers VALUES (?, ?, ?)", [(*key, text) for key, text in texts.items()])
             cursor.executemany("INSERT INTO comparisons VALUES (?, ?, ?)", pairs)
@@ -140,9 +141,10 @@ class Store:
         """Give each new name its sequence and its token; those who are there keep theirs.
 
         Raises:
-            DataError: a name is empty, too long, or comes twice.
+            DataError: a name is empty, too long, unprintable, or comes twice.
         """
-        if len(set(names)) < len(names) or not all(name and len(name) <= LONGEST_NAME for name in names):
+        fine = all(name.isprintable() and 1 <= len(name) <= LONGEST_NAME for name in names)
+        if not fine or len(set(names)) < len(names):
             raise DataError(
                 f"--annotators must be different names of 1 to {LONGEST_NAME} characters, separated by commas; "
                 f"got {','.join(names)!r}"
@@ -248,6 +250,11 @@ class Store:
             Vote(Judgment(question, first, second, verdict, judges[annotator]), category, bool(repeat), *when)
             for annotator, question, first, second, verdict, category, repeat, *when in rows
         ]
+
+
+def storable(text: str) -> str:
+    """Return a text that UTF-8 can hold: half a character, which a cut answer may end in, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _setting(cursor: sqlite3.Cursor, name: str) -> str:

@@ -1,6 +1,7 @@
 """The command line: beginning and going on with a study, its export, its status."""
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -91,6 +92,10 @@ def test_a_study_goes_on_with_the_same_answers_or_none_and_refuses_others(tmp_pa
         assert "1 of 4" in run(capsys, *arguments, "--db", file, "--status")
     assert "holds a study of other answers" in refusal(capsys, *files, "--db", file, "--limit", 2)
     assert "--limit is chosen when a study begins" in refusal(capsys, "--db", file, "--limit", 2)
+    for share in (-0.1, 0.6):
+        said = refusal(capsys, *files, "--db", tmp_path / "new.sqlite", "--repeat", share)
+        assert f"--repeat must be a share from 0 to 0.5; got {share}" in said
+    assert not (tmp_path / "new.sqlite").exists()
     assert "name them with --annotators" in refusal(capsys, *files, "--db", tmp_path / "new.sqlite")
 
 
@@ -133,6 +138,25 @@ def test_a_port_in_use_is_said(tmp_path, capsys):
         port = taken.getsockname()[1]
         said = refusal(capsys, "--db", tmp_path / "s.sqlite", "--port", port)
     assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; try another --port" in said
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_every_annotator_gets_a_link_and_an_address_that_others_reach_is_warned_of(
+    tmp_path, capsys, monkeypatch, host, warned
+):
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: [one.close() for one in sockets])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    new_study(tmp_path / "s.sqlite", "ann", "bo").close()
+    voted(tmp_path / "s.sqlite", "first", "")
+    annotate.main(["--db", str(tmp_path / "s.sqlite"), "--host", host, "--port", "0"])
+    printed = capsys.readouterr()
+    links = [
+        re.fullmatch(r"(\w+): http://[^/]+:\d+/a/([\w-]{22}) \((\d) of 5 judged\)", line)
+        for line in printed.out.splitlines()[:2]
+    ]
+    assert [(link[1], link[3]) for link in links] == [("ann", "1"), ("bo", "0")]
+    assert links[0][2] != links[1][2]
+    assert ("can be reached from other machines" in printed.err) == warned
 
 
 def test_without_the_extra_the_page_says_what_to_install(tmp_path, capsys, monkeypatch):

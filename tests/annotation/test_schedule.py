@@ -54,11 +54,6 @@ def test_a_repeat_comes_half_a_sequence_later_the_other_way_round(questions, rep
         assert items.index(item) - items.index(once) >= questions // 2
 
 
-def test_a_share_of_repeats_is_at_most_a_half():
-    with pytest.raises(DataError, match=r"--repeat must be a share from 0 to 0\.5; got 0\.6"):
-        items_for(comparisons(made_up(3)), "ann", 0, repeat=0.6)
-
-
 def test_what_was_asked_is_known_from_any_answer_and_must_be_one_thing():
     bare = Answer("0", "", "", "x", "system-a")
     assert asked([bare, *made_up(1, "b")])["0"].prompt == "What is 0?"

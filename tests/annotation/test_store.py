@@ -13,6 +13,7 @@ import pytest
 from qlora_lab.annotation.database import NotSavedError
 from qlora_lab.annotation.store import Store
 from qlora_lab.errors import DataError
+from qlora_lab.ratings.answers import Answer
 from tests.annotation.helpers import NOON, made_up, new_study
 from tests.small_disk import fill, small_disk
 
@@ -113,8 +114,15 @@ def test_a_study_goes_on_with_its_annotators_and_takes_new_ones(tmp_path):
     assert again.annotators()[0] == ann == again.annotator(ann.token)
     assert again.progress(ann).judged == 1
     assert again.annotator("") is None
-    with pytest.raises(DataError, match="--annotators must be different names of 1 to 60 characters"):
-        again.add_annotators(["cy", ""])
+    for names in (["cy", ""], ["cy", "cy"], ["c" * 61], ["c\ny"], ["\udcff"]):
+        with pytest.raises(DataError, match="--annotators must be different names of 1 to 60 characters"):
+            again.add_annotators(names)
+
+
+def test_an_answer_cut_in_the_middle_of_a_character_can_be_shown(tmp_path):
+    answers = [Answer("1", "", "Smile.", "here: \ud83d", system) for system in "ab"]
+    store = new_study(tmp_path / "s.sqlite", "ann", answers=answers)
+    assert store.next_item(store.annotators()[0]).answers == ("here: \ufffd",) * 2
 
 
 def test_a_file_that_is_no_study_or_another_is_refused_and_left_alone(tmp_path):
