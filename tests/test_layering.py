@@ -25,6 +25,8 @@ LIGHT = [
     "tournament",
     "judging",
     "judge",
+    "annotation",
+    "annotate",
 ]
 HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation"]
 SHARED = {"errors", "hashing", "config", "wheels", "runs", "ratings"}  # what the heavy chain may use of the light one
