@@ -22,6 +22,8 @@ LIGHT = [
     "sweep",
     "ratings",
     "tournament",
+    "agreement",
+    "release",
 ]
 HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation"]
 SHARED = {"errors", "hashing", "config", "wheels", "runs"}  # what the heavy chain may use of the light one

@@ -24,9 +24,11 @@ def test_the_table_names_the_best_first(tmp_path: Path, capsys: pytest.CaptureFi
 def test_other_numbers_of_matches_in_each_order_are_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_judgments(tmp_path / "j.jsonl", [*played(), Judgment("1", "good", "poor", FIRST, "made up")])
+    write_judgments(tmp_path / "j.jsonl", [*played(), Judgment("one more", "good", "poor", FIRST, "made up")])
     main([str(tmp_path), *QUICK])
-    assert "warning: not shown equally often in both orders: good and poor" in capsys.readouterr().out
+    assert "warning: not shown equally often in both orders, which the ratings allow for: good and poor" in (
+        capsys.readouterr().err
+    )
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -51,7 +53,7 @@ def test_the_released_ratings(capsys: pytest.CaptureFixture[str]) -> None:
     if "QLORA_LAB_DATA" not in os.environ:
         pytest.skip("QLORA_LAB_DATA does not name a folder with qlora_eval")
     folder = Path(os.environ["QLORA_LAB_DATA"]) / "qlora_eval"
-    main([str(folder / "pairwise_gpt4_vicuna"), "--generations", str(folder / "generations"), "--json", *QUICK])
+    main([str(folder / "pairwise_gpt4_vicuna"), "--answers", str(folder / "generations"), "--json", *QUICK])
     result = json.loads(capsys.readouterr().out)
     assert (result["matches"], result["questions"]) == (1600, 80)  # the release leaves two verdicts unread
     assert result["order"]["unread"] == 0
