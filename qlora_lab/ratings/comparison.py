@@ -26,7 +26,7 @@ from qlora_lab.ratings.judgments import Judgment, majority
 from qlora_lab.ratings.logistic import Rows, fit
 from qlora_lab.ratings.matches import Floats, Matches, matches_of
 
-CLASSES = 3  # the pair's second system wins, tie, its first wins: in alphabetical order, so that they are ranks
+CLASSES = 3  # the second of a pair wins, tie, the first wins: in this order they are ranks
 Votes = Mapping[tuple[str, str, str], int]  # class by question and pair
 
 
@@ -65,10 +65,13 @@ def verdicts(judgments: Iterable[Judgment]) -> Votes:
 
 
 def verdicts_as_shown(judgments: Sequence[Judgment]) -> Votes:
-    """Return the class of each question, pair and order shown, people's votes taken together."""
+    """Return the class of each question, pair and order shown, people's votes taken together.
+
+    It says whether what was shown first wins, as the study counts.
+    """
     straight, swapped = (majority(side) for side in both_orders(judgments))
     return {(judgment.question, *judgment.pair): _class(judgment) for judgment in straight} | {
-        (judgment.question, *judgment.pair[::-1]): _class(judgment) for judgment in swapped
+        (judgment.question, *judgment.pair[::-1]): CLASSES - 1 - _class(judgment) for judgment in swapped
     }
 
 

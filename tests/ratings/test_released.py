@@ -111,14 +111,14 @@ def test_votes_of_people_get_the_questions_id_and_the_systems_names(tmp_path: Pa
     [
         (
             ("w1", "gpt4", "gpt35", "What do plants do?", "both"),
-            r"line 4: answer must be one of system_a, system_b, tie",
+            r"line 3: answer must be one of system_a, system_b, tie",
         ),
-        (("w1", "gpt4", "gpt35", "Why?", "tie"), r"line 4: no question has the text 'Why\?'"),
-        (("w1", "gpt35", "gpt35", "What do plants do?", "tie"), "line 4: .* got 'gpt35' twice"),
+        (("w1", "gpt4", "gpt35", "Why?", "tie"), r"line 3: no question has the text 'Why\?'"),
+        (("w1", "gpt35", "gpt35", "What do plants do?", "tie"), "line 3: .* got 'gpt35' twice"),
     ],
 )
 def test_a_vote_that_is_none_is_named(row: tuple[str, ...], said: str, tmp_path: Path, generations: Path) -> None:
-    """A row stands on the three lines of its file that its cells take."""
+    """By the line on which the row ends: its cells hold whole answers, with lines of their own."""
     with pytest.raises(DataError, match=said):
         read(votes(tmp_path / "v.csv", row), generations)  # type: ignore[arg-type]
 
