@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from analysis.plan import planned_folders, read_plan, runs_folder
 from qlora_lab.errors import DataError
 from qlora_lab.hashing import file_sha256
@@ -36,6 +38,7 @@ OF_THE_LAYOUT = {  # fields that are told by this project's own
     *("generation", "generation_truncated", "first", "second", "verdict", "judge", "first_score", "second_score"),
     *("answer1_id", "answer2_id", "reviewer_id", "review_id", "score", "metadata"),
 }
+WRITTEN_BY_JUDGES = ("text", "unread_text")
 HOW_TO = """# Evidence of a study
 
 `answers/` has what each system said, `ratings/` and `scores/` what each judge said of pairs of them, `runs/` the
@@ -169,12 +172,15 @@ def _answer_rows(file: Path, questions: dict[str, Question]) -> list[dict[str, A
 def _rating_rows(file: Path, known: AnswerFiles) -> list[tuple[Judgment | ScoredPair, dict[str, Any]]]:
     ratings = read_ratings(file, known)
     rows = [{} for _ in ratings] if file.suffix == ".csv" else [row for row, _ in json_rows(file)]
-    return [(rating, asdict(rating) | _other_fields(row, "text")) for rating, row in zip(ratings, rows, strict=True)]
+    return [
+        (rating, asdict(rating) | _other_fields(row, *WRITTEN_BY_JUDGES))
+        for rating, row in zip(ratings, rows, strict=True)
+    ]
 
 
 def _other_fields(row: dict[str, object], *written: str) -> dict[str, Any]:
     """Return fields that are not of the layout, without what is private; what a judge has `written` is left alone."""
-    others = {name: value for name, value in row.items() if name not in OF_THE_LAYOUT and name != "text"}
+    others = {name: value for name, value in row.items() if name not in (*OF_THE_LAYOUT, *WRITTEN_BY_JUDGES)}
     texts = {name: row[name] for name in written if name in row}
     return {**public(others), **texts}
 
@@ -196,7 +202,19 @@ def _by_name(folder: Path, field: str, rows: Sequence[dict[str, Any]]) -> None:
 def _settings(folder: RunFolder) -> dict[str, Any]:
     environment = folder.environment() or {}
     kept = {name: environment.get(name) for name in ("packages", "python", "git_commit", "command")}
-    return {"config": public(of_the_result(folder.config)), "environment": public(kept)}
+    evaluations = {
+        file.parent.name: {
+            "config": public(OmegaConf.to_container(OmegaConf.load(file))),
+            "result": public(read_json(file.with_name("result.json"))),
+        }
+        for file in sorted(folder.path.glob("evaluations/*/config.yaml"))
+        if file.with_name("result.json").is_file()
+    }
+    return {
+        "config": public(of_the_result(folder.config())),
+        "environment": public(kept),
+        "evaluations": evaluations,
+    }
 
 
 def _of_file(file: Path) -> dict[str, Any]:

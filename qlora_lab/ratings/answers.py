@@ -42,13 +42,21 @@ def answer_line(answer: Answer) -> dict[str, str]:
 
 
 def read_questions(file: Path) -> dict[str, Question]:
-    """Read a file of questions by id: this project's, the study's (`text`), or FastChat's (`turns`, the first counts).
+    """Read a file of JSON lines as `questions_of` does."""
+    return questions_of(json_rows(file))
+
+
+def questions_of(rows: Iterable[tuple[Mapping[str, object], str]]) -> dict[str, Question]:
+    """Return questions by id: this project's, the study's (`text`), or FastChat's (`turns`, the first counts).
+
+    Args:
+        rows: and where each stands, for errors.
 
     Raises:
-        DataError: a line is none, or an id comes twice; the sentence names file and line.
+        DataError: a row is none, or an id comes twice; the sentence names its place.
     """
     questions: dict[str, Question] = {}
-    for row, place in json_rows(file):
+    for row, place in rows:
         identifier = question_of(row)
         turns = row.get("turns")
         first_turn = turns[0] if isinstance(turns, list) and turns else None

@@ -10,8 +10,8 @@ from qlora_lab.ratings.answers import Answer, Question, read_answers, read_quest
 from qlora_lab.ratings.judgments import Judgment, RatingsWarning, json_rows, latest, read_judgments
 from qlora_lab.ratings.released import (
     answer_systems,
-    holds_scores,
-    holds_verdicts,
+    is_released,
+    is_released_scores,
     read_released,
     read_released_scores,
 )
@@ -84,7 +84,7 @@ def load_ratings(paths: Iterable[Path], known: AnswerFiles) -> Ratings:
         DataError: a line is none, or of a system that has no answers; names the file.
     """
     files = files_in(paths, ".jsonl", ".csv")
-    released = [file for file in files if holds_verdicts(file) or holds_scores(file)]
+    released = [file for file in files if is_released(file) or is_released_scores(file)]
     if released and not known.systems_of_ids:
         warnings.warn(
             f"the order shown in {len(released)} files of the release is taken from their names, which may state it "
@@ -108,9 +108,9 @@ def read_ratings(file: Path, known: AnswerFiles) -> Sequence[Judgment | ScoredPa
         DataError: a line is none, or of a system that has no answers; names the file.
     """
     found: Sequence[Judgment | ScoredPair]
-    if holds_verdicts(file):
+    if is_released(file):
         found = read_released(file, known.systems_of_ids)
-    elif holds_scores(file):
+    elif is_released_scores(file):
         found = read_released_scores(file, known.systems_of_ids)
     elif file.suffix == ".csv":
         found = read_people(file, {text_key(asked.prompt): asked.question for asked in known.questions.values()})

@@ -1,6 +1,5 @@
 """What may be published: values without the folders, hosts and secrets of the machine they come from."""
 
-import getpass
 import os
 import re
 import socket
@@ -51,7 +50,7 @@ def slug(name: str) -> str:
 
 def _private() -> Iterator[tuple[str, str]]:
     """Yield what must not be published, and what it is."""
-    found = [(socket.gethostname(), "the name of this machine"), (getpass.getuser(), "the name of its user")]
+    found = [(socket.gethostname(), "the name of this machine"), (os.environ.get("USER", ""), "the name of its user")]
     found.append((str(Path.home()), "its user's home"))
     found += [(value, f"the secret in ${name}") for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
     for text, kind in found:

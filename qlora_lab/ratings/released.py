@@ -30,12 +30,12 @@ SHORT_UUID_DIGITS = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 SHORT_UUID_LENGTH = 22
 
 
-def holds_verdicts(file: Path) -> bool:
+def is_released(file: Path) -> bool:
     parts = NAME.match(file.stem)
     return parts is not None and parts["three_class"] is not None
 
 
-def holds_scores(file: Path) -> bool:
+def is_released_scores(file: Path) -> bool:
     parts = NAME.match(file.stem)
     return parts is not None and parts["three_class"] is None
 

@@ -12,6 +12,8 @@ from qlora_lab.ratings.judgments import FIRST, Judgment, write_judgments
 from qlora_lab.ratings.public import public
 from qlora_lab.ratings.scores import ScoredPair, write_scores
 from qlora_lab.release import main
+from qlora_lab.runs.folder import RunFolder
+from tests.helpers import tiny
 from tests.ratings.helpers import STRENGTHS, played
 
 QUICK = ["--draws", "50"]
@@ -94,6 +96,39 @@ def test_a_secret_in_an_answer_stops_the_release(
     assert "answers/good.jsonl, line 1 would publish the secret in $SOME_API_KEY" in said
     assert "/usr/bin/bc" not in said
     assert [file for file in tmp_path.iterdir() if "out" in file.name] == [], "half a release is no release"
+
+
+def test_a_run_is_released_with_its_settings_and_answers(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "runs", "model=tiny_random")
+    run = RunFolder.create(tmp_path / "runs", "0123456789ab", config)
+    run.write_environment(
+        {"python": "3.11", "cpu": "a cpu", "command": ["train.py", f"paths.runs_dir={tmp_path}/runs"]}
+    )
+    evaluation = run.path / "evaluations" / "vicuna-1a2b"
+    evaluation.mkdir(parents=True)
+    (evaluation / "config.yaml").write_text(f"temperature: 0.7\npath: {tmp_path}/questions.jsonl\n")
+    (evaluation / "result.json").write_text('{"answered": 1}')
+    (evaluation / "answers.jsonl").write_text(json.dumps(answer_line(Answer("1", "", "Why?", "So.", "mine"))) + "\n")
+    (evaluation / "items.jsonl").write_text('{"loss": 1}\n')
+    out = tmp_path / "out"
+    main([str(out), str(run.path)])
+    told = json.loads((out / "runs" / "0123456789ab.json").read_text())
+    assert told["config"]["model"]["name"] == config.model.name and "paths" not in told["config"]
+    assert told["environment"]["command"] == ["train.py", "paths.runs_dir=runs"] and "cpu" not in told["environment"]
+    assert told["evaluations"]["vicuna-1a2b"]["config"] == {"temperature": 0.7, "path": "questions.jsonl"}
+    assert json.loads((out / "answers" / "mine.jsonl").read_text())["answer"] == "So."
+    assert str(tmp_path) not in "".join(file.read_text() for file in out.rglob("*") if file.is_file())
+
+
+def test_a_full_disk_leaves_nothing(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qlora_lab.release.write_json", full)
+    assert "cannot be written: [Errno 28] No space left" in refusal([str(tmp_path / "out"), *sources], capsys)
+    assert [file for file in tmp_path.iterdir() if "out" in file.name] == []
 
 
 def test_a_release_is_never_written_over(
