@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qlora_lab.errors import DataError, QloraLabError, unknown_name
-from qlora_lab.ratings.files import AnswerFiles, Ratings, load_answers, load_ratings
+from qlora_lab.ratings.files import AnswerFiles, RatingFiles, load_answers, load_ratings
 from qlora_lab.ratings.judgments import HUMAN, Judgment, RatingsWarning
 from qlora_lab.ratings.scores import ScoredPair
 
@@ -26,7 +26,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 
-def load_sources(options: argparse.Namespace) -> tuple[Ratings, AnswerFiles]:
+def load_sources(options: argparse.Namespace) -> tuple[RatingFiles, AnswerFiles]:
     """Read what `add_sources` names.
 
     Raises:
@@ -39,7 +39,7 @@ def load_sources(options: argparse.Namespace) -> tuple[Ratings, AnswerFiles]:
         if system not in systems:
             raise DataError(unknown_name("--systems", system, systems))
     chosen = options.systems or systems
-    return Ratings(_between(found.judgments, chosen), _between(found.scores, chosen)), known
+    return RatingFiles(_between(found.judgments, chosen), _between(found.scores, chosen)), known
 
 
 def systems_of(ratings: Iterable[Judgment | ScoredPair]) -> list[str]:

@@ -36,7 +36,7 @@ class AnswerFiles:
 
 
 @dataclass(frozen=True)
-class Ratings:
+class RatingFiles:
     """Judgments and scores of pairs, of any number of judges; of what one judge said twice, the last."""
 
     judgments: list[Judgment]
@@ -73,7 +73,7 @@ def load_answers(paths: Iterable[Path], questions: Path | None = None) -> Answer
     return AnswerFiles(answers, asked, answer_systems(files))
 
 
-def load_ratings(paths: Iterable[Path], known: AnswerFiles) -> Ratings:
+def load_ratings(paths: Iterable[Path], known: AnswerFiles) -> RatingFiles:
     """Read files and folders of judgments and scores.
 
     Args:
@@ -98,7 +98,7 @@ def load_ratings(paths: Iterable[Path], known: AnswerFiles) -> Ratings:
         found = read_ratings(file, known)
         judgments += [rating for rating in found if isinstance(rating, Judgment)]
         scores += [rating for rating in found if isinstance(rating, ScoredPair)]
-    return Ratings(latest(judgments), latest_scores(scores))
+    return RatingFiles(latest(judgments), latest_scores(scores))
 
 
 def read_ratings(file: Path, known: AnswerFiles) -> Sequence[Judgment | ScoredPair]:

@@ -64,6 +64,6 @@ def relative_table(told: dict[str, Any]) -> str:
 def _method(settings: dict[str, Any]) -> str:
     played = "all matches" if settings["sampled"] is None else f"{settings['sampled']} matches"
     return (
-        f"rating: Bradley-Terry, ties half a win. Elo: K {settings['k']:g}, start {settings['start']:g}, mean of "
-        f"{settings['orders']} orders of {played}."
+        f"rating: Bradley-Terry, ties half a win. Elo as in the QLoRA study: K {settings['k']:g}, start "
+        f"{settings['start']:g}, mean of {settings['orders']} orders of {played}."
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlora_lab.errors import DataError
-from qlora_lab.ratings.files import AnswerFiles, Ratings, load_answers, load_ratings
+from qlora_lab.ratings.files import AnswerFiles, RatingFiles, load_answers, load_ratings
 from qlora_lab.ratings.judgments import FIRST, SECOND, TIE, Judgment, RatingsWarning
 from qlora_lab.ratings.released import answer_systems
 from qlora_lab.ratings.scores import ScoredPair
@@ -41,7 +41,7 @@ def generations(tmp_path: Path) -> Path:
     return tmp_path / "generations"
 
 
-def read(path: Path, generations: Path) -> Ratings:
+def read(path: Path, generations: Path) -> RatingFiles:
     return load_ratings([path], load_answers([generations]))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,34 @@ def test_judges_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     write_judgments(tmp_path / "j.jsonl", [*played(), Judgment("1", "good", "poor", FIRST, "another")])
     assert "2 judges (another, made up); choose one" in refusal([str(tmp_path)], capsys)
     assert "did you mean 'made up'" in refusal([str(tmp_path), "--judge", "made upp"], capsys)
+
+
+def test_votes_of_people_count_as_their_majority(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    votes = [replace(its, judge=f"human:{name}") for its in played(30) for name in ("one", "two")]
+    against = [replace(its, judge="human:three", verdict=FIRST) for its in played(30)]
+    write_judgments(tmp_path / "j.jsonl", [*votes, *against])
+    main([str(tmp_path), "--json", *QUICK])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["judge"], told["matches"], told["first_advantage"]) == ("human", 90, None)
+    assert [row["system"] for row in told["systems"]] == ["good", "fair", "poor"]
+    main([str(tmp_path), "--judge", "human:three", "--json", *QUICK])
+    assert json.loads(capsys.readouterr().out)["matches"] == 180
+
+
+def test_systems_and_settings_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgments(tmp_path / "j.jsonl", played())
+    main([str(tmp_path), "--systems", "good", "poor", "--k", "16", "--start", "0", "--sampled", "30", "--json", *QUICK])
+    told = json.loads(capsys.readouterr().out)
+    assert [row["system"] for row in told["systems"]] == ["good", "poor"]
+    assert sum(row["elo"] for row in told["systems"]) == pytest.approx(0, abs=0.01)
+    assert "--systems must be one of fair, good, poor; got 'god'" in refusal(
+        [str(tmp_path), "--systems", "god"], capsys
+    )
+
+
+def test_length_needs_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgments(tmp_path / "j.jsonl", played())
+    assert "give all answers that were judged with --answers" in refusal([str(tmp_path), "--length"], capsys)
 
 
 def test_nothing_to_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
