@@ -10,6 +10,7 @@ import argparse
 import shutil
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -111,11 +112,11 @@ def verify(folder: Path) -> str:
 
 
 def _write_evidence(folder: Path, sources: Sequence[Path], questions: Path | None, *, names: bool) -> dict[str, Any]:
-    runs = [run for source in sources for run in _run_folders(source)]
-    files = files_in([source for source in sources if not _run_folders(source)], ".jsonl", ".csv")
-    files += [file for run in runs for file in sorted(run.glob("evaluations/**/*.jsonl"))]
-    kinds = {file: _kind(file) for file in files}
-    unknown = [str(file) for file, kind in kinds.items() if kind is None and "evaluations" not in file.parts]
+    runs = [its for source in sources for its in _run_folders(source)]
+    given = files_in([source for source in sources if not _run_folders(source)], ".jsonl", ".csv")
+    of_runs = [file for its in runs for file in sorted(its.glob("evaluations/*/*.jsonl"))]
+    kinds = {file: _kind(file) for file in given + of_runs}
+    unknown = [str(file) for file in given if kinds[file] is None]
     if unknown:
         raise DataError(f"these files hold neither answers nor ratings: {', '.join(unknown)}")
     of_answers, of_ratings = (
@@ -123,6 +124,7 @@ def _write_evidence(folder: Path, sources: Sequence[Path], questions: Path | Non
     )
     known = load_answers(of_answers, questions)
     answers = [row for file in of_answers for row in _answer_rows(file, known.questions)]
+    _check_once(answers)
     ratings = _latest(pair for file in of_ratings for pair in _rating_rows(file, known))
     people = sorted({rating.judge for rating, _ in ratings if is_person(rating.judge)})
     numbers = {} if names else {name: f"{HUMAN}:{number}" for number, name in enumerate(people, start=1)}
@@ -154,6 +156,16 @@ def _run_folders(source: Path) -> list[Path]:
         runs = [runs_folder(study) / run_id for study in studies for run_id in read_plan(study).places]
         return [its for its in dict.fromkeys(runs) if (its / "config.yaml").is_file()]
     return [file.parent for file in sorted(source.glob("*/config.yaml"))] if source.is_dir() else []
+
+
+def _check_once(answers: Sequence[dict[str, Any]]) -> None:
+    """Refuse answers of which a reader could not tell which one was judged."""
+    (answer, times), *_ = Counter((row["system"], row["question"]) for row in answers).most_common(1) or [((), 0)]
+    if times > 1:
+        system, question = answer
+        raise DataError(
+            f"{system} answers question {question} {times} times, in different sets or evaluations; release them apart"
+        )
 
 
 def _kind(file: Path) -> str | None:
@@ -194,9 +206,9 @@ def _latest(
 
 def _by_name(folder: Path, field: str, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows into one file a name in `field`, in the order of questions."""
-    for name in sorted({row[field] for row in rows}):
-        its = [row for row in rows if row[field] == name]
-        write_json_lines(folder / f"{slug(name)}.jsonl", sorted(its, key=lambda row: str(row["question"])))
+    for name in sorted({slug(row[field]) for row in rows}):
+        its = [row for row in rows if slug(row[field]) == name]
+        write_json_lines(folder / f"{name}.jsonl", sorted(its, key=lambda row: str(row["question"])))
 
 
 def _settings(folder: RunFolder) -> dict[str, Any]:

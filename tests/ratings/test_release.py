@@ -155,6 +155,14 @@ def test_a_release_that_was_touched_or_is_half_is_refused(
     assert "is no whole release" in refusal([str(out), "--verify"], capsys)
 
 
+def test_two_answers_to_one_question_are_not_released_together(
+    sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = tmp_path / "again.jsonl"
+    again.write_text(json.dumps(answer_line(Answer("7", "", "What?", "Another.", "good"))) + "\n")
+    assert "good answers question 7 2 times" in refusal([str(tmp_path / "out"), *sources, str(again)], capsys)
+
+
 def test_files_that_are_no_evidence_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.jsonl").write_text('{"loss": 1}\n')
     assert "x.jsonl" in refusal([str(tmp_path / "out"), str(tmp_path / "x.jsonl")], capsys)
