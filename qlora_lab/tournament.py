@@ -1,77 +1,97 @@
 """Ratings of systems from judged pairs: python -m qlora_lab.tournament FILE_OR_FOLDER...
 
 Bradley-Terry ratings with intervals over questions are what to conclude from; Elo as the QLoRA study reports it stands
-beside them, with how often each system wins, and what the verdicts owe to the order in which answers were shown.
+beside them, with how often each system wins, what the verdicts owe to the order in which answers were shown and to
+their length, and scores relative to a reference system.
 """
 
 import argparse
-import json
-import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from qlora_lab.errors import DataError, QloraLabError, unknown_name
+from qlora_lab.errors import DataError, unknown_name
 from qlora_lab.ratings.bias import order_bias, win_rates
-from qlora_lab.ratings.bradley_terry import bradley_terry
-from qlora_lab.ratings.elo import elo
-from qlora_lab.ratings.judgments import Judgment, read_judgments
+from qlora_lab.ratings.bradley_terry import bradley_terry, length_differences
+from qlora_lab.ratings.command import Rating, add_sources, is_person, judges_of, load_sources, run
+from qlora_lab.ratings.elo import elo, elo_question_std
+from qlora_lab.ratings.files import AnswerFiles
+from qlora_lab.ratings.judgments import HUMAN, Judgment, RatingsWarning, majority
 from qlora_lab.ratings.matches import matches_of
-from qlora_lab.ratings.released import answer_systems, is_released, read_released
+from qlora_lab.ratings.relative import relative_scores
+from qlora_lab.ratings.tables import relative_table, tournament_table
+from qlora_lab.runs.files import to_json
 
 
-def load(paths: Iterable[Path], generations: Path | None) -> list[Judgment]:
-    """Read files of judgments, and all of a folder's, in this project's layout or the study's release's.
+@dataclass(frozen=True)
+class Settings:
+    """`sampled` matches are played in each order, None plays all; `length` takes the effect of length out."""
 
-    Raises:
-        DataError: nothing is there, or something is not judgments of pairs.
-    """
-    files: list[Path] = []
-    for path in paths:
-        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not found:
-            raise DataError(f"{path} must be a file of judgments, or a folder with .jsonl files; it has none")
-        files += found
-    answers = {} if generations is None else answer_systems(sorted(generations.glob("*.jsonl")))
-    return [
-        judgment
-        for file in files
-        for judgment in (read_released(file, answers) if is_released(file) else read_judgments(file))
-    ]
+    draws: int = 1000
+    orders: int = 10_000
+    k: float = 32.0
+    start: float = 1000.0
+    sampled: int | None = None
+    seed: int = 0
+    length: bool = False
 
 
-def one_judge(judgments: Sequence[Judgment], asked: str | None) -> list[Judgment]:
-    """Return the judgments of one judge: of different ones they must not be mixed in one table.
+def one_judge(ratings: Sequence[Rating], asked: str | None) -> list[Rating]:
+    """Return the ratings of one judge: of different ones they must not be mixed in one table.
 
     Raises:
         DataError: there are several and none is asked for, or there is none of the name.
     """
-    judges = sorted({judgment.judge for judgment in judgments})
+    judges = judges_of(ratings)
+    people = sorted({rating.judge for rating in ratings} - set(judges))
     if asked is None and len(judges) != 1:
-        raise DataError(f"the judgments are of {len(judges)} judges ({', '.join(judges)}); choose one with --judge")
-    if asked is not None and asked not in judges:
-        raise DataError(unknown_name("--judge", asked, judges))
-    return [judgment for judgment in judgments if asked in (None, judgment.judge)]
+        raise DataError(f"the ratings are of {len(judges)} judges ({', '.join(judges)}); choose one with --judge")
+    name = asked or judges[0]
+    if name not in (*judges, *people):
+        raise DataError(unknown_name("--judge", name, [*judges, *people]))
+    return [rating for rating in ratings if rating.judge == name or (name == HUMAN and is_person(rating.judge))]
 
 
-def lopsided(judgments: Iterable[Judgment]) -> list[str]:
-    """Name the pairs that were not shown equally often in both orders."""
+def warn_of_lopsided(judgments: Iterable[Judgment]) -> None:
+    """Warn of the pairs that were not shown equally often in both orders; the ratings allow for it."""
     shown = Counter((judgment.first, judgment.second) for judgment in judgments)
-    pairs = sorted({judgment.pair for judgment in judgments})
-    return [f"{one} and {other}" for one, other in pairs if shown[one, other] != shown[other, one]]
+    pairs = sorted({(min(pair), max(pair)) for pair in shown})
+    uneven = [f"{one} and {other}" for one, other in pairs if shown[one, other] != shown[other, one]]
+    if uneven:
+        sentence = f"not shown equally often in both orders, which the ratings allow for: {'; '.join(uneven)}"
+        warnings.warn(sentence, RatingsWarning, stacklevel=2)
 
 
-def tournament(judgments: Sequence[Judgment], *, draws: int, orders: int, k: float, seed: int) -> dict[str, Any]:
-    """Return everything the tables say, as plain values; systems from best to worst."""
-    matches = matches_of(judgments)
-    rated = bradley_terry(matches, draws=draws, seed=seed)
-    played = elo(matches, k=k, orders=orders, seed=seed)
+def tournament(judgments: Sequence[Judgment], settings: Settings, known: AnswerFiles) -> dict[str, Any]:
+    """Return everything the tables say, as plain values; systems from best to worst.
+
+    Of several people, the majority on a question and a pair is one match, whichever was shown first.
+
+    Raises:
+        DataError: no finite ratings exist, or the effect of length is asked for and a length is not known.
+    """
+    of_people = is_person(judgments[0].judge) and len({judgment.judge for judgment in judgments}) > 1
+    if not of_people:
+        warn_of_lopsided(judgments)
+    matches = matches_of(majority(judgments, HUMAN) if of_people else judgments)
+    longer = length_differences(matches, known.lengths()) if settings.length else None
+    rated = bradley_terry(
+        matches, draws=settings.draws, seed=settings.seed, first_advantage=not of_people, longer=longer
+    )
+    played = elo(
+        matches,
+        k=settings.k,
+        start=settings.start,
+        orders=settings.orders,
+        sampled=settings.sampled,
+        seed=settings.seed,
+    )
+    question_std = elo_question_std(matches, k=settings.k, start=settings.start, seed=settings.seed)
     rates = win_rates(matches)
-    best_first = np.argsort(-rated.rating)
     systems = [
         {
             "system": matches.systems[index],
@@ -80,76 +100,61 @@ def tournament(judgments: Sequence[Judgment], *, draws: int, orders: int, k: flo
             "rating_high": float(rated.high[index]),
             "rank_best": int(rated.best_rank[index]),
             "rank_worst": int(rated.worst_rank[index]),
-            "elo": float(played.mean[index]),
-            "elo_order_std": float(played.order_std[index]),
             "win_rate": float(np.nanmean(rates[index])),
+            "controlled_win_rate": [float(value) for value in rated.win_rate[index]],
+            "elo": float(played.mean[index]),
+            "elo_mean_half_width": float(played.mean_half_width[index]),
+            "elo_order_std": float(played.order_std[index]),
+            "elo_question_std": float(question_std[index]),
         }
-        for index in best_first
+        for index in np.argsort(-rated.rating)
     ]
     return {
-        "judge": judgments[0].judge,
+        "judge": HUMAN if of_people else judgments[0].judge,
         "matches": len(matches),
         "questions": len(matches.questions),
         "first_advantage": rated.first_advantage,
+        "length_effect": rated.length_effect,
         "order": asdict(order_bias(judgments)),
-        "lopsided": lopsided(judgments),
-        "elo_k": k,
-        "elo_orders": orders,
-        "seed": seed,
+        "settings": asdict(settings),
         "systems": systems,
     }
 
 
-def report(result: dict[str, Any]) -> str:
-    """Lay the result of `tournament` out for a terminal."""
-    order, width = result["order"], max(len(row["system"]) for row in result["systems"])
-    lines = [
-        f"{result['matches']} matches on {result['questions']} questions, judged by {result['judge']}"
-        f" ({order['unread']} verdicts could not be read)",
-        "",
-        f"{'':{width}}  rating   95 % over questions   rank    wins   Elo (order std)",
-        *(
-            f"{row['system']:{width}}  {row['rating']:6.0f}  {row['rating_low']:7.0f} to {row['rating_high']:5.0f}    "
-            f"{row['rank_best']:3} to {row['rank_worst']:<2} {row['win_rate']:6.1%}  {row['elo']:5.0f} "
-            f"({row['elo_order_std']:.0f})"
-            for row in result["systems"]
-        ),
-        "",
-        f"shown first wins {order['first']:.1%}, second {order['second']:.1%}, ties {order['tie']:.1%}: being first is "
-        "worth {:.0f} points ({:.0f} to {:.0f}), taken out of the ratings".format(*result["first_advantage"]),
-    ]
-    if order["swapped_pairs"]:
-        lines.append(
-            f"of {order['swapped_pairs']} pairs judged in both orders, {order['consistent']:.1%} got the same verdict "
-            f"and {order['flipped']:.1%} the opposite one"
-        )
-    if result["lopsided"]:
-        lines.append(f"warning: not shown equally often in both orders: {'; '.join(result['lopsided'])}")
-    lines.append(
-        f"rating: Bradley-Terry, ties half a win. Elo: K {result['elo_k']:g}, mean of {result['elo_orders']} orders; "
-        "its spread is over orders only."
-    )
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m qlora_lab.tournament", description="Rate systems by judged pairs.")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="JSON lines of judgments")
-    parser.add_argument("--generations", type=Path, help="folder of the released answers, whose ids tell their systems")
-    parser.add_argument("--judge", help="the judge to rate by, where there are several")
+    add_sources(parser)
+    parser.add_argument("--judge", help=f"the judge to rate by, where there are several; {HUMAN}: most people's votes")
+    parser.add_argument("--reference", help="the system whose scores are 100 %%, where pairs have scores")
+    parser.add_argument("--length", action="store_true", help="take the effect of length out; needs --answers")
     parser.add_argument("--k", type=float, default=32.0, help="of Elo; default: %(default)s")
+    parser.add_argument("--start", type=float, default=1000.0, help="of Elo; default: %(default)s")
+    parser.add_argument("--sampled", type=int, help="matches played in an order of Elo; default: all")
     parser.add_argument("--orders", type=int, default=10_000, help="of Elo; default: %(default)s")
-    parser.add_argument("--draws", type=int, default=1000, help="of questions, for intervals; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(arguments)
-    try:
-        judgments = one_judge(load(options.paths, options.generations), options.judge)
-        result = tournament(judgments, draws=options.draws, orders=options.orders, k=options.k, seed=options.seed)
-    except QloraLabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(result, indent=1) if options.json else report(result))
+    run(lambda: _tables(options))
+
+
+def _tables(options: argparse.Namespace) -> str:
+    found, known = load_sources(options)
+    if not found.judgments and options.reference is None:
+        raise DataError("there are scores and no verdicts; name the system to compare with, --reference")
+    told: dict[str, Any] = {}
+    if found.judgments:
+        settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
+        told = tournament(one_judge(found.judgments, options.judge), settings, known)
+    if options.reference is not None:
+        scores = relative_scores(
+            one_judge(found.scores, options.judge), options.reference, draws=options.draws, seed=options.seed
+        )
+        told |= {"reference": options.reference, "relative": [asdict(score) for score in scores]}
+    if options.json:
+        return to_json(told, indent=1)
+    tables = ([tournament_table(told)] if found.judgments else []) + (
+        [relative_table(told)] if "relative" in told else []
+    )
+    return "\n\n".join(tables)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ LIGHT = [
     "judge",
     "annotation",
     "annotate",
+    "agreement",
+    "release",
 ]
 HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation"]
 SHARED = {"errors", "hashing", "config", "wheels", "runs", "ratings"}  # what the heavy chain may use of the light one

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qlora_lab.errors import DataError
 from qlora_lab.ratings.judgments import json_rows
-from qlora_lab.ratings.released import system_named
+from qlora_lab.ratings.released import question_of, shown_text, system_named
 
 FIELDS = ("question", "category", "prompt", "answer", "system")
 
@@ -58,9 +58,10 @@ def questions_of(rows: Iterable[tuple[Mapping[str, object], str]]) -> dict[str, 
     questions: dict[str, Question] = {}
     for row, place in rows:
         identifier = row.get("question", row.get("question_id"))
+        identifier = question_of(row)
         turns = row.get("turns")
         first_turn = turns[0] if isinstance(turns, list) and turns else None
-        prompt = row.get("prompt", row.get("text", first_turn))
+        prompt = row.get("text", row.get("prompt", first_turn))
         if identifier is None or not isinstance(prompt, str):
             raise DataError(
                 f"{place} must have a question (or question_id) and a prompt (or text, or turns); got {', '.join(row)}"
@@ -104,12 +105,12 @@ def common_questions(answers: Iterable[Answer], systems: Sequence[str]) -> list[
 
 def _answer(row: dict[str, object], file: Path, place: str, questions: Mapping[str, Question]) -> Answer:
     if "generation" in row:  # the release's own models: `text` is the question
-        told = {"answer": row["generation"], "prompt": row.get("text"), "system": system_named(file.stem)}
+        told = {"answer": shown_text(row), "prompt": row.get("text"), "system": system_named(file.stem)}
     elif "answer_id" in row:  # its other services: `text` is the answer
         told = {"answer": row.get("text"), "prompt": None, "system": system_named(file.stem)}
     else:
         told = {name: row.get(name) for name in ("answer", "prompt", "system")}
-    identifier = row.get("question", row.get("question_id"))
+    identifier = question_of(row)
     if identifier is None or told["system"] is None or not isinstance(told["answer"], str):
         raise DataError(f"{place} must have {', '.join(FIELDS)}; got {', '.join(row)}")
     asked = questions.get(str(identifier), Question(str(identifier), "", ""))

@@ -1,32 +1,36 @@
 """Bradley-Terry ratings: the chance that i beats j is a logistic function of the difference of their ratings.
 
 A tie is half a win for each. Unlike Elo's, these ratings do not depend on the order of matches, and what is uncertain
-about them is which questions were asked: intervals come from drawing questions again, with replacement.
+about them is which questions were asked: intervals come from drawing questions again, with replacement. What else moves
+a judge, being shown first and being longer, can be fitted in the same regression, and is then taken out of the ratings.
 
-Source: Bradley and Terry 1952, "Rank analysis of incomplete block designs"; Hunter 2004 for when ratings exist.
+Source: Bradley and Terry 1952, "Rank analysis of incomplete block designs"; Hunter 2004 for when ratings exist; Dubois
+et al. 2024, "Length-controlled AlpacaEval", for the covariate of length.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from qlora_lab.errors import DataError
-from qlora_lab.ratings.matches import Floats, Matches
+from qlora_lab.ratings.logistic import Rows, fit
+from qlora_lab.ratings.matches import Floats, Ints, Matches
 
 POINTS = 400 / np.log(10)  # a difference of 400 points is odds of 10 to 1, as in Elo
 CENTRE = 1000.0  # mean rating of the systems
-PRECISION = 1e-3  # of a normal prior around the mean: keeps a drawn system that wins everything finite
-STEPS, TOLERANCE = 100, 1e-9
-LARGEST_STEP = 2.0  # log odds in one Newton step: further out, the curvature says little
 COVERAGE = 0.95
+Interval = tuple[float, float, float]  # the estimate, and the ends of its 95 % interval
 
 
 @dataclass(frozen=True)
 class Ratings:
     """Ratings in points, (S,) each, with the ends of 95 % intervals and of the ranks (1 is best).
 
-    `first_advantage` is what being shown first is worth in points, with its interval; None where it was not fitted.
+    `win_rate`, (S, 3), is the chance to beat the other systems, one as likely as another, with its interval: what is
+    fitted besides (order, length) is taken out of it. `first_advantage` is what being shown first is worth in points,
+    `length_effect` what being longer by a standard deviation of the differences of length is; None where not fitted.
     """
 
     systems: tuple[str, ...]
@@ -35,34 +39,39 @@ class Ratings:
     high: Floats
     best_rank: Floats
     worst_rank: Floats
-    first_advantage: tuple[float, float, float] | None
+    win_rate: Floats
+    first_advantage: Interval | None
+    length_effect: Interval | None
 
 
-def bradley_terry(matches: Matches, *, draws: int = 1000, seed: int = 0, first_advantage: bool = True) -> Ratings:
+def bradley_terry(
+    matches: Matches,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    first_advantage: bool = True,
+    longer: Floats | None = None,
+) -> Ratings:
     """Rate the systems of `matches`.
 
     Args:
         draws: of questions, for the intervals.
         first_advantage: fit what being shown first is worth, and rate without it.
+        longer: (N,), how much longer the answer shown first is, see `length_differences`; rate without its effect.
 
     Raises:
         DataError: some systems never lost to the others (or never met them), so that no finite ratings exist.
     """
-    counts, scores = matches.cells()
-    _check_connected(matches.systems, counts.sum(0), scores.sum(0))
-    generator = np.random.default_rng(seed)
-    questions = len(matches.questions)
-    weights = generator.multinomial(questions, np.full(questions, 1 / questions), size=draws).astype(float)
-    weights = np.concatenate([np.ones((1, questions)), weights])
-    size = len(matches.systems)
-    drawn_counts, drawn_scores = (
-        (weights @ cells.reshape(questions, -1)).reshape(-1, size, size) for cells in (counts, scores)
-    )
-    fitted, advantage = _fit(drawn_counts, drawn_scores, first_advantage)
-    points = CENTRE + POINTS * fitted
-    low, high = _interval(points[1:])
+    check_connected(matches)
+    covariates = ([np.ones(len(matches))] if first_advantage else []) + ([] if longer is None else [longer])
+    rows = Rows.of(matches, covariates, by_match=longer is not None)
+    weights = drawn_questions(len(matches.questions), draws, seed)
+    systems, effects = fit(rows, weights)
+    points = CENTRE + POINTS * systems
+    low, high = interval(points[1:])
     ranks = (points[1:, :, None] < points[1:, None, :]).sum(2) + 1.0
-    best, worst = _interval(ranks)
+    best, worst = interval(ranks)
+    wins = _chances(systems)
     return Ratings(
         matches.systems,
         points[0],
@@ -70,54 +79,93 @@ def bradley_terry(matches: Matches, *, draws: int = 1000, seed: int = 0, first_a
         high,
         np.floor(best),
         np.ceil(worst),
-        None if advantage is None else (POINTS * advantage[0], *(POINTS * end for end in _interval(advantage[1:]))),
+        np.stack([wins[0], *interval(wins[1:])], axis=1),
+        first_advantage=_points(effects[:, 0]) if first_advantage else None,
+        length_effect=None if longer is None else _points(effects[:, -1] * np.tanh(1.0)),
     )
 
 
-def _interval(drawn: Floats) -> tuple[Floats, Floats]:
+def drawn_questions(questions: int, draws: int, seed: int) -> Floats:
+    """Return how often each question counts, (1 + draws, questions): once each, then as often as it was drawn."""
+    drawn = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), size=draws)
+    return np.concatenate([np.ones((1, questions)), drawn.astype(float)])
+
+
+def interval(drawn: Floats) -> tuple[Floats, Floats]:
+    """Return the ends of the 95 % interval of what was worked out of each draw, the first axis."""
     low, high = np.quantile(drawn, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
     return low, high
 
 
-def _fit(counts: Floats, scores: Floats, first_advantage: bool) -> tuple[Floats, Floats | None]:
-    """Fit log odds by Newton's method, many tables at once.
+def length_differences(matches: Matches, lengths: Mapping[tuple[str, str], int]) -> Floats:
+    """Return how much longer the answer shown first is, (N,), from -1 to 1.
+
+    It is the hyperbolic tangent of the difference in characters over the standard deviation of all differences, so that
+    much longer counts little more than longer.
 
     Args:
-        counts, scores: (B, S, S); matches with i shown first and j second, and what i got in them.
+        lengths: characters of the answer, by system and question.
 
-    Returns:
-        (B, S) with mean 0, and (B,) for being shown first, or None.
+    Raises:
+        DataError: an answer is not there.
     """
-    tables, size = counts.shape[:2]
-    # one row of the design a cell: +1 for the first system, -1 for the second, and 1 for being first
-    first, second = (index.ravel() for index in np.indices((size, size)))
-    design = np.zeros((size * size, size + first_advantage))
-    np.add.at(design, (np.arange(size * size), first), 1.0)
-    np.add.at(design, (np.arange(size * size), second), -1.0)
-    design[:, size:] = 1.0
-    flat_counts, flat_scores = counts.reshape(tables, -1), scores.reshape(tables, -1)
-    products = (design[:, :, None] * design[:, None, :]).reshape(size * size, -1)
-    fitted = np.zeros((tables, design.shape[1]))
-    for _ in range(STEPS):
-        expected = 1 / (1 + np.exp(-fitted @ design.T))
-        gradient = (flat_scores - flat_counts * expected) @ design - PRECISION * fitted
-        curvature = (flat_counts * expected * (1 - expected)) @ products
-        curvature = curvature.reshape(tables, *[design.shape[1]] * 2) + PRECISION * np.eye(design.shape[1])
-        step = np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0].clip(-LARGEST_STEP, LARGEST_STEP)
-        fitted += step
-        if np.abs(step).max() < TOLERANCE:
-            break
-    systems = fitted[:, :size]
-    return systems - systems.mean(1, keepdims=True), fitted[:, size] if first_advantage else None
+    shown = np.array([_lengths(matches, side, lengths) for side in (matches.first, matches.second)], dtype=float)
+    difference = shown[0] - shown[1]
+    spread = difference.std()
+    return np.tanh(difference / spread) if spread > 0 else np.zeros(len(matches))
 
 
-def _check_connected(systems: tuple[str, ...], counts: Floats, scores: Floats) -> None:
-    """Refuse systems of which some never got a point against the others: their distance has no end."""
-    points = scores + (counts - scores).T  # what i got against j, in either order
+def check_connected(matches: Matches) -> None:
+    """Refuse systems of which some never met the others, or never got a point against them: there is no distance.
+
+    Raises:
+        DataError: names the groups.
+    """
+    size = len(matches.systems)
+    points = np.zeros((size, size))  # what i got against j, in either order
+    np.add.at(points, (matches.first, matches.second), matches.score)
+    np.add.at(points, (matches.second, matches.first), 1 - matches.score)
+    met, together = connected_components(points + points.T > 0, directed=False)
+    if met > 1:
+        raise DataError(
+            f"no ratings of all systems exist: these never met each other: {_grouped(matches.systems, together)}; rate "
+            "them apart (--systems), or judge pairs between them"
+        )
     groups, group = connected_components(points > 0, directed=True, connection="strong")
     if groups > 1:
-        apart = [system for system, its in zip(systems, group, strict=True) if its != group[0]]
         raise DataError(
-            f"no finite ratings exist: between {', '.join(apart)} and the other systems one side won every match, or "
-            "there was none; leave them out, or judge more pairs"
+            "no finite ratings exist: between these one side won every match: "
+            f"{_grouped(matches.systems, group)}; leave them out (--systems), or judge more pairs"
         )
+
+
+def _grouped(systems: tuple[str, ...], group: Ints) -> str:
+    sides = [[name for name, its in zip(systems, group, strict=True) if its == one] for one in sorted(set(group))]
+    return " | ".join(sorted(", ".join(names) for names in sides))
+
+
+def _lengths(matches: Matches, side: Ints, lengths: Mapping[tuple[str, str], int]) -> list[int]:
+    names = [
+        (matches.systems[index], matches.questions[question])
+        for index, question in zip(side, matches.question, strict=True)
+    ]
+    for system, question in names:
+        if (system, question) not in lengths:
+            raise DataError(
+                f"the length of {system}'s answer to question {question} is not known; give all answers that were "
+                "judged with --answers, or rate without --length"
+            )
+    return [lengths[name] for name in names]
+
+
+def _chances(systems: Floats) -> Floats:
+    """Return the chance to beat another system, (B, S), of log odds (B, S)."""
+    size = systems.shape[1]
+    chance = 1 / (1 + np.exp(systems[:, None, :] - systems[:, :, None]))
+    result: Floats = (chance.sum(2) - 0.5) / (size - 1)
+    return result
+
+
+def _points(drawn: Floats) -> Interval:
+    low, high = interval(drawn[1:])
+    return float(POINTS * drawn[0]), float(POINTS * low), float(POINTS * high)

@@ -5,6 +5,7 @@ A line is an object with `question`, `first`, `second` (the systems, in the orde
 """
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +16,11 @@ from qlora_lab.errors import DataError
 FIRST, SECOND, TIE = "first", "second", "tie"
 VERDICTS = (FIRST, SECOND, TIE)
 FIELDS = ("question", "first", "second", "verdict", "judge")
+HUMAN = "human"  # a person's name as a judge is human:NAME; alone it stands for the majority of them
+
+
+class RatingsWarning(UserWarning):
+    """Something about ratings that a reader must know, and that does not make them wrong."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +60,30 @@ def read_judgments(file: Path) -> list[Judgment]:
 def json_rows(file: Path) -> Iterator[tuple[dict[str, object], str]]:
     """Yield each JSON object of a file of JSON lines, and where it stands; empty lines are left out.
 
+    A last line that has no line feed and is no JSON is one that another process is still writing: it is left out, with
+    a RatingsWarning.
+
     Raises:
         DataError: the file cannot be read, or a line is no JSON object.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file.read_bytes().split(b"\n")  # and at nothing else that Unicode calls the end of a line
+    except OSError as error:
         raise DataError(f"{file} must be a text file of JSON lines; got {error}") from error
     for number, line in enumerate(lines, start=1):
         place = f"{file}, line {number}"
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place} must be a JSON object; got {line[:60]!r} ({error.msg})") from error
+            row = json.loads(line.decode())
+        except ValueError as error:  # of JSON or of UTF-8
+            if number == len(lines):
+                warnings.warn(f"{place} is torn, as if still being written; left out", RatingsWarning, stacklevel=2)
+                return
+            shown = line[:60].decode(errors="replace")
+            raise DataError(f"{place} must be a JSON object; got {shown!r} ({error})") from error
         if not isinstance(row, dict):
-            raise DataError(f"{place} must be a JSON object; got {line[:60]!r}")
+            raise DataError(f"{place} must be a JSON object; got {line[:60].decode(errors='replace')!r}")
         yield row, place
 
 
@@ -85,6 +98,26 @@ def _judgment(row: dict[str, object], place: str) -> Judgment:
     if names["first"] == names["second"]:
         raise DataError(f"{place}: first and second must be different systems; got '{names['first']}' twice")
     return Judgment(verdict=None if verdict is None else str(verdict), **names)
+
+
+def latest(judgments: Iterable[Judgment]) -> list[Judgment]:
+    """Keep one judgment of a judge on a question and an order shown: the last, which corrects those before it.
+
+    A RatingsWarning says how many were replaced.
+    """
+    kept: dict[tuple[str, str, str, str], Judgment] = {}
+    replaced = 0
+    for judgment in judgments:
+        key = (judgment.judge, judgment.question, judgment.first, judgment.second)
+        replaced += kept.pop(key, None) is not None
+        kept[key] = judgment
+    if replaced:
+        warnings.warn(
+            f"{replaced} judgments came again from the same judge for the same question and order; the last ones count",
+            RatingsWarning,
+            stacklevel=2,
+        )
+    return list(kept.values())
 
 
 def majority(votes: Iterable[Judgment], judge: str = "majority") -> list[Judgment]:

@@ -44,10 +44,15 @@ class Matches:
 def matches_of(judgments: Sequence[Judgment]) -> Matches:
     """Return the judgments that have a verdict, systems and questions in alphabetical order.
 
+    Matches are sorted too: ratings do not depend on which file a judgment came from.
+
     Raises:
         DataError: none has.
     """
-    read = [judgment for judgment in judgments if judgment.verdict is not None]
+    read = sorted(
+        (judgment for judgment in judgments if judgment.verdict is not None),
+        key=lambda judgment: (judgment.question, judgment.first, judgment.second, SCORES[judgment.verdict or TIE]),
+    )
     if not read:
         raise DataError(f"ratings need at least one judgment with a verdict; got {len(judgments)} without")
     systems = sorted({system for judgment in read for system in judgment.pair})

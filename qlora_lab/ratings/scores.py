@@ -60,3 +60,8 @@ def _score(value: object, name: str, place: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not LOWEST <= value <= HIGHEST:
         raise DataError(f"{place}: {name} must be a number from 1 to 10, or null; got {value!r}")
     return float(value)
+
+
+def latest_scores(scores: Iterable[ScoredPair]) -> list[ScoredPair]:
+    """Keep the last pair of scores of a judge on a question and an order shown, which corrects those before it."""
+    return list({(score.judge, score.question, score.first, score.second): score for score in scores}.values())

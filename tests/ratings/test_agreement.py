@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from statsmodels.stats import inter_rater
 
 from qlora_lab.errors import ShapeError
-from qlora_lab.ratings.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha, rank_agreement
+from qlora_lab.ratings.agreement import cohen_kappa, fleiss_kappa, kendall_tau, krippendorff_alpha, spearman_rho
 
 NAN = np.nan
 
@@ -56,7 +57,9 @@ def test_other_numbers_of_ratings_are_refused() -> None:
         fleiss_kappa(np.array([[2.0, 0.0], [1.0, 2.0]]))
 
 
-def test_rankings_are_compared() -> None:
-    same, reverse = rank_agreement([1, 2, 3], [10, 20, 30]), rank_agreement([1, 2, 3], [3, 2, 1])
-    assert (same.kendall_tau, same.spearman_rho) == pytest.approx((1, 1))
-    assert (reverse.kendall_tau, reverse.spearman_rho) == pytest.approx((-1, -1))
+def test_rankings_with_ties_are_compared_as_scipy_does_many_at_once() -> None:
+    one, other = np.random.default_rng(0).integers(0, 4, (2, 20, 6)).astype(float)
+    taus, rhos = kendall_tau(one, other), spearman_rho(one, other)
+    for mine, theirs, tau, rho in zip(one, other, taus, rhos, strict=True):
+        assert tau == pytest.approx(stats.kendalltau(mine, theirs).statistic)
+        assert rho == pytest.approx(stats.spearmanr(mine, theirs).statistic)

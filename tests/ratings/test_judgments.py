@@ -73,8 +73,8 @@ def test_answer_ids_decide_the_order_where_a_file_name_has_it_backwards(tmp_path
 def test_answers_of_other_systems_are_refused(tmp_path: Path) -> None:
     file = tmp_path / RELEASED
     file.write_text(review(1))
-    with pytest.raises(DataError, match="line 1: the answers are of bard and None"):
-        read_released(file, {"x1": "bard"})
+    with pytest.raises(DataError, match="line 1: the answers are of bard and nobody known"):
+        read_released(file, {"x1": {"bard"}})
 
 
 def test_a_released_row_that_is_none_is_named(tmp_path: Path) -> None:

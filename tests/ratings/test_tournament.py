@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,11 @@ def test_the_table_names_the_best_first(tmp_path: Path, capsys: pytest.CaptureFi
 def test_other_numbers_of_matches_in_each_order_are_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_judgments(tmp_path / "j.jsonl", [*played(), Judgment("1", "good", "poor", FIRST, "made up")])
+    write_judgments(tmp_path / "j.jsonl", [*played(), Judgment("one more", "good", "poor", FIRST, "made up")])
     main([str(tmp_path), *QUICK])
-    assert "warning: not shown equally often in both orders: good and poor" in capsys.readouterr().out
+    assert "warning: not shown equally often in both orders, which the ratings allow for: good and poor" in (
+        capsys.readouterr().err
+    )
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -42,6 +45,34 @@ def test_judges_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "did you mean 'made up'" in refusal([str(tmp_path), "--judge", "made upp"], capsys)
 
 
+def test_votes_of_people_count_as_their_majority(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    votes = [replace(its, judge=f"human:{name}") for its in played(30) for name in ("one", "two")]
+    against = [replace(its, judge="human:three", verdict=FIRST) for its in played(30)]
+    write_judgments(tmp_path / "j.jsonl", [*votes, *against])
+    main([str(tmp_path), "--json", *QUICK])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["judge"], told["matches"], told["first_advantage"]) == ("human", 90, None)
+    assert [row["system"] for row in told["systems"]] == ["good", "fair", "poor"]
+    main([str(tmp_path), "--judge", "human:three", "--json", *QUICK])
+    assert json.loads(capsys.readouterr().out)["matches"] == 180
+
+
+def test_systems_and_settings_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgments(tmp_path / "j.jsonl", played())
+    main([str(tmp_path), "--systems", "good", "poor", "--k", "16", "--start", "0", "--sampled", "30", "--json", *QUICK])
+    told = json.loads(capsys.readouterr().out)
+    assert [row["system"] for row in told["systems"]] == ["good", "poor"]
+    assert sum(row["elo"] for row in told["systems"]) == pytest.approx(0, abs=0.01)
+    assert "--systems must be one of fair, good, poor; got 'god'" in refusal(
+        [str(tmp_path), "--systems", "god"], capsys
+    )
+
+
+def test_length_needs_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgments(tmp_path / "j.jsonl", played())
+    assert "give all answers that were judged with --answers" in refusal([str(tmp_path), "--length"], capsys)
+
+
 def test_nothing_to_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "it has none" in refusal([str(tmp_path)], capsys)
 
@@ -51,7 +82,7 @@ def test_the_released_ratings(capsys: pytest.CaptureFixture[str]) -> None:
     if "QLORA_LAB_DATA" not in os.environ:
         pytest.skip("QLORA_LAB_DATA does not name a folder with qlora_eval")
     folder = Path(os.environ["QLORA_LAB_DATA"]) / "qlora_eval"
-    main([str(folder / "pairwise_gpt4_vicuna"), "--generations", str(folder / "generations"), "--json", *QUICK])
+    main([str(folder / "pairwise_gpt4_vicuna"), "--answers", str(folder / "generations"), "--json", *QUICK])
     result = json.loads(capsys.readouterr().out)
     assert (result["matches"], result["questions"]) == (1600, 80)  # the release leaves two verdicts unread
     assert result["order"]["unread"] == 0

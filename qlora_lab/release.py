@@ -1,0 +1,258 @@
+"""A study's evidence as a folder to publish: python -m qlora_lab.release OUT FILE_OR_FOLDER...
+
+All answers, ratings and settings in this project's layout, and manifest.json with the SHA-256 of each file, versions
+and commands. `--verify` checks a folder; a tournament on it gives the same table. Nothing private goes in: settings and
+commands lose the folders of their paths, people their names, fields of tokens and hosts are left out, and a folder that
+still names this machine, its user or a secret of the environment is refused.
+"""
+
+import argparse
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from analysis.plan import planned_folders, read_plan, runs_folder
+from qlora_lab.errors import DataError
+from qlora_lab.hashing import file_sha256
+from qlora_lab.ratings.answers import Answer, Question, read_answers
+from qlora_lab.ratings.command import is_person, run
+from qlora_lab.ratings.files import AnswerFiles, files_in, load_answers, read_ratings
+from qlora_lab.ratings.judgments import HUMAN, Judgment, json_rows
+from qlora_lab.ratings.public import public, refuse_private, slug
+from qlora_lab.ratings.scores import ScoredPair
+from qlora_lab.runs.environment import PACKAGES, git_commit, package_version
+from qlora_lab.runs.files import read_json, write_json, write_json_lines
+from qlora_lab.runs.folder import RunFolder
+from qlora_lab.runs.identity import of_the_result
+
+MANIFEST, README = "manifest.json", "README.md"
+FORMAT = "qlora_lab.release 1"
+OF_THE_LAYOUT = {  # fields that are told by this project's own
+    *("question", "question_id", "message_id", "category", "prompt", "answer", "system", "answer_id", "model_id"),
+    *("generation", "generation_truncated", "first", "second", "verdict", "judge", "first_score", "second_score"),
+    *("answer1_id", "answer2_id", "reviewer_id", "review_id", "score", "metadata"),
+}
+WRITTEN_BY_JUDGES = ("text", "unread_text")
+HOW_TO = """# Evidence of a study
+
+`answers/` has what each system said, `ratings/` and `scores/` what each judge said of pairs of them, `runs/` the
+settings of the runs, `manifest.json` the SHA-256 of every file. With qlora_lab:
+
+    python -m qlora_lab.release --verify .
+    python -m qlora_lab.tournament ratings --answers answers --questions questions.jsonl
+    python -m qlora_lab.agreement ratings --answers answers --questions questions.jsonl
+"""
+
+
+def write_release(out: Path, sources: Sequence[Path], questions: Path | None, *, names: bool, command: str) -> None:
+    """Write the folder `out`; until it is whole it has another name.
+
+    Args:
+        sources: files and folders of answers and ratings, run folders, studies' folders, and folders of run folders.
+        names: publish the names of people who judged; otherwise they are numbers.
+
+    Raises:
+        DataError: `out` is there already, a source is none, or something private would be published.
+    """
+    if out.exists():
+        raise DataError(f"{out} is there already; a release is never written over: give another folder, or remove it")
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        told = _write_evidence(partial, sources, questions, names=names)
+        refuse_private(partial)
+        files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
+        write_json(
+            partial / MANIFEST,
+            {
+                "format": FORMAT,
+                **told,
+                "files": {str(file.relative_to(partial)): _of_file(file) for file in files},
+                "versions": {name: package_version(name) for name in PACKAGES},
+                "python": sys.version.split()[0],
+                "git_commit": git_commit(Path(__file__).parent),
+                "command": public(command),
+            },
+        )
+        partial.rename(out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def verify(folder: Path) -> str:
+    """Say that a release is as it was written.
+
+    Raises:
+        DataError: it has no manifest, or a file is missing, changed or added; names them.
+    """
+    try:
+        told = read_json(folder / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder} is no whole release: {MANIFEST} cannot be read ({error})") from error
+    there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {MANIFEST}
+    wrong = [f"{name} is missing" for name in sorted(set(told) - there)]
+    wrong += [f"{name} is not in {MANIFEST}" for name in sorted(there - set(told))]
+    wrong += [
+        f"{name} has changed"
+        for name in sorted(there & set(told))
+        if file_sha256(folder / name) != told[name]["sha256"]
+    ]
+    if wrong:
+        raise DataError(f"{folder} is not as it was released: {'; '.join(wrong)}")
+    return f"{folder}: {len(told)} files as released"
+
+
+def _write_evidence(folder: Path, sources: Sequence[Path], questions: Path | None, *, names: bool) -> dict[str, Any]:
+    runs = [its for source in sources for its in _run_folders(source)]
+    given = files_in([source for source in sources if not _run_folders(source)], ".jsonl", ".csv")
+    of_runs = [file for its in runs for file in sorted(its.glob("evaluations/*/*.jsonl"))]
+    kinds = {file: _kind(file) for file in given + of_runs}
+    unknown = [str(file) for file in given if kinds[file] is None]
+    if unknown:
+        raise DataError(f"these files hold neither answers nor ratings: {', '.join(unknown)}")
+    of_answers, of_ratings = (
+        [file for file, kind in kinds.items() if kind == which] for which in ("answers", "ratings")
+    )
+    known = load_answers(of_answers, questions)
+    answers = [row for file in of_answers for row in _answer_rows(file, known.questions)]
+    _check_once(answers)
+    ratings = _latest(pair for file in of_ratings for pair in _rating_rows(file, known))
+    people = sorted({rating.judge for rating, _ in ratings if is_person(rating.judge)})
+    numbers = {} if names else {name: f"{HUMAN}:{number}" for number, name in enumerate(people, start=1)}
+    rows = [(type(rating), {**row, "judge": numbers.get(rating.judge, rating.judge)}) for rating, row in ratings]
+    _by_name(folder / "answers", "system", answers)
+    _by_name(folder / "ratings", "judge", [row for kind, row in rows if kind is Judgment])
+    _by_name(folder / "scores", "judge", [row for kind, row in rows if kind is ScoredPair])
+    if known.questions:
+        write_json_lines(folder / "questions.jsonl", [asdict(asked) for asked in known.questions.values()])
+    for its in runs:
+        write_json(folder / "runs" / f"{its.name}.json", _settings(RunFolder(its)))
+    (folder / README).write_text(HOW_TO)
+    return {
+        "systems": known.systems(),
+        "judges": sorted({str(row["judge"]) for _, row in rows}),
+        "questions": len(known.questions),
+        "answers": len(answers),
+        "ratings": len(rows),
+        "runs": [its.name for its in runs],
+    }
+
+
+def _run_folders(source: Path) -> list[Path]:
+    """Return the run folder that a source is, those of the study that it is, or those inside it."""
+    if (source / "config.yaml").is_file():
+        return [source]
+    studies = planned_folders(source)
+    if studies:
+        runs = [runs_folder(study) / run_id for study in studies for run_id in read_plan(study).places]
+        return [its for its in dict.fromkeys(runs) if (its / "config.yaml").is_file()]
+    return [file.parent for file in sorted(source.glob("*/config.yaml"))] if source.is_dir() else []
+
+
+def _check_once(answers: Sequence[dict[str, Any]]) -> None:
+    """Refuse answers of which a reader could not tell which one was judged."""
+    (answer, times), *_ = Counter((row["system"], row["question"]) for row in answers).most_common(1) or [((), 0)]
+    if times > 1:
+        system, question = answer
+        raise DataError(
+            f"{system} answers question {question} {times} times, in different sets or evaluations; release them apart"
+        )
+
+
+def _kind(file: Path) -> str | None:
+    row: dict[str, object] = {} if file.suffix == ".csv" else next((row for row, _ in json_rows(file)), {})
+    if file.suffix == ".csv" or {"verdict", "first_score", "answer1_id"} & row.keys():
+        return "ratings"
+    return "answers" if {"answer", "generation", "answer_id"} & row.keys() else None
+
+
+def _answer_rows(file: Path, questions: dict[str, Question]) -> list[dict[str, Any]]:
+    answers: list[Answer] = read_answers(file, questions)
+    rows = [row for row, _ in json_rows(file)]
+    return [asdict(answer) | _other_fields(row) for answer, row in zip(answers, rows, strict=True)]
+
+
+def _rating_rows(file: Path, known: AnswerFiles) -> list[tuple[Judgment | ScoredPair, dict[str, Any]]]:
+    ratings = read_ratings(file, known)
+    rows = [{} for _ in ratings] if file.suffix == ".csv" else [row for row, _ in json_rows(file)]
+    return [
+        (rating, asdict(rating) | _other_fields(row, *WRITTEN_BY_JUDGES))
+        for rating, row in zip(ratings, rows, strict=True)
+    ]
+
+
+def _other_fields(row: dict[str, object], *written: str) -> dict[str, Any]:
+    """Return fields that are not of the layout, without what is private; what a judge has `written` is left alone."""
+    others = {name: value for name, value in row.items() if name not in (*OF_THE_LAYOUT, *WRITTEN_BY_JUDGES)}
+    texts = {name: row[name] for name in written if name in row}
+    return {**public(others), **texts}
+
+
+def _latest(
+    ratings: Iterable[tuple[Judgment | ScoredPair, dict[str, Any]]],
+) -> list[tuple[Judgment | ScoredPair, dict[str, Any]]]:
+    kept = {(type(its), its.judge, its.question, its.first, its.second): (its, row) for its, row in ratings}
+    return list(kept.values())
+
+
+def _by_name(folder: Path, field: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows into one file a name in `field`, in the order of questions."""
+    for name in sorted({slug(row[field]) for row in rows}):
+        its = [row for row in rows if slug(row[field]) == name]
+        write_json_lines(folder / f"{name}.jsonl", sorted(its, key=lambda row: str(row["question"])))
+
+
+def _settings(folder: RunFolder) -> dict[str, Any]:
+    environment = folder.environment() or {}
+    kept = {name: environment.get(name) for name in ("packages", "python", "git_commit", "command")}
+    evaluations = {
+        file.parent.name: {
+            "config": public(OmegaConf.to_container(OmegaConf.load(file))),
+            "result": public(read_json(file.with_name("result.json"))),
+        }
+        for file in sorted(folder.path.glob("evaluations/*/config.yaml"))
+        if file.with_name("result.json").is_file()
+    }
+    return {
+        "config": public(of_the_result(folder.config())),
+        "environment": public(kept),
+        "evaluations": evaluations,
+    }
+
+
+def _of_file(file: Path) -> dict[str, Any]:
+    return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m qlora_lab.release", description="Write a study's evidence.")
+    parser.add_argument("out", type=Path, help="the folder to write; with --verify, to check")
+    parser.add_argument("sources", nargs="*", type=Path, help="answers, ratings, run folders, folders of any of these")
+    parser.add_argument("--questions", type=Path, help="file of the questions, where the answers do not tell them")
+    parser.add_argument("--names", action="store_true", help="publish the names of people who judged")
+    parser.add_argument("--verify", action="store_true", help="check that a folder is as it was released")
+    options = parser.parse_args(arguments)
+    run(lambda: _work(options, sys.argv[1:] if arguments is None else arguments))
+
+
+def _work(options: argparse.Namespace, arguments: Sequence[str]) -> str:
+    if options.verify:
+        return verify(options.out)
+    if not options.sources:
+        raise DataError("a release needs answers, ratings or run folders to publish; name some")
+    command = " ".join(["python -m qlora_lab.release", *arguments])
+    write_release(options.out, options.sources, options.questions, names=options.names, command=command)
+    return verify(options.out)
+
+
+if __name__ == "__main__":
+    main()
