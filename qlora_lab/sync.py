@@ -5,8 +5,10 @@ stopping loses no more than one of them: what W&B has is marked beside its file,
 """
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -82,10 +84,12 @@ def batches(files: Sequence[Path], size: int) -> list[list[Path]]:
 def upload(files: Sequence[Path], parallel: int, limit_s: float) -> str:
     """Give files to `wandb sync`, and return the last thing it said."""
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "-n", str(parallel), *map(str, files)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        return f"it did not end in {limit_s / MINUTES:g} minutes"
+    with tempfile.TemporaryDirectory() as logs:  # it leaves a folder of logs wherever it runs
+        own = {**os.environ, "WANDB_DIR": logs}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s, env=own)
+        except subprocess.TimeoutExpired:
+            return f"it did not end in {limit_s / MINUTES:g} minutes"
     said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     return said[-1].removeprefix("wandb: ") if said else f"exit status {done.returncode}"
 

@@ -57,7 +57,6 @@ def questions_of(rows: Iterable[tuple[Mapping[str, object], str]]) -> dict[str, 
     """
     questions: dict[str, Question] = {}
     for row, place in rows:
-        identifier = row.get("question", row.get("question_id"))
         identifier = question_of(row)
         turns = row.get("turns")
         first_turn = turns[0] if isinstance(turns, list) and turns else None
