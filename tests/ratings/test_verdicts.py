@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qlora_lab.ratings.judgments import FIRST, SECOND, TIE
-from qlora_lab.ratings.released import VERDICT_OF_SCORE, UNREAD
+from qlora_lab.ratings.released import UNREAD, VERDICT_OF_SCORE
 from qlora_lab.ratings.verdicts import three_class_verdict, two_scores
 
 

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from omegaconf import MISSING
-
 from qlora_lab.config.benchmark_names import METRICS, metric_prefix
-from qlora_lab.config.schema.checks import require, require_at_least, require_one_of
+from qlora_lab.config.schema.checks import MISSING, require, require_at_least, require_one_of
 from qlora_lab.config.schema.data import RowsConfig
 from qlora_lab.config.schema.model import CAUSAL, CLASSIFICATION, SEQ2SEQ
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
-from qlora_lab.config.schema.checks import require, require_at_least, require_one_of
+from qlora_lab.config.schema.checks import MISSING, require, require_at_least, require_one_of
 from qlora_lab.config.schema.evaluation import EvaluationConfig
 from qlora_lab.config.schema.model import ModelConfig, QuantConfig
 from qlora_lab.config.schema.study import PathsConfig
