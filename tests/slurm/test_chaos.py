@@ -143,6 +143,11 @@ class Faults:
 
     def _signal(self, signum: signal.Signals) -> None:
         running = [run for run in self.study.runs if run.state() == RUNNING]
+        # A training takes long to begin, and at this rate would never come to a checkpoint.
+        beginning = [
+            run for run in map(self.study.runs.__getitem__, TRAINED) if not any(run.checkpoints.glob("step_*"))
+        ]
+        running = [run for run in running if run not in beginning]
         if running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill((self.draw.choice(running).status() or {})["pid"], signum)
