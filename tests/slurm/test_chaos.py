@@ -132,7 +132,7 @@ class Faults:
     def damage_a_checkpoint(self) -> None:
         """Cut off the newest checkpoint of a run that trains, or will go on; who has it open is killed first."""
         candidates = [self.study.runs[number] for number in TRAINED]
-        there = [run for run in candidates if run.state() != FINISHED and any(run.checkpoints.glob("step_*"))]
+        there = [run for run in candidates if run.state() != FINISHED and has_checkpoint(run)]
         if there:
             run = self.draw.choice(there)
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
@@ -142,15 +142,16 @@ class Faults:
                 self.damaged += 1
 
     def _signal(self, signum: signal.Signals) -> None:
-        running = [run for run in self.study.runs if run.state() == RUNNING]
-        # A training takes long to begin, and at this rate would never come to a checkpoint.
-        beginning = [
-            run for run in map(self.study.runs.__getitem__, TRAINED) if not any(run.checkpoints.glob("step_*"))
-        ]
-        running = [run for run in running if run not in beginning]
+        # a training takes long to begin, and at this rate would never come to a checkpoint
+        begun = [run for number, run in enumerate(self.study.runs) if number not in TRAINED or has_checkpoint(run)]
+        running = [run for run in begun if run.state() == RUNNING]
         if running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill((self.draw.choice(running).status() or {})["pid"], signum)
+
+
+def has_checkpoint(run: RunFolder) -> bool:
+    return any(run.checkpoints.glob("step_*"))
 
 
 def train_alone(folder: Path, run_id: str) -> subprocess.Popen[bytes]:
