@@ -184,16 +184,16 @@ def test_everything_at_once(cluster: Cluster, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 128 << 10) as disk:
         study = FakeStudy(cluster, disk, RUNS, partition="scavenge", max_failures=RUNS, memory_gb=2)
         prepare_runs(study, draw)
-        alone = train_alone(tmp_path / "alone", "f" * 12)
         study.launch()
         faults = Faults(study, disk, draw)
         began = time.monotonic()
         while study.states().count(FINISHED) < RUNS and (
-            time.monotonic() - began < FAULTS_S or (not faults.damaged and time.monotonic() - began < 4 * FAULTS_S)
+            time.monotonic() - began < FAULTS_S or (not faults.damaged and time.monotonic() - began < 6 * FAULTS_S)
         ):
             faults.one()
             time.sleep(draw.uniform(0.2, 1))
         faults.calm()
+        alone = train_alone(tmp_path / "alone", "f" * 12)
         print(f"seed {SEED}: {len(faults.done)} faults: {' '.join(faults.done)}; {faults.damaged} checkpoints damaged")
         study.go_on(rounds=8, retry_failed=True)
         study.check_each_was_done_once(*(number for number in range(RUNS) if number not in TRAINED))
