@@ -37,6 +37,7 @@ TRAINING = [
 ]
 ALONE = "import sys; from pathlib import Path; from qlora_lab.run import execute; execute(Path(sys.argv[1]))"
 FAULTS_S = float(os.environ.get("QLORA_LAB_CHAOS_S", "30"))
+PATIENCE_S = 6 * FAULTS_S  # until a run that trains has a checkpoint to damage
 SEED = int(os.environ.get("QLORA_LAB_SEED", "0"))
 
 
@@ -187,9 +188,7 @@ def test_everything_at_once(cluster: Cluster, tmp_path: Path) -> None:
         study.launch()
         faults = Faults(study, disk, draw)
         began = time.monotonic()
-        while study.states().count(FINISHED) < RUNS and (
-            time.monotonic() - began < FAULTS_S or (not faults.damaged and time.monotonic() - began < 6 * FAULTS_S)
-        ):
+        while time.monotonic() - began < (FAULTS_S if faults.damaged else PATIENCE_S) and not study.is_finished():
             faults.one()
             time.sleep(draw.uniform(0.2, 1))
         faults.calm()
