@@ -65,6 +65,9 @@ class FakeStudy:
     def states(self) -> list[str]:
         return [run.state() for run in self.runs]
 
+    def is_finished(self) -> bool:
+        return all(state == FINISHED for state in self.states())
+
     def causes(self, number: int = 0) -> list[str]:
         """Return why the earlier attempts at a run ended."""
         return [attempt["cause"] for attempt in (self.runs[number].status() or {})["history"]]
@@ -78,7 +81,7 @@ class FakeStudy:
         return status
 
     def wait_until_finished(self, patience_s: float = 90) -> None:
-        wait_until(lambda: all(state == FINISHED for state in self.states()), patience_s)
+        wait_until(self.is_finished, patience_s)
 
     def wait_until_quiet(self, patience_s: float = 120) -> None:
         quiet = wait_until(self.cluster.quiet, patience_s / 6, required=False, every_s=0.5)
@@ -92,7 +95,7 @@ class FakeStudy:
         for _ in range(rounds):
             self.launch(**settings)
             self.wait_until_quiet()
-            if all(state == FINISHED for state in self.states()):
+            if self.is_finished():
                 return
         raise AssertionError(self.states())
 

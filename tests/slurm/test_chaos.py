@@ -37,6 +37,7 @@ TRAINING = [
 ]
 ALONE = "import sys; from pathlib import Path; from qlora_lab.run import execute; execute(Path(sys.argv[1]))"
 FAULTS_S = float(os.environ.get("QLORA_LAB_CHAOS_S", "30"))
+PATIENCE_S = 6 * FAULTS_S  # until a run that trains has a checkpoint to damage
 SEED = int(os.environ.get("QLORA_LAB_SEED", "0"))
 
 
@@ -49,6 +50,7 @@ class Faults:
         self.disk = disk
         self.draw = draw
         self.launchers: list[subprocess.Popen[str]] = []
+        self.others: list[str] = []  # jobs that push ours out
         self.done: list[str] = []
         self.damaged = 0
         self._kinds: list[tuple[int, Callable[[], None]]] = [
@@ -82,6 +84,8 @@ class Faults:
         for node in self.cluster.node_names:
             self.cluster.resume(node)
         self.cluster.wait_for_nodes()
+        if self.others:  # after a node's or the controller's death, SLURM may hold one for ever
+            self.cluster.run("scancel", *self.others)
 
     def kill_a_run(self) -> None:
         self._signal(signal.SIGKILL)
@@ -127,12 +131,12 @@ class Faults:
 
     def push_out(self) -> None:
         node = self.draw.choice(self.cluster.node_names)
-        self.cluster.submit("sleep 1", "--partition=gpu", f"--nodelist={node}", "--gpus-per-node=4")
+        self.others.append(self.cluster.submit("sleep 1", "--partition=gpu", f"--nodelist={node}", "--gpus-per-node=4"))
 
     def damage_a_checkpoint(self) -> None:
         """Cut off the newest checkpoint of a run that trains, or will go on; who has it open is killed first."""
         candidates = [self.study.runs[number] for number in TRAINED]
-        there = [run for run in candidates if run.state() != FINISHED and any(run.checkpoints.glob("step_*"))]
+        there = [run for run in candidates if run.state() != FINISHED and has_checkpoint(run)]
         if there:
             run = self.draw.choice(there)
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
@@ -142,10 +146,16 @@ class Faults:
                 self.damaged += 1
 
     def _signal(self, signum: signal.Signals) -> None:
-        running = [run for run in self.study.runs if run.state() == RUNNING]
+        # a training takes long to begin, and at this rate would never come to a checkpoint
+        begun = [run for number, run in enumerate(self.study.runs) if number not in TRAINED or has_checkpoint(run)]
+        running = [run for run in begun if run.state() == RUNNING]
         if running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill((self.draw.choice(running).status() or {})["pid"], signum)
+
+
+def has_checkpoint(run: RunFolder) -> bool:
+    return any(run.checkpoints.glob("step_*"))
 
 
 def train_alone(folder: Path, run_id: str) -> subprocess.Popen[bytes]:
@@ -175,16 +185,14 @@ def test_everything_at_once(cluster: Cluster, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 128 << 10) as disk:
         study = FakeStudy(cluster, disk, RUNS, partition="scavenge", max_failures=RUNS, memory_gb=2)
         prepare_runs(study, draw)
-        alone = train_alone(tmp_path / "alone", "f" * 12)
         study.launch()
         faults = Faults(study, disk, draw)
         began = time.monotonic()
-        while study.states().count(FINISHED) < RUNS and (
-            time.monotonic() - began < FAULTS_S or (not faults.damaged and time.monotonic() - began < 4 * FAULTS_S)
-        ):
+        while time.monotonic() - began < (FAULTS_S if faults.damaged else PATIENCE_S) and not study.is_finished():
             faults.one()
             time.sleep(draw.uniform(0.2, 1))
         faults.calm()
+        alone = train_alone(tmp_path / "alone", "f" * 12)
         print(f"seed {SEED}: {len(faults.done)} faults: {' '.join(faults.done)}; {faults.damaged} checkpoints damaged")
         study.go_on(rounds=8, retry_failed=True)
         study.check_each_was_done_once(*(number for number in range(RUNS) if number not in TRAINED))
@@ -194,6 +202,7 @@ def test_everything_at_once(cluster: Cluster, tmp_path: Path) -> None:
         study.launch()
         study.wait_until_quiet()
         study.launch()
-        wait_until(cluster.empty, 30)
+        empty = wait_until(cluster.empty, 30, required=False)
+        assert empty, cluster.output("squeue", "-r", "-o", "%i %j %T %r %N")
         attempts = sum(run.attempts() for run in study.runs)
         print(f"{RUNS} runs took {attempts} attempts")
