@@ -59,6 +59,11 @@ class MemoryPlan:
         return sum(parts.values()) - min(self.loss, self.workspace)
 
     @property
+    def base(self) -> int:
+        """The model's weights."""
+        return self.packed_weights + self.absmax + self.dense_weights
+
+    @property
     def training(self) -> int:
         """The peak while it trains."""
         return self.total - self.evaluation
@@ -114,7 +119,7 @@ def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
         workspace=_workspace_bytes(run, activations),
         process=process_bytes(config, run.architecture, shape, run.numbers.compute_bytes),
     )
-    held = packed + absmax + dense + plan.adapters + plan.optimizer
+    held = plan.base + plan.adapters + plan.optimizer
     evaluation = evaluation_bytes(config, run.architecture, run.linears, run.numbers.compute_bytes)
     return replace(plan, evaluation=max(0, held + evaluation - plan.tensors))
 

@@ -110,7 +110,7 @@ def test_what_cannot_be_planned_is_refused(overrides: list[str], sentence: str) 
 def test_the_command_prints_components_and_cards_without_torch() -> None:
     code = (
         "import runpy, sys; sys.argv = ['memory', 'model=llama_65b', 'trainer.micro_batch_size=1', "
-        "'data.max_source_tokens=256', 'data.max_target_tokens=240', 'trainer.gradient_checkpointing=true']; "
+        "'data.max_source_tokens=256', 'data.max_target_tokens=256', 'trainer.gradient_checkpointing=true']; "
         "runpy.run_module('qlora_lab.memory', run_name='__main__'); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
