@@ -10,7 +10,8 @@ from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
 from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import largest_rows, longest_tokens
-from qlora_lab.memory.plan import PAGED_BYTES, paged_bytes, plan_memory
+from qlora_lab.memory.optimizer import PAGED_BYTES
+from qlora_lab.memory.plan import paged_bytes, plan_memory
 from qlora_lab.ops.paging import WINDOW_BYTES
 from tests.helpers import composed
 
