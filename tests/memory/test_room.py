@@ -138,7 +138,7 @@ def test_what_is_not_known_is_not_refused() -> None:
 
 
 def test_runs_on_one_host_have_their_base_and_libraries_in_common() -> None:
-    config = composed("trainer.device=cpu", "trainer.micro_batch_size=4")
+    config = composed("trainer.device=cpu", "trainer.compute_dtype=float32", "trainer.micro_batch_size=4")
     prediction = predict(config)
     plan = prediction.plan
     assert plan is not None
