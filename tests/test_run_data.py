@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
+from huggingface_hub import constants
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_lab import run
 from qlora_lab.config.hardware import Hardware
@@ -11,6 +14,7 @@ from qlora_lab.config.resolve import resolve
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
 from qlora_lab.runs.identity import run_id
 from tests.helpers import tiny
+from tests.tiny_models import LLAMA
 
 
 @pytest.fixture
@@ -67,3 +71,22 @@ def test_what_was_removed_is_counted_and_listed_in_the_run_folder(tmp_path: Path
     by_reason = {reason: sum(entry["reason"] == reason for entry in listed) for reason in counts["filtered"]}
     assert by_reason == counts["filtered"]
     assert len(listed) == 16 + sum(by_reason.values())
+
+
+def test_the_commits_of_model_and_data_are_in_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--some--model"
+    LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": 384})).save_pretrained(repository / "snapshots" / ("1" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "tuned").write_text("1" * 40)
+    rows = datasets.Dataset.from_list([{"input": f"Question {n}?", "output": f"{n}"} for n in range(20)])
+    rows.info.download_checksums = {f"hf://datasets/some/set@{'2' * 40}/rows.jsonl": {"num_bytes": 1}}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    model = ["model=hub", "model.hub_id=some/model", "model.revision=tuned", "model.tokenizer=byte_level"]
+    data = ["data=hub", "data.source.hub_id=some/set", "model.prompt_format=plain", "evaluation.rows=4"]
+    folder = planned(tmp_path, *model, *data)
+    assert run.execute(folder.path) == FINISHED, folder.status()
+    result = folder.result()
+    assert result["model_revision"] == "1" * 40
+    assert result["data"]["train"]["revisions"] == {"some/set": "2" * 40}

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from qlora_lab.config import hardware
 from qlora_lab.config.command import command
 from qlora_lab.config.load import from_hydra
-from qlora_lab.config.resolve import PROMPT_TOKENS, resolve
+from qlora_lab.config.resolve import resolve
 from qlora_lab.config.schema import AUTO, RunConfig
 from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import CARDS_GB, RESERVED_GB, largest_rows, longest_tokens
@@ -26,8 +26,7 @@ ON_CPU = "of the process; while a model is quantized for the first time it may b
 
 def report(config: RunConfig) -> str:
     """Return the components of a resolved run's peak, and what fits cards of the usual sizes."""
-    data, rows = config.data, config.trainer.micro_batch_size or 1
-    tokens = min(data.max_source_tokens + data.max_target_tokens + PROMPT_TOKENS, config.model.max_length_tokens)
+    rows, tokens = config.trainer.micro_batch_size or 1, config.data.longest_row_tokens
     plan = plan_memory(config, Shape(rows, tokens))
     checkpointing = "with" if config.trainer.gradient_checkpointing else "without"
     lines = [

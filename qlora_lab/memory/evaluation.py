@@ -2,7 +2,7 @@
 
 from qlora_lab.config.architecture import stacks
 from qlora_lab.config.families import Linear, head_size
-from qlora_lab.config.schema import ArchitectureConfig, RunConfig
+from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, RunConfig
 from qlora_lab.memory.profiles import PROFILES
 
 DENSE_LIMIT_BYTES = 2_000_000_000  # of expanded weights that evaluation keeps (evaluation/weights.py)
@@ -28,6 +28,8 @@ def evaluation_bytes(
         for rows in (evaluation.rows, evaluation.rows if answers_all else evaluation.sample_generations)
     )
     (*_, (_, layers)) = stacks(architecture)  # of an encoder-decoder, its decoder
+    if config.model.task == CLASSIFICATION:  # which writes nothing
+        layers = 0
     keys_and_values = 2 * layers * architecture.num_kv_heads * head_size(architecture)
     vectors = GATED_VECTORS if PROFILES[architecture.model_type].gated else VECTORS
     numbers = scored * vectors * architecture.feed_forward_size + answered * keys_and_values

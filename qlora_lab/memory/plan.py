@@ -24,6 +24,7 @@ from qlora_lab.memory.activations import (
     workspace_bytes,
 )
 from qlora_lab.memory.evaluation import evaluation_bytes
+from qlora_lab.memory.optimizer import on_card, optimizer_bytes
 from qlora_lab.memory.process import process_bytes
 from qlora_lab.memory.profiles import PROFILES
 from qlora_lab.memory.stacks import Stack, stacks_of
@@ -32,8 +33,6 @@ from qlora_lab.memory.weights import weight_bytes
 
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEAD_ROWS_AT_ONCE = 2048  # of the output head, widened for a product (models/head_products.py)
-STATE_BLOCK = 256  # values of an 8-bit optimizer state that share one absmax
-PAGED_BYTES = 2 * 64 * 2**20  # of paged optimizer states on the GPU at least: two windows (ops/paging.py)
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,11 @@ class MemoryPlan:
         """The peak of the run: the loss and the backward pass of the layers come one after the other."""
         parts = asdict(self)
         return sum(parts.values()) - min(self.loss, self.workspace)
+
+    @property
+    def base(self) -> int:
+        """The model's weights."""
+        return self.packed_weights + self.absmax + self.dense_weights
 
     @property
     def training(self) -> int:
@@ -108,22 +112,21 @@ def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
         dense_weights=dense,
         adapters=0 if run.numbers.trained else trained,
         gradients=trained,
-        optimizer=_on_card(config, optimizer_bytes(config, run.trained_parameters)),
+        optimizer=on_card(config, optimizer_bytes(config, run.trained_parameters)),
         activations=activations,
         loss=_loss_bytes(run),
         workspace=_workspace_bytes(run, activations),
         process=process_bytes(config, run.architecture, shape, run.numbers.compute_bytes),
     )
-    held = packed + absmax + dense + plan.adapters + plan.optimizer
+    held = plan.base + plan.adapters + plan.optimizer
     evaluation = evaluation_bytes(config, run.architecture, run.linears, run.numbers.compute_bytes)
     return replace(plan, evaluation=max(0, held + evaluation - plan.tensors))
 
 
 def paged_bytes(config: RunConfig) -> int:
     """Return the bytes of paged optimizer states that a GPU which is full leaves to the host's memory."""
-    run = _run(config, Shape(1, 2))
-    states = optimizer_bytes(config, run.trained_parameters)
-    return states - _on_card(config, states)
+    states = optimizer_bytes(config, _run(config, Shape(1, 2)).trained_parameters)
+    return states - on_card(config, states)
 
 
 def _run(config: RunConfig, shape: Shape) -> Run:
@@ -198,19 +201,6 @@ def _weights(run: Run) -> tuple[int, int, int]:
         copies = sum(rows * columns for _, rows, columns in run.linears) * numbers.compute_bytes
         dense += copies // (sum(len(s.adapted) for s in run.stacks) if run.config.trainer.gradient_checkpointing else 1)
     return found.packed, found.absmax + found.nested_absmax, dense
-
-
-def optimizer_bytes(config: RunConfig, parameters: int) -> int:
-    """Return the bytes of both states of every trained parameter."""
-    if config.optim.name.endswith("8bit"):
-        return 2 * (parameters + -(-parameters // STATE_BLOCK) * FLOAT32_BYTES)
-    return 2 * parameters * FLOAT32_BYTES
-
-
-def _on_card(config: RunConfig, states: int) -> int:
-    """Return what of the optimizer's states has to be on the card: of paged ones little, if it comes to that."""
-    paged = config.optim.name.startswith("paged_") and config.trainer.device == "cuda"
-    return min(states, PAGED_BYTES) if paged else states
 
 
 def _activation_bytes(run: Run) -> int:

@@ -6,10 +6,11 @@ result, one tensor, and pages of the checkpoint, which the system takes back), a
 unquantized first.
 """
 
-from qlora_lab.config.schema import BYTE_LEVEL, ArchitectureConfig, RunConfig
+from qlora_lab.config.schema import BYTE_LEVEL, CLASSIFICATION, ArchitectureConfig, RunConfig
 from qlora_lab.memory.activations import Shape
 
-LIBRARIES_BYTES = 510_000_000  # Python, torch and the other libraries; 134 MB of it are files that processes share
+LIBRARIES_BYTES = 510_000_000  # Python, torch and the other libraries
+SHARED_BYTES = 134_000_000  # of these, in pages of files
 TOKENIZER_BYTES = 850  # of each token of a vocabulary
 HEAP_VECTORS = 15  # of feed-forward width for each position: what the heap has free between tensors at the peak
 
@@ -21,3 +22,13 @@ def process_bytes(config: RunConfig, architecture: ArchitectureConfig, shape: Sh
     tokens = 0 if config.model.tokenizer == BYTE_LEVEL else architecture.vocab_size
     heap = HEAP_VECTORS * shape.positions * architecture.feed_forward_size * compute_bytes
     return LIBRARIES_BYTES + tokens * TOKENIZER_BYTES + heap
+
+
+def shared_bytes(config: RunConfig, base_bytes: int) -> int:
+    """Return what of a run on a CPU is in memory once for all such runs: files of libraries, and a base from the cache.
+
+    Args:
+        base_bytes: of the model's weights.
+    """
+    cached = config.paths.cache_bases and config.quant.format != "none" and config.model.source != "random"
+    return SHARED_BYTES + (base_bytes if cached and config.model.task != CLASSIFICATION else 0)

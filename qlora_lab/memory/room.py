@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from qlora_lab.config.hardware import Hardware, gpu_memory_bytes
-from qlora_lab.config.resolve import PROMPT_TOKENS
 from qlora_lab.config.schema import AUTO, RunConfig
 from qlora_lab.errors import ConfigError
 from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import RESERVED_GB, longest_tokens
 from qlora_lab.memory.plan import MemoryPlan, plan_memory
+from qlora_lab.memory.process import shared_bytes
 
 GIB = 2**30
 RESERVED_BYTES = RESERVED_GB * 1e9
-SMALLEST_RANK = 4  # that is worth proposing
+SMALLEST_RANK, SHORTEST_ROW = 4, 16  # that are worth proposing
 GPU, HOST = "GPU", "host"
 
 
@@ -34,12 +34,15 @@ class Room:
     runs: int
     setting: str
 
-    @property
-    def budget_bytes(self) -> float:
-        """What is left to one run: each has a CUDA context on its GPU, while the rest of a host is there once."""
+    def budget_bytes(self, config: RunConfig, plan: MemoryPlan) -> float:
+        """Return what is left to one of several such runs.
+
+        Each has a CUDA context on its GPU. What runs on one host have in common is there once, as the rest of the host.
+        """
         if self.kind == GPU:
             return self.total_bytes / self.runs - RESERVED_BYTES
-        return (self.total_bytes - RESERVED_BYTES) / self.runs
+        shared = shared_bytes(config, plan.base)
+        return (self.total_bytes - RESERVED_BYTES - shared) / self.runs + shared
 
     @property
     def reserved_for(self) -> str:
@@ -115,10 +118,11 @@ def largest_micro_batch_size(config: RunConfig, room: Room | None) -> int:
         )
     last = 1
     for micro_batch_size in _divisors(config.trainer.batch_size):
-        prediction = predict(_with_micro_batch(config, micro_batch_size))
+        smaller = _with_micro_batch(config, micro_batch_size)
+        prediction = predict(smaller)
         if prediction.plan is None:
             raise ConfigError(f"{key} needs a prediction of memory, and {prediction.why_not}; give a number")
-        if prediction.plan.training <= room.budget_bytes:  # evaluation has batches of its own
+        if prediction.plan.training <= room.budget_bytes(smaller, prediction.plan):  # evaluation has batches of its own
             return micro_batch_size
         last = micro_batch_size
     return last
@@ -126,10 +130,11 @@ def largest_micro_batch_size(config: RunConfig, room: Room | None) -> int:
 
 def refusal(config: RunConfig, prediction: Prediction, room: Room | None) -> str | None:
     """Return one sentence that says why a resolved run does not fit and what would; None where it fits or may."""
-    if room is None or prediction.peak_bytes is None or prediction.peak_bytes <= room.budget_bytes:
+    plan = prediction.plan
+    if room is None or plan is None or plan.total <= room.budget_bytes(config, plan):
         return None
     return (
-        f"the run needs {prediction.peak_bytes / GIB:,.1f} GiB at its peak, and must fit {room.words}, less "
+        f"the run needs {plan.total / GIB:,.1f} GiB at its peak, and must fit {room.words}, less "
         f"{RESERVED_BYTES / GIB:.1f} GiB for {room.reserved_for}; {Remedies(config, room).nearest}"
     )
 
@@ -161,12 +166,9 @@ class Remedies:
             yield from self._by_micro_batch(quantized, "quant=nf4 trainer.gradient_checkpointing=true")
         smallest = _with_micro_batch(checkpointed, 1)
         settings = "trainer.micro_batch_size=1 trainer.gradient_checkpointing=true"
-        tokens = longest_tokens(smallest, 1, room.budget_bytes)
-        if tokens > PROMPT_TOKENS + 2:
-            yield (
-                f"{settings} and rows of at most {tokens - PROMPT_TOKENS:,} tokens (data.max_source_tokens + "
-                "data.max_target_tokens)"
-            )
+        tokens = longest_tokens(smallest, 1, room.budget_bytes(smallest, _plan(smallest)))
+        if tokens >= SHORTEST_ROW:
+            yield f"{settings} and rows of at most {tokens:,} tokens (data.max_source_tokens + data.max_target_tokens)"
         rank = config.adapter.rank // 2
         while rank >= SMALLEST_RANK:
             lower = replace(smallest, adapter=replace(config.adapter, rank=rank))
@@ -188,13 +190,14 @@ class Remedies:
     def _if_it_fits(config: RunConfig, settings: str, room: Room) -> Iterator[str]:
         """Yield the settings if training fits with them, and smaller batches of evaluation where that must be too."""
         plan = _plan(config)
-        if plan.training > room.budget_bytes:
+        budget = room.budget_bytes(config, plan)
+        if plan.training > budget:
             return
         tokens = config.evaluation.batch_tokens
-        while plan.total > room.budget_bytes and tokens > 1:
+        while plan.total > budget and tokens > 1:
             tokens //= 2
             plan = _plan(replace(config, evaluation=replace(config.evaluation, batch_tokens=tokens)))
-        if plan.total <= room.budget_bytes:
+        if plan.total <= budget:
             smaller = f"evaluation.batch_tokens={tokens}" if tokens < config.evaluation.batch_tokens else ""
             yield " ".join(filter(None, [settings, smaller]))
 
@@ -207,10 +210,9 @@ class Remedies:
 
 
 def _plan(config: RunConfig) -> MemoryPlan:
-    data, rows = config.data, config.trainer.micro_batch_size
+    rows = config.trainer.micro_batch_size
     assert isinstance(rows, int)  # resolved
-    tokens = min(data.max_source_tokens + data.max_target_tokens + PROMPT_TOKENS, config.model.max_length_tokens)
-    return plan_memory(config, Shape(rows, tokens))
+    return plan_memory(config, Shape(rows, config.data.longest_row_tokens))
 
 
 def _divisors(number: int) -> list[int]:

@@ -71,8 +71,16 @@ class Needs:
 
 def _what_counts(config: RunConfig) -> tuple[object, ...]:
     """Return a key that runs with the same need share; not their learning rates and seeds."""
-    groups = (config.model, config.quant, config.adapter, config.data, config.trainer, config.launcher)
-    return (config.optim.name, *map(id, groups))
+    groups = (
+        config.model,
+        config.quant,
+        config.adapter,
+        config.data,
+        config.trainer,
+        config.evaluation,
+        config.launcher,
+    )
+    return (config.optim.name, config.paths.cache_bases, *map(id, groups))
 
 
 def runs_at_once(config: RunConfig, machine: Hardware) -> int:

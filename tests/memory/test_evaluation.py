@@ -1,6 +1,7 @@
 """What evaluation keeps is what was predicted, or a quarter less."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from qlora_lab.adapters.lora import add_adapters
 from qlora_lab.config.architecture import linear_layers
 from qlora_lab.config.families import FAMILIES
-from qlora_lab.config.schema import ModelConfig
 from qlora_lab.data.prepare import data_of_run
 from qlora_lab.evaluation import weights
 from qlora_lab.evaluation.suite import evaluate
@@ -43,9 +43,7 @@ def test_scoring_and_answering_take_what_was_predicted(
 ) -> None:
     architecture, task = numbers(model_type, {**BASE, "vocab": 384, **size}), FAMILIES[model_type].task
     config = copy.deepcopy(composed_once(*HELD_OUT))
-    config.model = ModelConfig(
-        "m", "random", task, tokenizer="byte_level", architecture=architecture, prompt_format="plain"
-    )
+    config.model = replace(config.model, task=task, architecture=architecture)
     model = load_model(
         config.model, config.quant, compute_dtype=getattr(torch, dtype), device="cpu", cache_dir=tmp_path, seed=0
     )

@@ -10,7 +10,8 @@ from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
 from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import largest_rows, longest_tokens
-from qlora_lab.memory.plan import PAGED_BYTES, paged_bytes, plan_memory
+from qlora_lab.memory.optimizer import PAGED_BYTES
+from qlora_lab.memory.plan import paged_bytes, plan_memory
 from qlora_lab.ops.paging import WINDOW_BYTES
 from tests.helpers import composed
 
@@ -110,7 +111,7 @@ def test_what_cannot_be_planned_is_refused(overrides: list[str], sentence: str) 
 def test_the_command_prints_components_and_cards_without_torch() -> None:
     code = (
         "import runpy, sys; sys.argv = ['memory', 'model=llama_65b', 'trainer.micro_batch_size=1', "
-        "'data.max_source_tokens=256', 'data.max_target_tokens=240', 'trainer.gradient_checkpointing=true']; "
+        "'data.max_source_tokens=256', 'data.max_target_tokens=256', 'trainer.gradient_checkpointing=true']; "
         "runpy.run_module('qlora_lab.memory', run_name='__main__'); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ from qlora_lab.config.hardware import Hardware
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
 from qlora_lab.memory import room as rooms
+from qlora_lab.memory.process import SHARED_BYTES
 from qlora_lab.memory.room import GIB, RESERVED_BYTES, Room, largest_micro_batch_size, predict, refusal, room_of
 from tests.helpers import composed
 
@@ -134,6 +135,20 @@ def test_what_is_not_known_is_not_refused() -> None:
     prediction = predict(unknown)
     assert prediction.peak_bytes is None and "model.architecture" in str(prediction.why_not)
     assert refusal(unknown, prediction, card(1)) is None
+
+
+def test_runs_on_one_host_have_their_base_and_libraries_in_common() -> None:
+    config = composed("trainer.device=cpu", "trainer.compute_dtype=float32", "trainer.micro_batch_size=4")
+    prediction = predict(config)
+    plan = prediction.plan
+    assert plan is not None
+    common = plan.base + SHARED_BYTES
+    just_fits = RESERVED_BYTES + common + 4 * (plan.total - common)
+    for total, fits in ((just_fits + GIB // 100, True), (just_fits - GIB // 100, False)):
+        why = refusal(config, prediction, Room("host", round(total), 4, "launcher.max_parallel"))
+        assert (why is None) is fits, why
+    alone = replace(config, paths=replace(config.paths, cache_bases=False))
+    assert refusal(alone, predict(alone), Room("host", round(just_fits + GIB // 100), 4, "launcher.max_parallel"))
 
 
 def test_this_machines_memory_is_known() -> None:
