@@ -2,6 +2,7 @@
 
 runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.json
               data/removed.jsonl  evaluation/rows.jsonl  generations/held_out.jsonl  checkpoints/  adapter/
+              evaluations/NAME-HASH/ (of finished runs; see `runs.evaluations`)
 """
 
 import contextlib
