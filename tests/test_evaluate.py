@@ -1,6 +1,7 @@
 """python -m qlora_lab.evaluate: which runs, what is kept of them, and what is refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hydra import compose
 
 from qlora_lab import evaluate as evaluating
 from qlora_lab.config.load import typed_from_hydra
+from qlora_lab.config.refusals import explain
 from qlora_lab.config.schema import EvaluateConfig
 from qlora_lab.errors import ConfigError, DataError, RunFolderError
 from qlora_lab.evaluate import evaluate
@@ -179,6 +181,25 @@ def test_bad_input_gets_one_sentence(
         node = compose("evaluate", [f"paths.runs_dir={runs_dir}", *own, *words])
     with pytest.raises(error, match=sentence):
         evaluate(node)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["evaluation=vicuna", "weigths=base"], "weigths is no configuration key; .* did you mean 'weights'"),
+        (["evaluation=vicunna"], "evaluation must be one of .*; did you mean 'vicuna'"),
+        (
+            ["evaluation=vicuna", "evaluation.prompts.vicuna.topp=1"],
+            r"did you mean 'evaluation\.prompts\.vicuna\.top_p'",
+        ),
+        (["run=a"], "evaluation is not set, and it has no default; choose one of default, .*, vicuna$"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-1],
+)
+def test_what_hydra_refuses_is_worded_for_this_command(words: list[str], sentence: str) -> None:
+    with hydra_on_conf(evaluate_schema=EvaluateConfig), pytest.raises(Exception) as refused:
+        compose("evaluate", words)
+    assert re.search(sentence, explain(refused.value, EvaluateConfig))
 
 
 def test_a_bad_prompt_file_is_refused_before_a_model_is_opened(

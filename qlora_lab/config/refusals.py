@@ -115,6 +115,8 @@ def _hydra_sentence(message: str, schema: type = RunConfig) -> str:
             return _experiment(None, message)
         if key not in known_keys(schema):
             return unknown_key(key, known_keys(schema))
+    if first.startswith("You must specify '"):
+        return f"{quoted[0]} is not set, and it has no default; choose one of {', '.join(lines[2:])}"
     if first.startswith("Ambiguous value for argument"):
         return (
             f"{quoted[0]} holds several values, and this command executes one run; "

@@ -3,6 +3,7 @@
 runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.json
               data/removed.jsonl  evaluation/rows.jsonl  evaluation/benchmarks/NAME.jsonl
               generations/held_out.jsonl  checkpoints/  adapter/
+              evaluations/NAME-HASH/ (of finished runs; see `runs.evaluations`)
 """
 
 import contextlib

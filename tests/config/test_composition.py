@@ -66,6 +66,7 @@ def test_overrides_reach_the_typed_config() -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
+        (["evaluation=vicuna"], "evaluation.prompts (vicuna) are answered by finished runs, with python -m"),
         (["quant.block_size=48"], "quant.block_size must be a power of two from 32 to 4096; got 48"),
         (["adapter.rank=0"], "adapter.rank must be 1 or more; got 0"),
         (["adapter.dropout=1.0"], "adapter.dropout must be from 0 to below 1; got 1.0"),
