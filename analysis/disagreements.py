@@ -15,7 +15,7 @@ from qlora_lab.ratings.files import AnswerFiles
 from qlora_lab.ratings.judgments import Judgment
 from qlora_lab.runs.files import write_atomic
 
-LARGEST = 40  # disagreements that the first table lists; every question shows all of its own
+LARGEST, LARGEST_OF_A_CATEGORY = 40, 10  # disagreements that are listed; every question shows all of its own
 NO_CATEGORY = "no category"
 
 
@@ -39,7 +39,7 @@ def write_report(
             f"On {opposite} they prefer different answers."
         ),
         details("Agreement, with intervals", f"<pre>{escape(agreement)}</pre>\n"),
-        section("By category", _categories(found, known.questions)),
+        section("By category", _categories(found, known.questions), _of_categories(found, known.questions, one, other)),
         section("Largest disagreements", _largest(found, known.questions, one, other)),
         section("Questions", _index(found, known.questions), _questions(found, known, one, other)),
     ]
@@ -64,7 +64,17 @@ def _categories(found: Sequence[Case], questions: Mapping[str, Question]) -> str
     return table(columns, rows, left=["category"])
 
 
-def _largest(found: Sequence[Case], questions: Mapping[str, Question], one: str, other: str) -> str:
+def _of_categories(found: Sequence[Case], questions: Mapping[str, Question], one: str, other: str) -> str:
+    return "".join(
+        details(f"{category}: the largest", _largest(its, questions, one, other, most=LARGEST_OF_A_CATEGORY))
+        for category in sorted({_category(case, questions) for case in found})
+        if (its := [case for case in found if _category(case, questions) == category])[0].gap > 0
+    )
+
+
+def _largest(
+    found: Sequence[Case], questions: Mapping[str, Question], one: str, other: str, most: int = LARGEST
+) -> str:
     rows = [
         [
             _link(case.question),
@@ -72,7 +82,7 @@ def _largest(found: Sequence[Case], questions: Mapping[str, Question], one: str,
             escape(_asked(case.question, questions)[:90]),
             *_verdicts(case),
         ]
-        for case in found[:LARGEST]
+        for case in found[:most]
         if case.gap > 0
     ]
     columns = ["question", "category", "asked", "answers of", one, other]

@@ -160,12 +160,13 @@ def _run_folders(source: Path) -> list[Path]:
 
 def _check_once(answers: Sequence[dict[str, Any]]) -> None:
     """Refuse answers of which a reader could not tell which one was judged."""
-    (answer, times), *_ = Counter((row["system"], row["question"]) for row in answers).most_common(1) or [((), 0)]
-    if times > 1:
-        system, question = answer
-        raise DataError(
-            f"{system} answers question {question} {times} times, in different sets or evaluations; release them apart"
-        )
+    times = Counter((row["system"], row["question"]) for row in answers)
+    for (system, question), count in times.items():
+        if count > 1:
+            raise DataError(
+                f"{system} answers question {question} {count} times, in different sets or evaluations; release them "
+                "apart"
+            )
 
 
 def _kind(file: Path) -> str | None:

@@ -30,10 +30,10 @@ class Case:
 
 
 def cases(one: Iterable[Judgment], other: Iterable[Judgment]) -> list[Case]:
-    """Return what both judged, from the largest difference to the smallest."""
+    """Return what both judged, from the largest difference to the smallest; equal ones by question."""
     mine, theirs = _shares(one), _shares(other)
     both = [Case(item[0], (item[1], item[2]), mine[item], theirs[item]) for item in mine if item in theirs]
-    return sorted(both, key=lambda case: -case.gap)
+    return sorted(both, key=lambda case: (-case.gap, case.question, case.pair))
 
 
 def _shares(judgments: Iterable[Judgment]) -> dict[tuple[str, str, str], float]:

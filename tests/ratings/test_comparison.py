@@ -154,7 +154,7 @@ def test_the_report_shows_disagreements_and_escapes_what_models_wrote(
     assert "<script" not in html and "&lt;script&gt;" in html
     assert "On 1 they prefer different answers" in html
     assert 'href="#question-1"' in html and 'id="question-1"' in html
-    for heading in ("By category", "Largest disagreements", "Questions"):
+    for heading in ("By category", "math&lt;script&gt;alert(1)&lt;/script&gt;: the largest", "Largest", "Questions"):
         assert heading in html
 
 
