@@ -17,7 +17,7 @@ Row = dict[str, Any]
 KEPT = ("text", "review_id", "category", "model", "sampling", "prompt_sha256", "date", "finish_reason", "reminded")
 
 
-def published_rows(config: JudgeConfig, task: str, answer_ids: Mapping[str, str]) -> list[Row]:
+def published_rows(config: JudgeConfig, task: str, answer_ids: Mapping[str, set[str]]) -> list[Row]:
     """Return the ratings of one judge as lines of a file of ratings, verdicts that were not read read again.
 
     Args:
@@ -53,14 +53,14 @@ def _files(paths: Iterable[str]) -> list[Path]:
     return files
 
 
-def _rows(file: Path, task: str, answer_ids: Mapping[str, str]) -> list[Row]:
+def _rows(file: Path, task: str, answer_ids: Mapping[str, set[str]]) -> list[Row]:
     return [
         asdict(rating) | {name: row[name] for name in KEPT if name in row}
         for rating, (row, _) in zip(_read(file, task, answer_ids), json_rows(file), strict=True)
     ]
 
 
-def _read(file: Path, task: str, answer_ids: Mapping[str, str]) -> Sequence[Any]:
+def _read(file: Path, task: str, answer_ids: Mapping[str, set[str]]) -> Sequence[Any]:
     """Return judgments or scored pairs."""
     if task != VERDICTS:
         return read_scores(file)
