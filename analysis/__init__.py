@@ -22,6 +22,7 @@ figures        the answer drawn
 samples        what the arms wrote for the same prompts
 page           the look of a report
 sections       its parts
+disagreements  where two judges of answers differ, as a page; for `python -m qlora_lab.agreement --report`
 memory_figure  what training takes of memory, drawn; `python -m analysis.memory_figure FILE`
 report         `summarize_study`, and `python -m analysis.report FOLDER`: one self-contained HTML file
 """

@@ -141,8 +141,8 @@ def serve(store: Store, host: str, port: int) -> None:
             file=sys.stderr,
         )
     print("Every vote is saved when it is given. Stop with Ctrl-C.", flush=True)
-    # No access log: it would hold the tokens.
-    config = uvicorn.Config(create_app(store), log_level="warning", access_log=False, server_header=False)
+    # No access log: it would hold the tokens. No log_config: it would close the handlers of everybody else's logs.
+    config = uvicorn.Config(create_app(store), log_config=None, access_log=False, server_header=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
