@@ -6,7 +6,7 @@ from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, RunConfi
 from qlora_lab.memory.profiles import PROFILES
 
 DENSE_LIMIT_BYTES = 2_000_000_000  # of expanded weights that evaluation keeps (evaluation/weights.py)
-VECTORS, GATED_VECTORS = 2, 4  # of feed-forward width for each position, of the layer at hand
+VECTORS, MORE_VECTORS = 2, 4  # of feed-forward width for each position, of the layer at hand; more where it is gated
 
 
 def evaluation_bytes(
@@ -31,6 +31,7 @@ def evaluation_bytes(
     if config.model.task == CLASSIFICATION:  # which writes nothing
         layers = 0
     keys_and_values = 2 * layers * architecture.num_kv_heads * head_size(architecture)
-    vectors = GATED_VECTORS if PROFILES[architecture.model_type].gated else VECTORS
+    profile = PROFILES[architecture.model_type]
+    vectors = MORE_VECTORS if profile.gated or profile.decoder is not None else VECTORS
     numbers = scored * vectors * architecture.feed_forward_size + answered * keys_and_values
     return (expanded if expanded <= DENSE_LIMIT_BYTES else 0) + numbers * compute_bytes

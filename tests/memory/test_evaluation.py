@@ -23,18 +23,17 @@ from tests.memory.live_bytes import LiveBytes
 from tests.memory.test_activations import BASE, composed_once, numbers
 
 HELD_OUT = [
-    *("data.rows=4", "evaluation.rows=32", "evaluation.batch_tokens=1024", "evaluation.max_source_tokens=96"),
-    *("evaluation.max_target_tokens=32", "evaluation.max_new_tokens=64"),
+    *("data.rows=4", "evaluation.rows=8", "evaluation.batch_tokens=512", "evaluation.max_source_tokens=96"),
+    *("evaluation.max_target_tokens=32", "evaluation.max_new_tokens=32"),
 ]
 
 
 @pytest.mark.parametrize(
     ("model_type", "dtype", "size"),
     [
-        ("llama", "float32", {}),
-        ("llama", "float32", {"layers": 8}),
-        ("llama", "bfloat16", {"f": 768}),
-        ("opt", "float32", {"layers": 8}),
+        ("llama", "float32", {"layers": 4}),
+        ("llama", "bfloat16", {"f": 768, "layers": 2}),
+        ("opt", "float32", {"layers": 4}),
         ("t5", "float32", {}),
     ],
 )
