@@ -145,13 +145,22 @@ def test_a_second_process_waits_for_the_first(
 
     monkeypatch.setattr("builtins.print", told)
     monkeypatch.setattr(run_model, "open_model", None)  # the other one does the work
-    second = threading.Thread(target=command, args=(f"run={run_id}",))
+    ended: list[BaseException | None] = []
+
+    def wait_and_read() -> None:
+        try:
+            command(f"run={run_id}")
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    second = threading.Thread(target=wait_and_read)
     second.start()
     assert waits.wait(60)
     (folder / "result.json").write_text(result)
     lease.release()
     second.join(60)
-    assert not second.is_alive() and not list(folder.glob("lease.*"))
+    assert ended == [None] and not list(folder.glob("lease.*"))
 
 
 @pytest.mark.parametrize(

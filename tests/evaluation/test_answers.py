@@ -103,6 +103,16 @@ def test_an_attempt_goes_on_where_the_last_one_stopped(
     assert len(asked) < len(answering.generation_batches([[0] * 5] * 12, 7, 30)) + 1
 
 
+def test_half_a_line_is_cut_off_the_file(tmp_path: Path) -> None:
+    """Else the next line would be written behind it, and a second kill would leave a damaged one."""
+    folder = EvaluationFolder(tmp_path, "own", {})
+    folder.path.mkdir(parents=True)
+    file = folder.path / "answers.jsonl"
+    file.write_text('{"question": "a"}\n{"question": "half a li')
+    assert folder.answers() == [{"question": "a"}]
+    assert file.read_text() == '{"question": "a"}\n'
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     folder = EvaluationFolder(tmp_path, "own", {})
     folder.path.mkdir(parents=True)
