@@ -29,7 +29,6 @@ from qlora_lab.judging.replay import matching, published_rows
 from qlora_lab.judging.settings import LOCAL, REPLAY, JudgeConfig, load_judge
 from qlora_lab.judging.work import Asker, Outcome, Request, Work, first_request
 from qlora_lab.ratings.answers import Answer, read_answers, read_questions
-from qlora_lab.ratings.released import answer_systems
 from qlora_lab.wheels import default_cache_dir
 
 JUDGES = "evaluation/judge"
@@ -122,7 +121,7 @@ def _asker(config: JudgeConfig) -> tuple[JudgeConfig, Callable[[threading.Event]
 
 
 def _replay(config: JudgeConfig, options: argparse.Namespace) -> int:
-    rows = published_rows(config, options.task, answer_systems(options.answers))
+    rows = published_rows(config, options.task, options.answers)
     missing = 0
     if options.answers:
         rows, missing = matching(rows, _comparisons(options))
