@@ -29,7 +29,6 @@ from qlora_lab.judging.replay import matching, published_rows
 from qlora_lab.judging.settings import LOCAL, REPLAY, JudgeConfig, load_judge
 from qlora_lab.judging.work import Asker, Outcome, Request, Work, first_request
 from qlora_lab.ratings.answers import Answer, read_answers, read_questions
-from qlora_lab.ratings.released import answer_systems
 from qlora_lab.wheels import default_cache_dir
 
 JUDGES = "evaluation/judge"
@@ -60,7 +59,12 @@ def judge(options: argparse.Namespace) -> int:
     if options.plan:
         return 0
     with _stopping() as stop:
-        return _judge(config, options, requests, asker_of(stop.event), file, stop)
+        asker = asker_of(stop.event)
+        status = _judge(config, options, requests, asker, file, stop)
+        if stop.signal is not None and not asker.paid:  # its thread may be at a batch for minutes
+            sys.stdout.flush()
+            os._exit(status)
+        return status
 
 
 def _judge(
@@ -117,7 +121,7 @@ def _asker(config: JudgeConfig) -> tuple[JudgeConfig, Callable[[threading.Event]
 
 
 def _replay(config: JudgeConfig, options: argparse.Namespace) -> int:
-    rows = published_rows(config, options.task, answer_systems(options.answers))
+    rows = published_rows(config, options.task, options.answers)
     missing = 0
     if options.answers:
         rows, missing = matching(rows, _comparisons(options))
@@ -152,7 +156,7 @@ def _cached(file: Path, requests: Sequence[Request]) -> set[str]:
 
 
 class StopSignal:
-    """What Ctrl-C and SIGTERM do: `event` is set, and requests under way are waited for; the second ends at once."""
+    """What Ctrl-C and SIGTERM do: `event` is set, for the work to end well; the second ends at once."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -163,7 +167,7 @@ class StopSignal:
             os._exit(128 + signum)  # all there is to keep is in the cache
         self.signal = signum
         self.event.set()
-        os.write(2, b"\nstopping: waiting for the requests under way, which are paid for; once more ends at once\n")
+        os.write(2, b"\nstopping: paid requests under way are waited for; once more ends at once\n")
 
 
 @contextmanager

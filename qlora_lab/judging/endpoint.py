@@ -31,6 +31,7 @@ class Endpoint:
     """
 
     batch = 1
+    paid = True
 
     def __init__(self, config: JudgeConfig, stop: threading.Event) -> None:
         try:

@@ -40,6 +40,7 @@ class LocalJudge:
     """Replies by greedy generation, a batch at a time."""
 
     workers = 1
+    paid = False
 
     def __init__(self, config: JudgeConfig, run: RunConfig) -> None:
         import torch

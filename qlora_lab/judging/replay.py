@@ -1,7 +1,8 @@
 """Published ratings in place of a judge: the study's release, or files of this project; nothing is asked."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,25 @@ from qlora_lab.judging.pairs import Comparison
 from qlora_lab.judging.prompts import VERDICTS
 from qlora_lab.judging.settings import JudgeConfig
 from qlora_lab.ratings.judgments import json_rows, read_judgments
-from qlora_lab.ratings.released import is_released, read_released
+from qlora_lab.ratings.released import answer_systems, is_released, read_released
 from qlora_lab.ratings.scores import read_scores
 
 Row = dict[str, Any]
+Reader = Callable[[Path], Sequence[Any]]
 KEPT = ("text", "review_id", "category", "model", "sampling", "prompt_sha256", "date", "finish_reason", "reminded")
 
 
-def published_rows(config: JudgeConfig, task: str, answer_ids: Mapping[str, set[str]]) -> list[Row]:
+def published_rows(config: JudgeConfig, task: str, answers: Iterable[Path]) -> list[Row]:
     """Return the ratings of one judge as lines of a file of ratings, verdicts that were not read read again.
 
     Args:
-        answer_ids: the systems of answer ids, where they are known; see `ratings.released`.
+        answers: files that may tell the systems of the answers' ids; see `ratings.released`.
 
     Raises:
         DataError: a file is missing or none of ratings, or they are of several judges and none is chosen.
     """
-    rows = [row for file in _files(config.ratings) for row in _rows(file, task, answer_ids)]
+    released = partial(read_released, answers=answer_systems(answers))
+    rows = [row for file in _files(config.ratings) for row in _rows(file, task, released)]
     judges = sorted({row["judge"] for row in rows})
     chosen = config.model or (judges[0] if len(judges) == 1 else "")
     if not chosen:
@@ -53,15 +56,15 @@ def _files(paths: Iterable[str]) -> list[Path]:
     return files
 
 
-def _rows(file: Path, task: str, answer_ids: Mapping[str, set[str]]) -> list[Row]:
+def _rows(file: Path, task: str, released: Reader) -> list[Row]:
     return [
         asdict(rating) | {name: row[name] for name in KEPT if name in row}
-        for rating, (row, _) in zip(_read(file, task, answer_ids), json_rows(file), strict=True)
+        for rating, (row, _) in zip(_read(file, task, released), json_rows(file), strict=True)
     ]
 
 
-def _read(file: Path, task: str, answer_ids: Mapping[str, set[str]]) -> Sequence[Any]:
+def _read(file: Path, task: str, released: Reader) -> Sequence[Any]:
     """Return judgments or scored pairs."""
     if task != VERDICTS:
         return read_scores(file)
-    return read_released(file, answer_ids) if is_released(file) else read_judgments(file)
+    return released(file) if is_released(file) else read_judgments(file)

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,10 +27,14 @@ class Unanswered(Exception):
 
 
 class Asker(Protocol):
-    """Whoever replies: `ask` is called from `workers` threads at a time, with up to `batch` conversations."""
+    """Whoever replies: `ask` is called from `workers` threads at a time, with up to `batch` conversations.
+
+    `paid` says whether a request under way is worth waiting for when the command is to end.
+    """
 
     workers: int
     batch: int
+    paid: bool
 
     def ask(self, conversations: Sequence[list[Message]]) -> "list[Response | Unanswered]": ...
 
@@ -124,10 +128,11 @@ class Work:
                 self._queue.append(request)
             else:
                 self._settle(request, response)
-        with ThreadPoolExecutor(self._asker.workers) as pool, self._stopping_on_error():
+        pool = ThreadPoolExecutor(self._asker.workers)
+        try:
             while True:
                 self._send(pool)
-                if self._running:
+                if self._running and (self._asker.paid or not self._is_ending()):
                     finished, _ = wait(self._running, timeout=POLL_S, return_when=FIRST_COMPLETED)
                     for future in finished:
                         self._receive(future, self._running.pop(future))
@@ -138,15 +143,11 @@ class Work:
                 if not self._queue:  # look again at what others were at
                     self._queue.extend(self._elsewhere)
                     self._elsewhere.clear()
-
-    @contextlib.contextmanager
-    def _stopping_on_error(self) -> Iterator[None]:
-        """Let no thread go on waiting for its turn when this one fails."""
-        try:
-            yield
         except BaseException:
-            self._stop.set()
+            self._stop.set()  # threads that wait for their turn need not
             raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _is_ending(self) -> bool:
         return self._stop.is_set() or self._outcome.halted is not None

@@ -313,7 +313,7 @@ def test_stopped_in_the_middle_it_keeps_what_is_paid_for_and_goes_on(tmp_path: P
         server.wait_for(4)  # two are answered, two under way
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        assert any("waiting for the requests under way" in line for line in iter(process.stderr.readline, ""))
+        assert any("paid requests under way are waited for" in line for line in iter(process.stderr.readline, ""))
         gate.set()
         _, said = process.communicate(timeout=WAIT_S)
         assert process.returncode == 143 and "the same command goes on" in said

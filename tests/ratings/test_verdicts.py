@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from qlora_lab.ratings.judgments import FIRST, SECOND, TIE
-from qlora_lab.ratings.released import UNREAD, VERDICT_OF_SCORE
 from qlora_lab.ratings.verdicts import three_class_verdict, two_scores
+
+RELEASED = {1: FIRST, 2: SECOND, 3: TIE}  # the release's scores
+UNREAD = -1
 
 
 @pytest.mark.parametrize(
@@ -105,13 +107,13 @@ def test_the_released_reviews_are_read_as_the_study_read_them_and_where_it_could
     reviews = released_reviews(data_slices)
     assert len(reviews) == 1600
     assert [three_class_verdict(text) for text, score in reviews if score == UNREAD] == [TIE, TIE]
-    assert all(three_class_verdict(text) == VERDICT_OF_SCORE[score] for text, score in reviews if score != UNREAD)
+    assert all(three_class_verdict(text) == RELEASED[score] for text, score in reviews if score != UNREAD)
 
 
 def test_where_the_code_is_cut_off_the_words_are_read_right_or_not_at_all(data_slices: Path) -> None:
     """Of 1,598 reviews without their last line 613 are read, 610 of them as the line said."""
     reviews = [(text.rstrip().rpartition("\n")[0], score) for text, score in released_reviews(data_slices)]
-    read = [(three_class_verdict(text), VERDICT_OF_SCORE[score]) for text, score in reviews if score != UNREAD]
+    read = [(three_class_verdict(text), RELEASED[score]) for text, score in reviews if score != UNREAD]
     right = [verdict == truth for verdict, truth in read if verdict is not None]
     assert len(right) > 550
     assert sum(right) / len(right) > 0.99
