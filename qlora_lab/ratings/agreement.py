@@ -130,7 +130,8 @@ def agreed(table: Floats) -> Floats:
 def beyond_chance(observed: Floats, chance: Floats) -> Floats:
     """Return the part of the agreement that chance leaves open; NaN where it leaves none."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(chance == 1, np.nan, (observed - chance) / (1 - chance))
+        part: Floats = (observed - chance) / (1 - chance)
+    return part
 
 
 def _share(table: Floats) -> Floats:
