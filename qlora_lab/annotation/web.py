@@ -44,21 +44,57 @@ HEADERS = {
 }
 
 
+class Pages:
+    """The templates, filled in."""
+
+    def __init__(self) -> None:
+        self._templates = Environment(
+            loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
+        self._templates.filters["markdown"] = lambda answer: Markup(rendered(answer))
+
+    def item(self, **values: object) -> HTMLResponse:
+        return HTMLResponse(self._templates.get_template("item.html").render(values))
+
+    def refused(self, status: int, sentence: str, token: str | None = None) -> HTMLResponse:
+        """Say why something does not work; `token` is of the link to go back to."""
+        return HTMLResponse(self._templates.get_template("refused.html").render(sentence=sentence, token=token), status)
+
+
+async def form_of(request: Request) -> dict[str, str]:
+    """Return the fields of a form that this page has sent."""
+    # Browsers say where a post comes from, at least on loopback and under TLS.
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise HTTPException(403, "This came from another page. Open the link you were given.")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST_FORM:
+            raise HTTPException(413, f"A vote has at most {LARGEST_FORM} bytes.")
+    try:
+        return dict(parse_qsl(body.decode("ascii"), max_num_fields=10))
+    except ValueError as error:
+        raise HTTPException(400, "This is no form of this page. Open your link again.") from error
+
+
+def number(form: dict[str, str], name: str) -> int:
+    value = form.get(name, "")
+    if not NUMBER.fullmatch(value):
+        raise DataError(f"{name} must be a whole number; got {value[:20]!r}")
+    return int(value)
+
+
+Form = Annotated[dict[str, str], Depends(form_of)]
+
+
 def create_app(store: Store, now_s: Callable[[], float] = time.time) -> FastAPI:
     """Return the page of a study.
 
     Args:
         now_s: the clock, in seconds since 1970.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.filters["markdown"] = lambda answer: Markup(rendered(answer))
-
-    def page(template: str, status: int = 200, **values: object) -> HTMLResponse:
-        return HTMLResponse(templates.get_template(template).render(values), status)
-
-    def refused(request: Request, status: int, sentence: str) -> HTMLResponse:
-        return page("refused.html", status, sentence=sentence, token=request.path_params.get("token"))
+    app, pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Pages()
+    _guard(app, pages)
 
     def annotator_of(token: str) -> Annotator:
         found = store.annotator(token)
@@ -66,48 +102,15 @@ def create_app(store: Store, now_s: Callable[[], float] = time.time) -> FastAPI:
             raise HTTPException(404, "This link is of no annotator of this study. Open the one you were given.")
         return found
 
-    async def form_of(request: Request) -> dict[str, str]:
-        # Browsers say where a post comes from, at least on loopback and under TLS.
-        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            raise HTTPException(403, "This came from another page. Open the link you were given.")
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > LARGEST_FORM:
-                raise HTTPException(413, f"A vote has at most {LARGEST_FORM} bytes.")
-        try:
-            return dict(parse_qsl(body.decode("ascii"), max_num_fields=10))
-        except ValueError as error:
-            raise HTTPException(400, "This is no form of this page. Open your link again.") from error
-
     Asking = Annotated[Annotator, Depends(annotator_of)]
-    Form = Annotated[dict[str, str], Depends(form_of)]
-
-    @app.middleware("http")
-    async def secure(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        response = await call_next(request)
-        response.headers.update(HEADERS)
-        return response
-
-    @app.exception_handler(HTTPException)
-    def refuse(request: Request, error: HTTPException) -> HTMLResponse:
-        return refused(request, error.status_code, error.detail)
-
-    @app.exception_handler(DataError)
-    def refuse_data(request: Request, error: DataError) -> HTMLResponse:
-        if isinstance(error, NotSavedError):
-            LOGGER.error("%s", error)  # for who runs the study; where it lies is not the annotators' business
-            return refused(request, 507, "This was not saved: the server cannot write. Go back and try again.")
-        return refused(request, 400, f"{error}.")
 
     @app.get("/")
-    def front(request: Request) -> HTMLResponse:
-        return refused(request, 200, "Every annotator has a link of their own. Open the one you were given.")
+    def front() -> HTMLResponse:
+        return pages.refused(200, "Every annotator has a link of their own. Open the one you were given.")
 
     @app.get("/a/{token}")
     def show(annotator: Asking, note: str = "") -> HTMLResponse:
-        return page(
-            "item.html",
+        return pages.item(
             annotator=annotator,
             item=store.next_item(annotator),
             progress=store.progress(annotator),
@@ -136,8 +139,24 @@ def create_app(store: Store, now_s: Callable[[], float] = time.time) -> FastAPI:
     return app
 
 
-def number(form: dict[str, str], name: str) -> int:
-    value = form.get(name, "")
-    if not NUMBER.fullmatch(value):
-        raise DataError(f"{name} must be a whole number; got {value[:20]!r}")
-    return int(value)
+def _guard(app: FastAPI, pages: Pages) -> None:
+    """Give every answer the headers, and every refusal a page."""
+
+    @app.middleware("http")
+    async def secure(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        response = await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.exception_handler(HTTPException)
+    def refuse(request: Request, error: HTTPException) -> HTMLResponse:
+        token = None if error.status_code == 404 else request.path_params.get("token")
+        return pages.refused(error.status_code, error.detail, token)
+
+    @app.exception_handler(DataError)
+    def refuse_data(request: Request, error: DataError) -> HTMLResponse:
+        token = request.path_params.get("token")
+        if isinstance(error, NotSavedError):
+            LOGGER.error("%s", error)  # for who runs the study; where it lies is not the annotators' business
+            return pages.refused(507, "This was not saved: the server cannot write. Go back and try again.", token)
+        return pages.refused(400, f"{error}.", token)
