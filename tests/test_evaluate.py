@@ -201,7 +201,7 @@ def test_bad_input_gets_one_sentence(
             ["evaluation=vicuna", "evaluation.prompts.vicuna.topp=1"],
             r"did you mean 'evaluation\.prompts\.vicuna\.top_p'",
         ),
-        (["run=a"], "evaluation is not set, and it has no default; choose one of default, .*, vicuna$"),
+        (["run=a"], "evaluation is not set, and it has no default; choose one of .*, default, .*, vicuna, .*"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )

@@ -1,9 +1,10 @@
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_lab.evaluation.batches import budget_batches
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a loaded machine
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
 def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], batch_tokens: int) -> None:
     batches = budget_batches(lengths, batch_tokens)
