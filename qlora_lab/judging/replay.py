@@ -1,8 +1,7 @@
 """Published ratings in place of a judge: the study's release, or files of this project; nothing is asked."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,16 @@ from qlora_lab.judging.pairs import Comparison
 from qlora_lab.judging.prompts import VERDICTS
 from qlora_lab.judging.settings import JudgeConfig
 from qlora_lab.ratings.judgments import json_rows, read_judgments
-from qlora_lab.ratings.released import answer_systems, is_released, read_released
+from qlora_lab.ratings.released import (
+    answer_systems,
+    is_released,
+    is_released_scores,
+    read_released,
+    read_released_scores,
+)
 from qlora_lab.ratings.scores import read_scores
 
 Row = dict[str, Any]
-Reader = Callable[[Path], Sequence[Any]]
 KEPT = ("text", "review_id", "category", "model", "sampling", "prompt_sha256", "date", "finish_reason", "reminded")
 
 
@@ -28,8 +32,8 @@ def published_rows(config: JudgeConfig, task: str, answers: Iterable[Path]) -> l
     Raises:
         DataError: a file is missing or none of ratings, or they are of several judges and none is chosen.
     """
-    released = partial(read_released, answers=answer_systems(answers))
-    rows = [row for file in _files(config.ratings) for row in _rows(file, task, released)]
+    ids = answer_systems(answers)
+    rows = [row for file in _files(config.ratings) for row in _rows(file, task, ids)]
     judges = sorted({row["judge"] for row in rows})
     chosen = config.model or (judges[0] if len(judges) == 1 else "")
     if not chosen:
@@ -56,15 +60,15 @@ def _files(paths: Iterable[str]) -> list[Path]:
     return files
 
 
-def _rows(file: Path, task: str, released: Reader) -> list[Row]:
+def _rows(file: Path, task: str, ids: Mapping[str, set[str]]) -> list[Row]:
     return [
         asdict(rating) | {name: row[name] for name in KEPT if name in row}
-        for rating, (row, _) in zip(_read(file, task, released), json_rows(file), strict=True)
+        for rating, (row, _) in zip(_read(file, task, ids), json_rows(file), strict=True)
     ]
 
 
-def _read(file: Path, task: str, released: Reader) -> Sequence[Any]:
-    """Return judgments or scored pairs."""
+def _read(file: Path, task: str, ids: Mapping[str, set[str]]) -> Sequence[Any]:
+    """Return judgments or scored pairs, of the release with the systems that its answers' ids tell."""
     if task != VERDICTS:
-        return read_scores(file)
-    return released(file) if is_released(file) else read_judgments(file)
+        return read_released_scores(file, ids) if is_released_scores(file) else read_scores(file)
+    return read_released(file, ids) if is_released(file) else read_judgments(file)

@@ -67,6 +67,14 @@ def test_scores_are_replayed(tmp_path: Path) -> None:
     assert read_scores(tmp_path / "out.jsonl") == read_scores(tmp_path / "s.jsonl")
 
 
+def test_the_studys_scores_are_replayed(tmp_path: Path) -> None:
+    file = tmp_path / "65b-guanaco-vicuna-generations-topp0.9-temp0.7-vs-gpt-3.5-gpt4-reviewer.jsonl"
+    row = {"question_id": 5, "answer1_id": "a", "answer2_id": "b", "text": "8 9.5", "score": [8.0, 9.5]}
+    file.write_text(json.dumps(row) + "\n")
+    assert replay(tmp_path, "--task", "scores", ratings=file) == 0
+    assert read_scores(tmp_path / "out.jsonl") == [ScoredPair("5", "65b-guanaco", "gpt35", 8.0, 9.5, "gpt-4")]
+
+
 def test_the_release_becomes_a_tournament(
     tmp_path: Path, data_slices: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
