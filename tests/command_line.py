@@ -25,6 +25,9 @@ def call(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
         mock.patch.object(sys, "argv", [f"{module}.py", *arguments]),
         mock.patch.object(sys, "path", [*sys.path]),
         mock.patch.dict(os.environ),
+        mock.patch(
+            "logging.config.dictConfig"
+        ),  # Hydra's: it would close all handlers and disable all loggers there are
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
