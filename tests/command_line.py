@@ -25,9 +25,8 @@ def call(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
         mock.patch.object(sys, "argv", [f"{module}.py", *arguments]),
         mock.patch.object(sys, "path", [*sys.path]),
         mock.patch.dict(os.environ),
-        mock.patch(
-            "logging.config.dictConfig"
-        ),  # Hydra's: it would close all handlers and disable all loggers there are
+        # Hydra would close all handlers and disable all loggers there are; our configurations ask it to be silent.
+        mock.patch("hydra._internal.logging_config.configure_logging"),
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
