@@ -43,15 +43,19 @@ class Found:
         return f"{len(self.files) + self.synced + self.empty + len(self.running)} W&B files: {', '.join(parts)}"
 
 
-def find(folder: Path) -> Found:
+def find(folder: Path, *, include_online: bool = False) -> Found:
     """Return the offline W&B files below a folder of runs, a run's folder, or a `wandb` folder; one run's are in a row.
+
+    Args:
+        include_online: also those of runs that were online; what the server has already it does not take twice.
 
     Raises:
         RunFolderError: there is no such folder, or no W&B file in it.
     """
     files: list[Path] = []
-    for pattern in ("*/wandb/offline-run-*", "wandb/offline-run-*", "offline-run-*"):
-        files += folder.glob(f"{pattern}/run-*.wandb")
+    for place in ("*/wandb/", "wandb/", ""):
+        for name in ("offline-run-*", *(["run-*-*"] if include_online else [])):
+            files += folder.glob(f"{place}{name}/run-*.wandb")
     if not files:
         raise RunFolderError(
             f"no offline W&B run in {folder}; give the folder that holds the run folders (paths.runs_dir), or a "
@@ -83,7 +87,9 @@ def batches(files: Sequence[Path], size: int) -> list[list[Path]]:
 
 def upload(files: Sequence[Path], parallel: int, limit_s: float) -> str:
     """Give files to `wandb sync`, and return the last thing it said."""
-    command = [sys.executable, "-m", "wandb", "sync", "--yes", "-n", str(parallel), *map(str, files)]
+    # `find` has chosen which runs; of those that were online `wandb sync` would take none without the option.
+    options = ["--yes", "--include-online", "-n", str(parallel)]
+    command = [sys.executable, "-m", "wandb", "sync", *options, *map(str, files)]
     with tempfile.TemporaryDirectory() as logs:  # it leaves a folder of logs wherever it runs
         own = {**os.environ, "WANDB_DIR": logs}
         try:
@@ -94,14 +100,16 @@ def upload(files: Sequence[Path], parallel: int, limit_s: float) -> str:
     return said[-1].removeprefix("wandb: ") if said else f"exit status {done.returncode}"
 
 
-def sync(folder: Path, *, parallel: int, batch: int, pause_s: float, limit_s: float) -> None:
+def sync(
+    folder: Path, *, parallel: int, batch: int, pause_s: float, limit_s: float, include_online: bool = False
+) -> None:
     """Upload what is not uploaded yet, with a progress bar.
 
     Raises:
         RunFolderError: there is nothing to upload from.
         LaunchError: W&B took nothing of a batch; what it took before is marked.
     """
-    found = find(folder)
+    found = find(folder, include_online=include_online)
     print(found.summary(), flush=True)
     left: list[Path] = []
     with tqdm(total=len(found.files), unit="file", disable=None) as bar:
@@ -132,11 +140,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--pause-s", type=float, default=0.0, help="seconds between batches, where W&B limits the rate; default: 0"
     )
     parser.add_argument("--limit-min", type=float, default=30.0, help="minutes for a batch; default: %(default)g")
+    parser.add_argument(
+        "--include-online", action="store_true", help="also runs that were online, some of whose data W&B may not have"
+    )
     parser.add_argument("--plan", action="store_true", help="say what would be uploaded, and upload nothing")
     options = parser.parse_args(arguments)
     try:
         if options.plan:
-            print(find(options.folder).summary())
+            print(find(options.folder, include_online=options.include_online).summary())
             return
         sync(
             options.folder,
@@ -144,6 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
             batch=options.batch,
             pause_s=options.pause_s,
             limit_s=options.limit_min * MINUTES,
+            include_online=options.include_online,
         )
     except QloraLabError as error:
         print(f"error: {error}", file=sys.stderr)

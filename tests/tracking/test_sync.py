@@ -104,6 +104,15 @@ def test_a_run_that_is_running_is_left_alone(runs_dir: Path) -> None:
     assert found.running == ["run1"] and len(found.files) == 4
 
 
+def test_runs_that_were_online_are_taken_on_demand(runs_dir: Path, server: WandbStandIn) -> None:
+    (folder,) = (runs_dir / "run1" / "wandb").glob("offline-run-*")
+    folder.rename(folder.with_name(folder.name.removeprefix("offline-")))
+    assert call(runs_dir) == 0
+    assert lines_of(server) == {name: lines for name, lines in WHOLE.items() if name != "run1"}
+    assert call(runs_dir, "--include-online") == 0
+    assert lines_of(server) == WHOLE
+
+
 def test_files_of_one_run_stay_in_one_batch() -> None:
     files = [Path(f"{number}/run-{name}.wandb") for number, name in enumerate("aabbbc")]
     assert [len(batch) for batch in sync.batches(files, 1)] == [2, 3, 1]
