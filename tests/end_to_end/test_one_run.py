@@ -15,6 +15,7 @@ from qlora_lab.config import hardware
 from qlora_lab.memory.room import predict
 from qlora_lab.ops.registry import KERNELS
 from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RunFolder
+from tests.command_line import call
 
 TINY = [
     "model=tiny_random",
@@ -28,12 +29,14 @@ TINY = [
 PATIENCE_S = 240  # a process that trains takes ten seconds to start, and more on a busy machine
 
 
-def train(runs_dir: Path, *overrides: str, launch: bool = False) -> subprocess.Popen[str]:
+def train(runs_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Do it in this process, which has imported torch already."""
+    return call("qlora_lab.train.__main__", *TINY, f"paths.runs_dir={runs_dir}", *overrides, cwd=Path.cwd())
+
+
+def start(runs_dir: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "qlora_lab.train", *TINY, f"paths.runs_dir={runs_dir}", *overrides]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if not launch:
-        process.stdout_text, process.stderr_text = process.communicate(timeout=PATIENCE_S)  # type: ignore[attr-defined]
-    return process
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def only_run(runs_dir: Path) -> RunFolder:
@@ -56,8 +59,9 @@ def wait_until(condition: object, timeout_s: float = PATIENCE_S) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     runs_dir = tmp_path_factory.mktemp("uninterrupted")
-    done = train(runs_dir, "trainer.max_steps=40", "trainer.checkpoint_every_steps=5", "adapter.dropout=0.1")
-    assert done.returncode == 0, done.stderr_text
+    process = start(runs_dir, "trainer.max_steps=40", "trainer.checkpoint_every_steps=5", "adapter.dropout=0.1")
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, stderr
     return only_run(runs_dir)
 
 
@@ -88,7 +92,7 @@ def test_the_process_takes_what_was_planned(uninterrupted: RunFolder) -> None:
 
 def test_a_killed_run_resumes_and_ends_with_the_same_bits(uninterrupted: RunFolder, tmp_path: Path) -> None:
     overrides = ("trainer.max_steps=40", "trainer.checkpoint_every_steps=5", "adapter.dropout=0.1")
-    process = train(tmp_path, *overrides, launch=True)
+    process = start(tmp_path, *overrides)
     wait_until(lambda: any(tmp_path.glob("*/checkpoints/step_*/")))
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -96,7 +100,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(uninterrupted: RunFold
     assert folder.run_id == uninterrupted.run_id, "the same configuration has the same id everywhere"
     assert folder.state() == INTERRUPTED
     resumed = train(tmp_path, *overrides)
-    assert resumed.returncode == 0, resumed.stderr_text
+    assert resumed.returncode == 0, resumed.stderr
     status = folder.status()
     assert folder.state() == FINISHED and status is not None and status["attempt"] == 2
     assert adapter_bytes(folder) == adapter_bytes(uninterrupted)
@@ -111,12 +115,12 @@ def test_a_finished_run_is_not_repeated(uninterrupted: RunFolder) -> None:
         "trainer.checkpoint_every_steps=5",
         "adapter.dropout=0.1",
     )
-    assert again.returncode == 0 and "its result stands" in again.stdout_text
+    assert again.returncode == 0 and "its result stands" in again.stdout
     assert (uninterrupted.path / "status.json").read_bytes() == before
 
 
 def test_ctrl_c_is_recorded(tmp_path: Path) -> None:
-    process = train(tmp_path, "trainer.max_steps=2000", "trainer.checkpoint_every_steps=5", launch=True)
+    process = start(tmp_path, "trainer.max_steps=2000", "trainer.checkpoint_every_steps=5")
     wait_until(lambda: any(tmp_path.glob("*/checkpoints/step_*/")))
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=PATIENCE_S)
@@ -126,7 +130,7 @@ def test_ctrl_c_is_recorded(tmp_path: Path) -> None:
 
 
 def test_sigterm_saves_and_stops(tmp_path: Path) -> None:
-    process = train(tmp_path, "trainer.max_steps=2000", "trainer.checkpoint_every_steps=1000", launch=True)
+    process = start(tmp_path, "trainer.max_steps=2000", "trainer.checkpoint_every_steps=1000")
     wait_until(lambda: any(file.stat().st_size for file in tmp_path.glob("*/metrics.jsonl")))  # a step was taken
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=PATIENCE_S)
@@ -141,4 +145,4 @@ def test_a_gpu_run_is_not_silently_run_on_a_cpu(tmp_path: Path) -> None:
         pytest.skip("this machine has a GPU")
     done = train(tmp_path, "trainer.device=cuda")
     assert done.returncode == 2
-    assert "trainer.device must be cpu or auto, since this process sees no GPU" in done.stderr_text
+    assert "trainer.device must be cpu or auto, since this process sees no GPU" in done.stderr

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from qlora_lab.runs.folder import FINISHED, INTERRUPTED, RUNNING, RunFolder
+from tests.command_line import call
 
 STUDY = [
     "model=tiny_random",
@@ -37,12 +38,14 @@ def outcome(run: RunFolder) -> tuple[bytes, float]:
 
 def test_a_warm_base_changes_no_result(tmp_path: Path) -> None:
     axes = ["optim.learning_rate=1e-3,3e-3", "adapter.rank=4,8", "trainer.max_steps=3"]
-    for name, launcher in {
-        "warm": ["launcher=pool", "launcher.max_parallel=1"],
-        "cold": ["launcher=in_process"],
-    }.items():
-        done = subprocess.run(command(tmp_path / name, *axes, *launcher), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    warm_launcher = ["launcher=pool", "launcher.max_parallel=1"]
+    process = subprocess.run(
+        command(tmp_path / "warm", *axes, *warm_launcher), capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    in_process = [*STUDY, f"paths.runs_dir={tmp_path / 'cold'}", *axes, "launcher=in_process"]
+    done = call("qlora_lab.sweep.__main__", *in_process, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     warm, cold = folders(tmp_path / "warm"), folders(tmp_path / "cold")
     assert len(warm) == 4 and [run.run_id for run in warm] == [run.run_id for run in cold]
     assert [outcome(run) for run in warm] == [outcome(run) for run in cold]
