@@ -150,9 +150,15 @@ def evaluate_all(
 
 
 def evaluate_one(candidate: Candidate, tasks: Sequence["Task"], config: EvaluateConfig, bases: Any) -> list[Outcome]:
-    """Evaluate one model, which is opened only where something is left to do."""
+    """Evaluate one model, which is opened only where something is left to do.
+
+    Raises:
+        ConfigError: it is of a kind that cannot be asked one of the tasks; nothing was evaluated.
+    """
     from qlora_lab.evaluation.run_model import RunModel, open_model
 
+    for task in tasks:
+        task.check(candidate)
     opened: RunModel | None = None
     outcomes = []
     for task in tasks:

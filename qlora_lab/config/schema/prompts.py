@@ -37,7 +37,8 @@ class PromptSetConfig(SourceConfig):
         if self.kind == PROBES:
             for key in ("path", "system_prompt"):  # some probes have a system's turn of their own, such as a secret
                 require(
-                    getattr(self, key) is None, f"{place}.{key} is of no use when {place}.kind is '{PROBES}'; leave it out"
+                    getattr(self, key) is None,
+                    f"{place}.{key} is of no use when {place}.kind is '{PROBES}'; leave it out",
                 )
         else:
             require(

@@ -46,8 +46,8 @@ def perplexity(
     stride = config.stride_tokens or window
     if stride > window:
         raise ConfigError(
-            f"{place}.stride_tokens must be at most {window}, the tokens of a window, or tokens between windows would not "
-            f"be scored; got {stride}"
+            f"{place}.stride_tokens must be at most {window}, the tokens of a window, or tokens between windows would "
+            f"not be scored; got {stride}"
         )
 
     def text(columns: Mapping[str, Any]) -> str:
