@@ -9,6 +9,7 @@ import pytest
 from hydra import compose
 from transformers import GraniteConfig, GraniteForCausalLM
 
+from qlora_lab import evaluate as evaluating
 from qlora_lab.config.schema import BenchmarkConfig, EvaluateConfig, EvaluationConfig, ModelConfig, QuantConfig
 from qlora_lab.errors import ConfigError, DataError, ModelError
 from qlora_lab.evaluate import evaluate, evaluate_one
@@ -16,6 +17,7 @@ from qlora_lab.evaluation import run_model
 from qlora_lab.evaluation.benchmarks.task import benchmark_tasks
 from qlora_lab.evaluation.candidates import Base, Candidate
 from qlora_lab.evaluation.run_model import RunModel
+from qlora_lab.evaluation.tasks import Task
 from qlora_lab.models.byte_level import ByteLevelTokenizer
 from qlora_lab.runs.evaluations import EvaluationFolder
 from tests.evaluation.benchmarks.choice_rows import piqa_rows
@@ -59,7 +61,25 @@ def test_a_model_that_cannot_be_asked_everything_is_refused_before_it_is_asked_a
     tasks = benchmark_tasks(benchmarks, batch_tokens=64, data_dir=tmp_path, cache_dir=tmp_path)
     monkeypatch.setattr(run_model, "open_model", None)
     with pytest.raises(ConfigError, match=r"benchmarks\.mmlu\.task 'mmlu' cannot be asked of .* 'seq2seq'"):
-        evaluate_one(Candidate("tiny", tmp_path, base(task="seq2seq")), tasks, config, None)
+        list(evaluate_one(Candidate("tiny", tmp_path, base(task="seq2seq")), tasks, config, None))
+
+
+def test_what_was_finished_before_a_refusal_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EvaluateConfig(run="a", evaluation=EvaluationConfig())
+    benchmarks = {name: BenchmarkConfig(task="piqa", kind="hub", hub_id=f"a/{name}") for name in ("one", "two")}
+    tasks = benchmark_tasks(benchmarks, batch_tokens=64, data_dir=tmp_path, cache_dir=tmp_path)
+
+    def execute(candidate: Candidate, task: Task, folder: EvaluationFolder, opened: Any) -> None:
+        if (candidate.name, task.name) == ("a", "two"):
+            raise DataError("there is no such set")
+        folder.write_result({"system": candidate.name, "metrics": {}})
+
+    monkeypatch.setattr(run_model, "open_model", lambda *_, **__: None)
+    monkeypatch.setattr(evaluating, "execute", execute)
+    candidates = [Candidate(name, tmp_path / name, base()) for name in ("a", "b")]
+    outcomes, refused = evaluating.evaluate_all(candidates, tasks, config)
+    assert [(outcome.name, outcome.task) for outcome in outcomes] == [("a", "one"), ("b", "one"), ("b", "two")]
+    assert refused == ["a: there is no such set"]
 
 
 def test_a_base_whose_head_does_more_than_is_scored_is_refused(tmp_path: Path) -> None:
