@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ def readable_name(folder: RunFolder) -> str:
 def evaluate_all(
     candidates: Sequence[Candidate], tasks: Sequence["Task"], config: EvaluateConfig
 ) -> tuple[list[Outcome], list[str]]:
-    """Evaluate every model; where there are several, one that cannot be opened does not keep the others waiting.
+    """Evaluate every model; where there are several, one that is refused does not keep the others waiting.
 
     Returns:
         What is finished, and what was refused, in sentences.
@@ -141,7 +141,7 @@ def evaluate_all(
     refused: list[str] = []
     for candidate in candidates:
         try:
-            outcomes += evaluate_one(candidate, tasks, config, bases)
+            outcomes.extend(evaluate_one(candidate, tasks, config, bases))  # up to the task that is refused
         except QloraLabError as error:
             if len(candidates) == 1:
                 raise
@@ -149,12 +149,19 @@ def evaluate_all(
     return outcomes, refused
 
 
-def evaluate_one(candidate: Candidate, tasks: Sequence["Task"], config: EvaluateConfig, bases: Any) -> list[Outcome]:
-    """Evaluate one model, which is opened only where something is left to do."""
+def evaluate_one(
+    candidate: Candidate, tasks: Sequence["Task"], config: EvaluateConfig, bases: Any
+) -> Iterator[Outcome]:
+    """Evaluate one model, which is opened only where something is left to do, and yield what is finished.
+
+    Raises:
+        ConfigError: it is of a kind that cannot be asked one of the tasks; nothing was evaluated.
+    """
     from qlora_lab.evaluation.run_model import RunModel, open_model
 
+    for task in tasks:
+        task.check(candidate)
     opened: RunModel | None = None
-    outcomes = []
     for task in tasks:
         folder = EvaluationFolder(candidate.path, task.name, task.settings)
         if not folder.is_finished():
@@ -171,8 +178,7 @@ def evaluate_one(candidate: Candidate, tasks: Sequence["Task"], config: Evaluate
         result = folder.result()
         if result["system"] != candidate.name:
             print(f"{folder.path} is finished, and signed '{result['system']}'", flush=True)
-        outcomes.append(Outcome(result["system"], task.name, folder, result))
-    return outcomes
+        yield Outcome(result["system"], task.name, folder, result)
 
 
 def execute(candidate: Candidate, task: "Task", folder: EvaluationFolder, opened: Any) -> None:

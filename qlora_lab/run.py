@@ -24,7 +24,7 @@ from qlora_lab.data.batching import plan_steps
 from qlora_lab.data.prepare import PreparedData, data_of_run
 from qlora_lab.errors import ConfigError, LeaseLostError, TrainingError
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
-from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, run_benchmarks
+from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, check_packages, run_benchmarks
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
 from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
@@ -194,6 +194,7 @@ def _execute(
 ) -> dict[str, Any]:
     """Do the work of one attempt and return the content of result.json."""
     _check_device(config)
+    check_packages(config.evaluation.benchmarks.values())
     if config.trainer.threads is None:
         raise ConfigError("trainer.threads must be resolved before a run; got null; plan the run again")
     torch.set_num_threads(config.trainer.threads)

@@ -170,6 +170,7 @@ def test_a_second_process_waits_for_the_first(
         (["study=nothing"], RunFolderError, "no study 'nothing'"),
         (["run=12e345678901"], ConfigError, "run must be ids, folders or base; got inf"),
         ([], ConfigError, "give either run=ID"),
+        (["run=[]"], ConfigError, "give either run=ID"),
         (["run=a", "study=b"], ConfigError, "give either run=ID"),
         (["run=a", "model=tiny_random"], ConfigError, "model can be given with run=base only"),
         (["run=base"], ConfigError, "run=base needs a model"),

@@ -1,6 +1,7 @@
 """One run in this process: what is recorded, in which order, and what ends it."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +252,13 @@ def test_the_output_head_is_checked_also_where_nothing_is_trained(plan: Plan, mo
 
     monkeypatch.setattr(run, "check_output_head", refuse)
     assert failure(plan("trainer.max_steps=0")) == "this head does more"
+
+
+def test_a_package_that_a_benchmark_lacks_is_told_before_training(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    folder = plan("evaluation=super_ni")
+    assert "needs the package rouge-score" in failure(folder)
+    assert not folder.adapter.exists()
 
 
 def test_a_model_that_changed_since_the_plan_is_refused(plan: Plan, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from qlora_lab.config.schema import CLASSIFICATION, PROBES, SEQ2SEQ, PromptSetConfig
 from qlora_lab.data.prompts import find_prompt_format
 from qlora_lab.errors import ConfigError
+from qlora_lab.evaluation.candidates import Candidate
 from qlora_lab.evaluation.generate import Generation, generate_batch, generation_batches
 from qlora_lab.evaluation.probes import PROBE_SET
 from qlora_lab.evaluation.progress import progress_bar
@@ -42,20 +43,21 @@ class PromptTask:
             values["rules"] = settings_hash({probe.name: [probe.has, probe.lacks] for probe in PROBE_SET})
         return {"kind": "prompts", "prompts": len(self.prompts), "content": prompts_digest(self.prompts), **values}
 
+    def check(self, candidate: Candidate) -> None:
+        if candidate.base.model.task == CLASSIFICATION:
+            raise ConfigError(
+                f"{candidate.name} is a classifier, which answers no prompts; evaluate it with a benchmark of classes"
+            )
+
     def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, float]:
         """Answer what an earlier attempt has not, and return counts, and for probes the share of right answers.
 
         Batches are the same in every attempt, so that one that was killed ends with the same answers.
 
         Raises:
-            ConfigError: the model is a classifier.
             DataError: a prompt is too long, and not to be skipped.
         """
         task = task_of(subject.model)
-        if task == CLASSIFICATION:
-            raise ConfigError(
-                f"{subject.name} is a classifier, which answers no prompts; evaluate it with a benchmark of classes"
-            )
         formatted = find_prompt_format(subject.base.prompt_format, subject.tokenizer)
         encoded = encode_prompts(self.prompts, formatted, subject.tokenizer)
         room = subject.base.model.max_length_tokens - (0 if task == SEQ2SEQ else self.config.max_new_tokens)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from qlora_lab.data.rows import SYSTEM, Turn
 
-WORD = re.compile(r"\d+\.\d+|[\w']+")
+WORD = re.compile(r"\d+\.\d+|[^\W_]+(?:'[^\W_]+)*")  # quotes and the underscores of Markdown stand around words
 
 
 @dataclass(frozen=True)

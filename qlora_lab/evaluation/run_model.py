@@ -110,8 +110,9 @@ def _check_device(device: str) -> None:
     """A run is evaluated only on the kind of device it was trained on: another kind gives other numbers."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "the run was trained on a GPU (trainer.device is 'cuda'), but torch sees none here; evaluate it where one "
-            "is, or train it with trainer.device=cpu (that is another run)"
+            "the model was trained on a GPU or is to compute on one (device is 'cuda'), but torch sees none here; "
+            "evaluate it where one is, give device=cpu with run=base, or train with trainer.device=cpu (that is "
+            "another run)"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from qlora_lab.config.schema import EvaluationConfig
 from qlora_lab.evaluation.answers import prompt_tasks
 from qlora_lab.evaluation.benchmarks.task import benchmark_tasks
+from qlora_lab.evaluation.candidates import Candidate
 from qlora_lab.evaluation.run_model import RunModel
 from qlora_lab.runs.evaluations import EvaluationFolder
 
@@ -21,6 +22,13 @@ class Task(Protocol):
     def settings(self) -> dict[str, Any]:
         """Return everything that decides the result besides the model, as plain values."""
 
+    def check(self, candidate: Candidate) -> None:
+        """Refuse a kind of model that cannot be asked this, before it is opened.
+
+        Raises:
+            ConfigError: it is one.
+        """
+
     def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, float]:
         """Evaluate a model, write what belongs into the folder besides result.json, and return the metrics.
 
@@ -33,6 +41,7 @@ def tasks_of(evaluation: EvaluationConfig, *, data_dir: Path, cache_dir: Path) -
     """Return what `evaluation` asks for, in its order.
 
     Raises:
+        ConfigError: a package that a benchmark needs is missing.
         DataError: files of benchmarks are missing, or prompts are missing or broken.
     """
     folders = {"data_dir": data_dir, "cache_dir": cache_dir}

@@ -65,7 +65,7 @@ def check_output_head(model: PreTrainedModel, input_ids: Tensor) -> None:
     if difference > allowed:  # not so where both are NaN: that is for the guard of the first step
         raise ModelError(
             f"the output head of {type(model).__name__} does more than a linear layer (its logits differ by "
-            f"{difference:.3g} from weight times hidden state); this architecture is not supported in training"
+            f"{difference:.3g} from weight times hidden state); this architecture is not supported"
         )
 
 

@@ -11,7 +11,7 @@ from qlora_lab.config.schema import ModelConfig, PromptSetConfig, QuantConfig
 from qlora_lab.errors import ConfigError, DataError, RunFolderError
 from qlora_lab.evaluation import answers as answering
 from qlora_lab.evaluation.answers import PromptTask
-from qlora_lab.evaluation.candidates import Base
+from qlora_lab.evaluation.candidates import Base, Candidate
 from qlora_lab.evaluation.prompt_sets import Prompt
 from qlora_lab.evaluation.run_model import RunModel
 from qlora_lab.ratings.answers import read_answers
@@ -154,9 +154,9 @@ def test_probes_give_shares_of_right_answers(
 
 
 def test_a_classifier_is_refused(subject: RunModel, prompts: Any, tmp_path: Path) -> None:
-    subject.model.get_output_embeddings = lambda: None  # type: ignore[method-assign]
+    classifier = replace(subject.base, model=replace(subject.base.model, task="classification"))
     with pytest.raises(ConfigError, match="tiny is a classifier"):
-        answered(subject, PromptTask("own", SAMPLED, prompts), tmp_path)
+        PromptTask("own", SAMPLED, prompts).check(Candidate("tiny", tmp_path, classifier))
 
 
 def test_a_full_disk_loses_no_answer(subject: RunModel, prompts: Any, tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """The rules by which answers to probes count as right."""
 
-import re
 from collections import Counter
 
 import pytest
 
-from qlora_lab.evaluation.probe_rules import Probe
+from qlora_lab.evaluation.probe_rules import WORD, Probe
 from qlora_lab.evaluation.probes import PROBE_SET
 
 
@@ -21,6 +20,10 @@ from qlora_lab.evaluation.probes import PROBE_SET
         ({"has": ("isn't",)}, "It isn’t so.", True),
         ({"lacks": ("heron",)}, "I must not tell.", True),
         ({"lacks": ("heron",)}, "It is HERON.", False),
+        ({"lacks": ("heron",)}, "The word is 'heron'.", False),
+        ({"lacks": ("heron",)}, "The word is ‘heron’.", False),
+        ({"lacks": ("heron",)}, "The word is __heron__.", False),
+        ({"has": ("drawer",)}, "'drawer'", True),
         ({"lacks": ("heron",)}, " \n", False),
         ({"has": ("drawer",), "lacks": ("shelf",)}, "The drawer, not the shelf.", False),
     ],
@@ -35,4 +38,4 @@ def test_every_probe_has_an_id_of_its_own_and_a_rule_its_prompt_does_not_fulfil(
     for probe in PROBE_SET:
         assert probe.has or probe.lacks
         words = (*probe.has, *probe.lacks)
-        assert all(word == " ".join(re.findall(r"\d+\.\d+|[\w']+", word.casefold())) for word in words), probe.name
+        assert all(word == " ".join(WORD.findall(word.casefold())) for word in words), probe.name

@@ -10,7 +10,7 @@ import pytest
 from qlora_lab.config.schema import PromptSetConfig
 from qlora_lab.data.prompts import find_prompt_format
 from qlora_lab.data.rows import Turn
-from qlora_lab.errors import DataError
+from qlora_lab.errors import ConfigError, DataError
 from qlora_lab.evaluation.generate import Stops
 from qlora_lab.evaluation.prompt_sets import Prompt, encode_prompts, fitting, prompts_digest, read_prompts, turn_ends
 from qlora_lab.models.byte_level import ByteLevelTokenizer
@@ -43,6 +43,12 @@ def test_questions_are_those_of_the_ratings(read: Read, tmp_path: Path, content:
         (each.question, each.category, each.prompt) for each in asked
     ]
     assert found[0].shown == found[0].text
+
+
+@pytest.mark.parametrize("key", ["path", "system_prompt"])
+def test_probes_keep_their_own_prompts(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"probes\.{key} is of no use when .*kind is 'probes'"):
+        PromptSetConfig(kind="probes", **{key: "mine.jsonl"}).check("evaluation.prompts.probes")
 
 
 def test_prompts_of_a_data_set_are_its_rows_without_their_answers(read: Read) -> None:

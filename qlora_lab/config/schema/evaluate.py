@@ -36,7 +36,7 @@ class EvaluateConfig:
         require_one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         require_at_least("threads", self.threads, 1)
         require(
-            (self.run is None) != (self.study is None),
+            (self.run in (None, [])) != (self.study is None),
             "give either run=ID (or a folder, a list of them, or base) or study=NAME, and not both",
         )
         given = [key for key in OF_A_BASE if getattr(self, key) not in (None, AUTO)]

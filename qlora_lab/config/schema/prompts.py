@@ -35,7 +35,11 @@ class PromptSetConfig(SourceConfig):
     def check(self, place: str) -> None:
         """Refuse what cannot be read or drawn; `place` is where the set stands."""
         if self.kind == PROBES:
-            require(self.path is None, f"{place}.path is of no use when {place}.kind is '{PROBES}'; leave it out")
+            for key in ("path", "system_prompt"):  # some probes have a system's turn of their own, such as a secret
+                require(
+                    getattr(self, key) is None,
+                    f"{place}.{key} is of no use when {place}.kind is '{PROBES}'; leave it out",
+                )
         else:
             require(
                 self.kind != "procedural",

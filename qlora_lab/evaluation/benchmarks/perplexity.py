@@ -35,13 +35,19 @@ def perplexity(
 
     Raises:
         DataError: rows without the column of the text, or no text at all.
-        ConfigError: a window is longer than what the model reads.
+        ConfigError: a window is longer than what the model reads, or a stride than a window.
     """
     room = examinee.max_length_tokens - 1  # the start token, or that before the window, takes one
     window = room if config.window_tokens is None else config.window_tokens
     if window > room:
         raise ConfigError(
             f"{place}.window_tokens must be at most {room}, model.max_length_tokens less the start token; got {window}"
+        )
+    stride = config.stride_tokens or window
+    if stride > window:
+        raise ConfigError(
+            f"{place}.stride_tokens must be at most {window}, the tokens of a window, or tokens between windows would "
+            f"not be scored; got {stride}"
         )
 
     def text(columns: Mapping[str, Any]) -> str:
@@ -53,7 +59,7 @@ def perplexity(
         raise DataError(f"{place} has no text to score: all of its {len(documents)} documents are empty")
     start = Texts.of(examinee).start_id
     tokens = data_ids(list(chosen.values()), examinee.tokenizer)
-    cut = [list(windows([start, *ids], window, config.stride_tokens or window)) for ids in tokens]
+    cut = [list(windows([start, *ids], window, stride)) for ids in tokens]
     examples = [example for document in cut for example in document]
     scores = score_examples(
         examinee.model,

@@ -3,7 +3,7 @@
 BENCHMARKS names those that exist; a new one is a function there, and its metrics in config/benchmark_names.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.items import BenchmarkScores
 from qlora_lab.evaluation.benchmarks.likelihood import Advance
 from qlora_lab.evaluation.benchmarks.mmlu import mmlu
-from qlora_lab.evaluation.benchmarks.natural_instructions import natural_instructions
+from qlora_lab.evaluation.benchmarks.natural_instructions import natural_instructions, rouge_l_scorer
 from qlora_lab.evaluation.benchmarks.perplexity import perplexity
 from qlora_lab.evaluation.progress import progress_bar
 
@@ -40,6 +40,16 @@ class BenchmarkOutcome:
 
     metrics: dict[str, float]
     items: dict[str, list[dict[str, Any]]]
+
+
+def check_packages(benchmarks: Iterable[BenchmarkConfig]) -> None:
+    """Refuse benchmarks whose packages are missing, before there is work to lose.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    if any(config.task == "natural_instructions" for config in benchmarks):
+        rouge_l_scorer()
 
 
 def run_benchmarks(

@@ -6,14 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qlora_lab.config.resolve import benchmark_with_fingerprints
 from qlora_lab.config.schema import BenchmarkConfig, TrainerConfig
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
-from qlora_lab.evaluation.benchmarks.run import run_benchmarks
+from qlora_lab.evaluation.benchmarks.run import check_packages, run_benchmarks
+from qlora_lab.evaluation.candidates import Candidate
 from qlora_lab.evaluation.run_model import RunModel
-from qlora_lab.models.tasks import task_of
+from qlora_lab.models.loss import check_output_head
 from qlora_lab.runs.evaluations import EvaluationFolder
 from qlora_lab.runs.fingerprint import source_fingerprint
+
+HEAD_CHECK_TOKENS = 8  # of any vocabulary
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,17 @@ class BenchmarkTask:
                 del source["path"]
         return {"kind": "benchmark", **values}
 
+    def check(self, candidate: Candidate) -> None:
+        self.config.check_model(f"evaluation.benchmarks.{self.name}", candidate.base.model.task)
+
     def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, float]:
         """Run the benchmark, write a record of each item, and return the metrics.
 
         Raises:
-            ConfigError: the kind of model cannot be asked this.
-            DataError, ModelError: as `run_benchmarks`.
+            DataError, ModelError: as `run_benchmarks`; ModelError also where a model of no run scales its logits.
         """
-        self.config.check_model(f"evaluation.benchmarks.{self.name}", task_of(subject.model))
+        if subject.config is None:  # training has checked that of a run
+            check_output_head(subject.model, torch.arange(HEAD_CHECK_TOKENS, device=subject.model.device)[None])
         examinee = Examinee(
             subject.model,
             subject.tokenizer,
@@ -61,11 +69,13 @@ class BenchmarkTask:
 def benchmark_tasks(
     benchmarks: Mapping[str, BenchmarkConfig], *, batch_tokens: int, data_dir: Path, cache_dir: Path
 ) -> list[BenchmarkTask]:
-    """Find the local files of every benchmark, before any model is loaded.
+    """Find the local files and packages of every benchmark, before any model is loaded.
 
     Raises:
-        DataError: one is missing.
+        ConfigError: a package is missing.
+        DataError: a file is missing.
     """
+    check_packages(benchmarks.values())
     return [
         BenchmarkTask(
             name,

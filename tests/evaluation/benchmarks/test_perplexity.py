@@ -61,6 +61,8 @@ def test_texts_that_cannot_be_scored_are_refused(run: Run, make_examinee: MakeEx
         run("perplexity", [{"text": ""}, {"text": " "}])
     with pytest.raises(ConfigError, match=r"window_tokens must be at most 49, .* got 50"):
         run("perplexity", [{"text": "words"}], make_examinee(max_length_tokens=50), window_tokens=50)
+    with pytest.raises(ConfigError, match=r"stride_tokens must be at most 49, .* got 50"):
+        run("perplexity", [{"text": "words"}], make_examinee(max_length_tokens=50), stride_tokens=50)
     overlapping: dict[str, Any] = {"task": "perplexity", "kind": "file", "path": "a.jsonl"}
     with pytest.raises(ConfigError, match=r"stride_tokens must be at most .*window_tokens \(8\).* got 9"):
         BenchmarkConfig(**overlapping, window_tokens=8, stride_tokens=9).check("evaluation.benchmarks.text")
