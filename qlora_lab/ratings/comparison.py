@@ -168,9 +168,7 @@ def both_orders(judgments: Sequence[Judgment]) -> tuple[list[Judgment], list[Jud
 
 def _ratings(matches: Matches, weights: Floats) -> Floats:
     check_connected(matches)
-    shown = {*zip(matches.first.tolist(), matches.second.tolist(), strict=True)}
-    in_both_orders = any((second, first) in shown for first, second in shown)
-    covariates = [np.ones(len(matches))] if in_both_orders else []
+    covariates = [np.ones(len(matches))] if matches.in_both_orders() else []
     return fit(Rows.of(matches, covariates, by_match=False), weights)[0]
 
 
