@@ -1,6 +1,7 @@
 """A study's evidence as a folder: whole or absent, checked by its hashes, replayed to the same table, not private."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -96,6 +97,19 @@ def test_a_secret_in_an_answer_stops_the_release(
     assert "answers/good.jsonl, line 1 would publish the secret in $SOME_API_KEY" in said
     assert "/usr/bin/bc" not in said
     assert [file for file in tmp_path.iterdir() if "out" in file.name] == [], "half a release is no release"
+
+
+def test_the_manifest_is_looked_through_as_well(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("USER", "somebody.known")
+    folder = tmp_path / "somebody.known"
+    folder.mkdir()
+    shutil.copy(f"{sources[0]}/judge.jsonl", folder)
+    monkeypatch.chdir(tmp_path)
+    said = refusal(["out", "somebody.known"], capsys)
+    assert "manifest.json, line" in said and "would publish the name of its user" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_is_released_with_its_settings_and_answers(tmp_path: Path) -> None:
