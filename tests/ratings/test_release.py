@@ -190,6 +190,7 @@ def test_files_that_are_no_evidence_are_refused(tmp_path: Path, capsys: pytest.C
         ("https://huggingface.co/a/b and 3/4", "https://huggingface.co/a/b and 3/4"),
         ({"wandb_api_key": "x", "max_tokens": 5, "token": 1, "key": 2}, {"max_tokens": 5}),
         (["/a/b", None, 1.5], ["b", None, 1.5]),
+        ("file:///home/me/a.json,disk:/home/me/b s3://bucket/c", "file://a.json,disk:b s3://bucket/c"),
     ],
 )
 def test_what_is_published_of_settings(told: object, published: object) -> None:
