@@ -17,7 +17,7 @@ import numpy as np
 from qlora_lab.errors import DataError, unknown_name
 from qlora_lab.ratings.bias import order_bias, win_rates
 from qlora_lab.ratings.bradley_terry import bradley_terry, length_differences
-from qlora_lab.ratings.command import Rating, add_sources, is_person, judges_of, load_sources, run
+from qlora_lab.ratings.command import Rating, add_sources, count, is_person, judges_of, load_sources, run
 from qlora_lab.ratings.elo import elo, elo_question_std
 from qlora_lab.ratings.files import AnswerFiles
 from qlora_lab.ratings.judgments import HUMAN, Judgment, RatingsWarning, majority
@@ -141,8 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", action="store_true", help="take the effect of length out; needs --answers")
     parser.add_argument("--k", type=float, default=32.0, help="of Elo; default: %(default)s")
     parser.add_argument("--start", type=float, default=1000.0, help="of Elo; default: %(default)s")
-    parser.add_argument("--sampled", type=int, help="matches played in an order of Elo; default: all")
-    parser.add_argument("--orders", type=int, default=10_000, help="of Elo; default: %(default)s")
+    parser.add_argument("--sampled", type=count, help="matches played in an order of Elo; default: all")
+    parser.add_argument("--orders", type=count, default=10_000, help="of Elo; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(arguments)
     run(lambda: _tables(options))

@@ -84,6 +84,12 @@ def test_systems_and_settings_are_chosen(tmp_path: Path, capsys: pytest.CaptureF
     )
 
 
+@pytest.mark.parametrize("option", ["--draws", "--orders", "--sampled"])
+def test_nothing_is_drawn_none_times(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgments(tmp_path / "j.jsonl", played(5))
+    assert f"{option}: must be 1 or more; got 0" in refusal([str(tmp_path), option, "0"], capsys)
+
+
 def test_length_needs_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_judgments(tmp_path / "j.jsonl", played())
     assert "give all answers that were judged with --answers" in refusal([str(tmp_path), "--length"], capsys)
