@@ -17,7 +17,7 @@ from qlora_lab.runs.files import write_atomic
 from qlora_lab.wheels import default_cache_dir
 
 KEY, STAMP = "_key", "_stamp"
-FORMAT = 1  # raised when what is kept changes its meaning, or rows are made otherwise
+FORMAT = 2  # raised when what is kept changes its meaning, or rows are made otherwise
 METADATA = b"qlora_lab"
 NUMBERS = "biuf"  # kinds of columns that Parquet keeps as they are
 
@@ -57,7 +57,7 @@ class FrameCache:
         self.file = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.parquet"
 
     def frame(self, entries: Sequence[Entry], read: Read) -> pd.DataFrame:
-        """Return the rows of all entries in their order, reading those that are new or have changed.
+        """Return the rows of all entries in their order, with KEY, reading those that are new or have changed.
 
         What cannot be kept (the disk is full) is read every time; that is said once, on stderr.
 
@@ -77,7 +77,7 @@ class FrameCache:
             self._save(kept)
         rank = {entry.key: number for number, entry in enumerate(entries)}
         order = kept[KEY].map(rank).argsort(kind="stable")
-        return kept.iloc[order].drop(columns=[KEY, STAMP]).reset_index(drop=True)
+        return kept.iloc[order].drop(columns=STAMP)
 
     def _load(self) -> pd.DataFrame | None:
         try:

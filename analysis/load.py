@@ -51,9 +51,7 @@ def load_runs(source: Source, *, cache: Path | Literal[False] | None = None) -> 
         rows = [mirrored[key].row() if key in mirrored else load_run(Path(key)) for key in keys]
         return runs_frame(rows).assign(**{KEY: keys})
 
-    runs = _kept("runs", entries + found.mirrored_entries(), read, cache)
-    _check_ids(runs)
-    return runs
+    return _checked(_kept("runs", entries + found.mirrored_entries(), read, cache))
 
 
 def load_history(
@@ -71,6 +69,7 @@ def load_history(
 
     Raises:
         RunFolderError: `source` does not exist, or W&B cannot be reached.
+        ConfigError: two of the sources hold curves of a run of the same id.
     """
     found = _Found(source)
     curves = [folder for folder in found.folders if (folder / "metrics.jsonl").exists()]
@@ -87,9 +86,9 @@ def load_history(
             for key in keys
         ]
         whole = [frame for frame in frames if len(frame)]
-        return pd.concat(whole, ignore_index=True) if whole else pd.DataFrame({KEY: pd.Series(dtype=object)})
+        return pd.concat(whole, ignore_index=True) if whole else pd.DataFrame(columns=[KEY, "run_id"], dtype=object)
 
-    history = _kept("history", entries + found.mirrored_entries(), read, cache)
+    history = _checked(_kept("history", entries + found.mirrored_entries(), read, cache))
     first = ["run_id", "step", "time_s"]
     wanted = sorted(set(history.columns) - set(first)) if metrics is None else list(metrics)
     return history.reindex(columns=[*first, *wanted])
@@ -97,7 +96,7 @@ def load_history(
 
 def _kept(what: str, entries: Sequence[Entry], read: Read, cache: Path | Literal[False] | None) -> pd.DataFrame:
     if cache is False:
-        return read([entry.key for entry in entries]).drop(columns=KEY).reset_index(drop=True)
+        return read([entry.key for entry in entries])
     places = sorted({entry.key.rpartition("/")[0] for entry in entries})
     return FrameCache("\n".join([what, *places]), cache).frame(entries, read)
 
@@ -142,11 +141,13 @@ class _Found:
             if str(item).startswith(SCHEME):
                 self._online |= project_runs(str(item))
                 continue
-            files = wandb_files(Path(item))
+            files = wandb_files(Path(item).resolve())
             for file in files:
-                self._files.setdefault(run_key(file), []).append(file)
+                of_run = self._files.setdefault(run_key(file), [])
+                of_run += [file] if file not in of_run else []
             if not files:
                 self.folders += find_run_folders(Path(item))
+        self.folders = list({folder.resolve(): folder for folder in self.folders}.values())  # each once
 
     def mirrored_entries(self) -> list[Entry]:
         return [
@@ -160,9 +161,16 @@ class _Found:
         return runs | {key: self._online[key].read(with_history) for key in keys if key in self._online}
 
 
-def _check_ids(runs: pd.DataFrame) -> None:
+def _checked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame without KEY, once it is certain that rows of one id are of one run.
+
+    Raises:
+        ConfigError: they are of several.
+    """
+    runs = frame[["run_id", KEY]].drop_duplicates()
     twice = runs[runs["run_id"].duplicated(keep=False)]
     if len(twice):
         run_id = twice["run_id"].iloc[0]
-        one, other, *_ = twice.loc[twice["run_id"] == run_id, "folder"]
+        one, other, *_ = twice.loc[twice["run_id"] == run_id, KEY]
         raise ConfigError(f"run {run_id} comes twice, in {one} and {other}; give one of them")
+    return frame.drop(columns=KEY).reset_index(drop=True)

@@ -4,6 +4,8 @@ One paged query brings the configurations and summaries of all runs. A curve cos
 asked for one by one, and only of runs that have changed since they were kept.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +28,10 @@ class OnlineRun:
 
     @property
     def stamp(self) -> str:
-        """What changes when the run does."""
-        return f"{self.run.heartbeatAt} {self.run.state} {self.run.historyLineCount}"
+        """What changes when the run does; its configuration and summary can be edited without a sign of life."""
+        told = json.dumps([self.run.config, dict(self.run.summary_metrics or {})], sort_keys=True, default=str)
+        digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+        return f"{self.run.heartbeatAt} {self.run.state} {self.run.historyLineCount} {digest}"
 
     def read(self, with_history: bool) -> MirroredRun:
         """Return the run; without its steps where they are not wanted.

@@ -19,6 +19,7 @@ from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.mirror import RECORDS, STEP
 
 INTERNAL = "_"  # W&B's own keys begin with it
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as W&B's server spells them, whose JSON has no such numbers
 FILES_FOR_PROCESSES = 64  # fewer are read before another process has started
 SHORTEST_S = 15  # W&B writes nothing of a run to its file any earlier
 
@@ -132,4 +133,5 @@ def _own(values: dict[str, Any]) -> dict[str, Any]:
 
 def _number(value: Any) -> Any:
     """Return a metric as the run folder has it, where one that is not finite is missing."""
-    return math.nan if isinstance(value, float) and not math.isfinite(value) else value
+    missing = not math.isfinite(value) if isinstance(value, float) else value in NOT_FINITE
+    return math.nan if missing else value

@@ -67,7 +67,6 @@ def write_release(out: Path, sources: Sequence[Path], questions: Path | None, *,
     try:
         partial.mkdir(parents=True)
         told = _write_evidence(partial, sources, questions, names=names)
-        refuse_private(partial)
         files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
         write_json(
             partial / MANIFEST,
@@ -81,6 +80,7 @@ def write_release(out: Path, sources: Sequence[Path], questions: Path | None, *,
                 "command": public(command),
             },
         )
+        refuse_private(partial)
         partial.rename(out)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error}") from error

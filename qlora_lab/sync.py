@@ -53,6 +53,7 @@ def find(folder: Path, *, include_online: bool = False) -> Found:
         RunFolderError: there is no such folder, or no W&B file in it.
     """
     files: list[Path] = []
+    folder = folder.resolve()  # of `.` too, files have a run folder above them
     for place in ("*/wandb/", "wandb/", ""):
         for name in ("offline-run-*", *(["run-*-*"] if include_online else [])):
             files += folder.glob(f"{place}{name}/run-*.wandb")
@@ -62,7 +63,8 @@ def find(folder: Path, *, include_online: bool = False) -> Found:
             "wandb folder; tracking=wandb_offline writes them"
         )
     found = Found()
-    for file in sorted(files, key=lambda file: (file.name, file.parent.name)):
+    # by the time in the folder's name, whether the attempt was online or not
+    for file in sorted(files, key=lambda file: (file.name, file.parent.name.removeprefix("offline-"))):
         owner = file.parents[2]  # a run folder, where this is the mirror of one
         if file.with_name(f"{file.name}.synced").exists():
             found.synced += 1

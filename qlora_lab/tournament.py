@@ -17,7 +17,7 @@ import numpy as np
 from qlora_lab.errors import DataError, unknown_name
 from qlora_lab.ratings.bias import order_bias, win_rates
 from qlora_lab.ratings.bradley_terry import bradley_terry, length_differences
-from qlora_lab.ratings.command import Rating, add_sources, is_person, judges_of, load_sources, run
+from qlora_lab.ratings.command import Rating, add_sources, count, is_person, judges_of, load_sources, run
 from qlora_lab.ratings.elo import elo, elo_question_std
 from qlora_lab.ratings.files import AnswerFiles
 from qlora_lab.ratings.judgments import HUMAN, Judgment, RatingsWarning, majority
@@ -56,12 +56,23 @@ def one_judge(ratings: Sequence[Rating], asked: str | None) -> list[Rating]:
     return [rating for rating in ratings if rating.judge == name or (name == HUMAN and is_person(rating.judge))]
 
 
-def warn_of_lopsided(judgments: Iterable[Judgment]) -> None:
-    """Warn of the pairs that were not shown equally often in both orders; the ratings allow for it."""
+def warn_of_lopsided(judgments: Iterable[Judgment], *, first_advantage: bool) -> None:
+    """Warn of the pairs that were not shown equally often in both orders.
+
+    Args:
+        first_advantage: whether the ratings allow for it.
+    """
     shown = Counter((judgment.first, judgment.second) for judgment in judgments)
     pairs = sorted({(min(pair), max(pair)) for pair in shown})
     uneven = [f"{one} and {other}" for one, other in pairs if shown[one, other] != shown[other, one]]
-    if uneven:
+    if not first_advantage:
+        warnings.warn(
+            "no pair was shown in both orders: what being shown first is worth cannot be told, and is part of the "
+            "ratings",
+            RatingsWarning,
+            stacklevel=2,
+        )
+    elif uneven:
         sentence = f"not shown equally often in both orders, which the ratings allow for: {'; '.join(uneven)}"
         warnings.warn(sentence, RatingsWarning, stacklevel=2)
 
@@ -75,12 +86,13 @@ def tournament(judgments: Sequence[Judgment], settings: Settings, known: AnswerF
         DataError: no finite ratings exist, or the effect of length is asked for and a length is not known.
     """
     of_people = is_person(judgments[0].judge) and len({judgment.judge for judgment in judgments}) > 1
-    if not of_people:
-        warn_of_lopsided(judgments)
     matches = matches_of(majority(judgments, HUMAN) if of_people else judgments)
+    first_advantage = not of_people and matches.in_both_orders()
+    if not of_people:
+        warn_of_lopsided(judgments, first_advantage=first_advantage)
     longer = length_differences(matches, known.lengths()) if settings.length else None
     rated = bradley_terry(
-        matches, draws=settings.draws, seed=settings.seed, first_advantage=not of_people, longer=longer
+        matches, draws=settings.draws, seed=settings.seed, first_advantage=first_advantage, longer=longer
     )
     played = elo(
         matches,
@@ -129,8 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", action="store_true", help="take the effect of length out; needs --answers")
     parser.add_argument("--k", type=float, default=32.0, help="of Elo; default: %(default)s")
     parser.add_argument("--start", type=float, default=1000.0, help="of Elo; default: %(default)s")
-    parser.add_argument("--sampled", type=int, help="matches played in an order of Elo; default: all")
-    parser.add_argument("--orders", type=int, default=10_000, help="of Elo; default: %(default)s")
+    parser.add_argument("--sampled", type=count, help="matches played in an order of Elo; default: all")
+    parser.add_argument("--orders", type=count, default=10_000, help="of Elo; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(arguments)
     run(lambda: _tables(options))

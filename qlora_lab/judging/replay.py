@@ -9,6 +9,7 @@ from qlora_lab.errors import DataError, unknown_name
 from qlora_lab.judging.pairs import Comparison
 from qlora_lab.judging.prompts import VERDICTS
 from qlora_lab.judging.settings import JudgeConfig
+from qlora_lab.ratings.files import files_in
 from qlora_lab.ratings.judgments import json_rows, read_judgments
 from qlora_lab.ratings.released import (
     answer_systems,
@@ -33,7 +34,7 @@ def published_rows(config: JudgeConfig, task: str, answers: Iterable[Path]) -> l
         DataError: a file is missing or none of ratings, or they are of several judges and none is chosen.
     """
     ids = answer_systems(answers)
-    rows = [row for file in _files(config.ratings) for row in _rows(file, task, ids)]
+    rows = [row for file in files_in(map(Path, config.ratings), ".jsonl") for row in _rows(file, task, ids)]
     judges = sorted({row["judge"] for row in rows})
     chosen = config.model or (judges[0] if len(judges) == 1 else "")
     if not chosen:
@@ -48,16 +49,6 @@ def matching(rows: Sequence[Row], comparisons: Iterable[Comparison]) -> tuple[li
     wanted = {comparison.identity for comparison in comparisons}
     found = [row for row in rows if (row["question"], row["first"], row["second"]) in wanted]
     return found, len(wanted - {(row["question"], row["first"], row["second"]) for row in found})
-
-
-def _files(paths: Iterable[str]) -> list[Path]:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not found:
-            raise DataError(f"{path} must be a file of ratings, or a folder with .jsonl files; it has none")
-        files += found
-    return files
 
 
 def _rows(file: Path, task: str, ids: Mapping[str, set[str]]) -> list[Row]:

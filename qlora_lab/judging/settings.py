@@ -129,5 +129,9 @@ def check(config: JudgeConfig) -> None:
         raise ConfigError(f"requests_per_minute must be above 0, or null; got {config.requests_per_minute}")
     if config.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", config.key_variable):
         raise ConfigError("key_variable must be the name of an environment variable, not a key itself")
-    if config.base_url is not None and urlsplit(config.base_url).password is not None:
-        raise ConfigError("base_url must not hold a password; put the key into the variable that key_variable names")
+    address = urlsplit(config.base_url or "")
+    if address.username or address.password or address.query:  # it is kept with every response, and shown
+        raise ConfigError(
+            "base_url must be an address without user, password or query; put the key into the variable that "
+            "key_variable names"
+        )

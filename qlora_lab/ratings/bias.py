@@ -13,8 +13,9 @@ from qlora_lab.ratings.matches import Floats, Matches
 class OrderBias:
     """Shares of all verdicts by what they say of the order shown, and what swapping the order does.
 
-    `swapped_pairs` is the number of questions and pairs judged in both orders; `consistent` and `flipped` are their
-    shares with the same winner (or a tie) twice, and with the winner changed. The rest are ties in one order only.
+    `swapped_pairs` is the number of questions and pairs that a judge saw in both orders; `consistent` and `flipped` are
+    the shares of them with the same winner (or a tie) twice, and with the winner changed. The rest are ties in one
+    order only.
     """
 
     first: float
@@ -27,14 +28,17 @@ class OrderBias:
 
 
 def order_bias(judgments: Sequence[Judgment]) -> OrderBias:
-    """Describe one judge; without verdicts, or without swapped pairs, the shares of them are NaN."""
+    """Describe one judge, or several: a pair counts as swapped where one of them saw both orders.
+
+    Without verdicts, or without swapped pairs, the shares of them are NaN.
+    """
     read = [judgment for judgment in judgments if judgment.verdict is not None]
     first, second, tie = (
         sum(judgment.verdict == verdict for judgment in read) / (len(read) or float("nan")) for verdict in VERDICTS
     )
-    winners: dict[tuple[str, str, str], dict[str, str | None]] = {}
+    winners: dict[tuple[str, str, str, str], dict[str, str | None]] = {}
     for judgment in read:
-        winners.setdefault((judgment.question, *judgment.pair), {})[judgment.first] = judgment.winner
+        winners.setdefault((judgment.judge, judgment.question, *judgment.pair), {})[judgment.first] = judgment.winner
     both = [tuple(shown.values()) for shown in winners.values() if len(shown) == 2]
     consistent = sum(one == other for one, other in both)
     flipped = sum(one != other and None not in (one, other) for one, other in both)

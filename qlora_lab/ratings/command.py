@@ -22,8 +22,15 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--questions", type=Path, help="file of the questions, where the answers do not tell them")
     parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="rate only these")
-    parser.add_argument("--draws", type=int, default=1000, help="of questions, for intervals; default: %(default)s")
+    parser.add_argument("--draws", type=count, default=1000, help="of questions, for intervals; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def count(text: str) -> int:
+    """Read how many of something there are to be, for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more; got {text}")
+    return int(text)
 
 
 def load_sources(options: argparse.Namespace) -> tuple[RatingFiles, AnswerFiles]:

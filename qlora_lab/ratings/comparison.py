@@ -98,11 +98,14 @@ def compare_two(one: Votes, other: Votes, *, draws: int = 1000, seed: int = 0) -
 
 
 def compare_group(votes: Iterable[Judgment], *, draws: int = 1000, seed: int = 0) -> ItemAgreement | None:
-    """Compare all raters of a group with each other, on items with two votes or more; None where there is none."""
-    counted: dict[tuple[str, str, str], Floats] = {}
+    """Compare all raters of a group with each other, on items that two or more rated; None where there is none."""
+    of_rater: dict[str, list[Judgment]] = {}
     for vote in votes:
-        if vote.verdict is not None:
-            counted.setdefault((vote.question, *vote.pair), np.zeros(CLASSES))[_class(vote)] += 1
+        of_rater.setdefault(vote.judge, []).append(vote)
+    counted: dict[tuple[str, str, str], Floats] = {}
+    for its in of_rater.values():
+        for item, its_class in verdicts(its).items():  # one each, also of who saw both orders
+            counted.setdefault(item, np.zeros(CLASSES))[its_class] += 1
     items = [item for item, its in counted.items() if its.sum() >= 2]
     if not items:
         return None
@@ -168,9 +171,7 @@ def both_orders(judgments: Sequence[Judgment]) -> tuple[list[Judgment], list[Jud
 
 def _ratings(matches: Matches, weights: Floats) -> Floats:
     check_connected(matches)
-    shown = {*zip(matches.first.tolist(), matches.second.tolist(), strict=True)}
-    in_both_orders = any((second, first) in shown for first, second in shown)
-    covariates = [np.ones(len(matches))] if in_both_orders else []
+    covariates = [np.ones(len(matches))] if matches.in_both_orders() else []
     return fit(Rows.of(matches, covariates, by_match=False), weights)[0]
 
 

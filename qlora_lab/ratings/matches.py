@@ -32,6 +32,11 @@ class Matches:
     def __len__(self) -> int:
         return len(self.score)
 
+    def in_both_orders(self) -> bool:
+        """Tell whether a pair was shown in both orders; if none was, being first looks like being better."""
+        shown = {*zip(self.first.tolist(), self.second.tolist(), strict=True)}
+        return any((second, first) in shown for first, second in shown)
+
     def cells(self) -> tuple[Floats, Floats]:
         """Return matches and scores of the first system per question and ordered pair, (Q, S, S) each."""
         shape = (len(self.questions), len(self.systems), len(self.systems))

@@ -9,7 +9,7 @@ from typing import Any
 
 from qlora_lab.errors import DataError
 
-ABSOLUTE_PATH = re.compile(r"(?<![\w./:])~?/(?:[^/\s'\",=:]+/)+([^/\s'\",=:]+)")
+ABSOLUTE_PATH = re.compile(r"(?:(?<![\w./])|(?<=file://))~?/(?!/)(?:[^/\s'\",=:]+/)+([^/\s'\",=:]+)")
 PRIVATE_FIELD = re.compile(
     r"(?:^|_)(token|api_?key|key|secret|password|authorization|cookie|host|hostname|user|email|ip)$", re.IGNORECASE
 )

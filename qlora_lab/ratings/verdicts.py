@@ -108,7 +108,8 @@ def three_class_verdict(text: str) -> str | None:
 def two_scores(text: str) -> tuple[float, float] | None:
     """Return the scores from 1 to 10 of the answers shown first and second; None where a judge's text states none.
 
-    Either a line of two numbers, of which the last one counts, or one number each after the answers' names.
+    Either a line of two numbers, the last line if it is one, else the first that is; or one number each after the
+    answers' names.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     for line in (*lines[-1:], *lines[:-1]):

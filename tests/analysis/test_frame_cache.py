@@ -7,6 +7,7 @@ import pytest
 
 from analysis import load, run_folders
 from analysis.load import load_history, load_runs
+from qlora_lab.errors import ConfigError
 from tests.analysis.study_folders import FakeRun, two_arms, write_run, write_study
 
 
@@ -55,6 +56,23 @@ def test_a_run_that_is_gone_is_gone(tmp_path: Path) -> None:
     for file in sorted(folders[0].rglob("*"), reverse=True):
         file.unlink() if file.is_file() else file.rmdir()
     assert load_runs(runs_dir, cache=cache)["run_id"].tolist() == ["b"]
+
+
+def test_a_folder_that_is_named_twice_is_one_run_now_and_later(tmp_path: Path) -> None:
+    runs_dir, cache = tmp_path / "runs", tmp_path / "cache"
+    for name in ("a", "b"):
+        write_run(runs_dir, FakeRun(name))
+    for load_frame in (load_runs, load_history):
+        for source in ([runs_dir, runs_dir / "a"], runs_dir):
+            same(load_frame(source, cache=cache), load_frame(runs_dir, cache=False))
+
+
+def test_curves_of_one_id_from_two_places_are_refused(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        write_run(tmp_path / place, FakeRun("a"))
+    for cache in (False, tmp_path / "cache"):
+        with pytest.raises(ConfigError, match=r"run a comes twice, in .*/here/a and .*/there/a"):
+            load_history([tmp_path / "here", tmp_path / "there"], cache=cache)
 
 
 def test_curves_are_kept_as_well(tmp_path: Path) -> None:

@@ -56,6 +56,25 @@ def test_curves_are_asked_for_once(tmp_path: Path, server: WandbStandIn) -> None
     assert server.operations.count("HistoryPage") == 4
 
 
+def test_a_summary_that_was_edited_later_is_read(tmp_path: Path, server: WandbStandIn) -> None:
+    run = server.run("team", "p", "run")
+    run.state, run.summary = "finished", standing("finished", **{"eval/loss": 0.5})
+    assert load_runs("wandb://team/p", cache=tmp_path)["eval/loss"].tolist() == [0.5]
+    run.summary["eval/loss"] = 0.25
+    assert load_runs("wandb://team/p", cache=tmp_path)["eval/loss"].tolist() == [0.25]
+
+
+def test_what_is_not_finite_is_missing_however_the_server_spells_it(tmp_path: Path, server: WandbStandIn) -> None:
+    run = server.run("team", "p", "run")
+    run.state, run.summary = "finished", standing("finished") | {"eval/loss": "NaN"}
+    values = [0.5, "NaN", "Infinity", "-Infinity"]
+    run.history = [{"_step": step, STEP: step, "loss": value} for step, value in enumerate(values)]
+    runs = load_runs("wandb://team/p", cache=tmp_path)
+    assert runs["state"].tolist() == ["finished"] and runs["eval/loss"].isna().all()
+    losses = load_history("wandb://team/p", cache=tmp_path)["loss"]
+    assert losses.dtype == float and losses.notna().tolist() == [True, False, False, False]
+
+
 def test_pages_are_put_together(tmp_path: Path, server: WandbStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.wandb_project.PER_PAGE", 2)
     for number in range(5):

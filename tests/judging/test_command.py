@@ -286,6 +286,8 @@ def test_bad_settings_are_refused_by_name(tmp_path: Path, capsys: pytest.Capture
         (["--judge", "openai", "--set", "temprature=1", *out], "did you mean 'temperature'?"),
         (["--judge", "openai", "--set", "max_tokens=many", *out], "max_tokens"),
         (["--judge", "openai", "--set", "concurrency=0", *out], "concurrency must be above 0; got 0"),
+        (["--judge", "openai", "--set", "base_url=https://x/v1?key=sk-1", *out], "base_url must be an address without"),
+        (["--judge", "openai", "--set", "base_url=https://sk-1@x/v1", *out], "base_url must be an address without"),
         (["--judge", "local_server", *out], "model is not set"),
         (["--judge", "openai", "--task", "scores", *out], "--task scores needs --reference"),
         (["--judge", "openai", "--reference", "z", *out], "--reference must be one of x, y; got 'z'"),

@@ -88,6 +88,14 @@ def test_a_group_is_compared_as_statsmodels_does_where_all_voted() -> None:
     assert compared.fleiss[0] == pytest.approx(inter_rater.fleiss_kappa(counts))
 
 
+def test_who_sees_a_pair_twice_is_one_rater() -> None:
+    ann = [Judgment("1", "a", "b", FIRST, "human:ann"), Judgment("1", "b", "a", SECOND, "human:ann")]
+    assert compare_group(ann, draws=10) is None
+    compared = compare_group([*ann, Judgment("1", "a", "b", SECOND, "human:bo")], draws=10)
+    assert compared is not None
+    assert (compared.raters, compared.same[0]) == (2, 0.0)
+
+
 def test_rankings_agree_where_judges_do_and_turn_where_one_is_turned() -> None:
     one = played(60, first_advantage=0.5)
     turned = [replace(its, verdict={FIRST: SECOND, SECOND: FIRST, TIE: TIE}[its.verdict or TIE]) for its in one]

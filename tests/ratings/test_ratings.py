@@ -99,6 +99,14 @@ def test_what_swapping_does_is_counted() -> None:
     assert (bias.first, bias.second, bias.tie) == (5 / 9, 1 / 9, 3 / 9)
 
 
+def test_two_people_who_see_a_pair_in_one_order_each_swap_nothing() -> None:
+    votes = [Judgment("1", "a", "b", FIRST, "human:ann"), Judgment("1", "b", "a", FIRST, "human:bo")]
+    assert order_bias(votes).swapped_pairs == 0
+    votes.append(Judgment("1", "b", "a", SECOND, "human:ann"))
+    bias = order_bias(votes)
+    assert (bias.swapped_pairs, bias.consistent) == (1, 1.0)
+
+
 def lengths_and_verdicts(questions: int, effect: float) -> tuple[list[Judgment], dict[tuple[str, str], int]]:
     """Return verdicts of a judge who likes long answers so much, where `fair` writes the longest."""
     generator = np.random.default_rng(5)

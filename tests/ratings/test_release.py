@@ -1,6 +1,7 @@
 """A study's evidence as a folder: whole or absent, checked by its hashes, replayed to the same table, not private."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -98,6 +99,19 @@ def test_a_secret_in_an_answer_stops_the_release(
     assert [file for file in tmp_path.iterdir() if "out" in file.name] == [], "half a release is no release"
 
 
+def test_the_manifest_is_looked_through_as_well(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("USER", "somebody.known")
+    folder = tmp_path / "somebody.known"
+    folder.mkdir()
+    shutil.copy(f"{sources[0]}/judge.jsonl", folder)
+    monkeypatch.chdir(tmp_path)
+    said = refusal(["out", "somebody.known"], capsys)
+    assert "manifest.json, line" in said and "would publish the name of its user" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_is_released_with_its_settings_and_answers(tmp_path: Path) -> None:
     config = tiny(tmp_path / "runs", "model=tiny_random")
     run = RunFolder.create(tmp_path / "runs", "0123456789ab", config)
@@ -176,6 +190,7 @@ def test_files_that_are_no_evidence_are_refused(tmp_path: Path, capsys: pytest.C
         ("https://huggingface.co/a/b and 3/4", "https://huggingface.co/a/b and 3/4"),
         ({"wandb_api_key": "x", "max_tokens": 5, "token": 1, "key": 2}, {"max_tokens": 5}),
         (["/a/b", None, 1.5], ["b", None, 1.5]),
+        ("file:///home/me/a.json,disk:/home/me/b s3://bucket/c", "file://a.json,disk:b s3://bucket/c"),
     ],
 )
 def test_what_is_published_of_settings(told: object, published: object) -> None:

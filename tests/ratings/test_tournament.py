@@ -5,9 +5,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from qlora_lab.ratings.judgments import FIRST, Judgment, write_judgments
+from qlora_lab.ratings.judgments import FIRST, SECOND, Judgment, write_judgments
 from qlora_lab.tournament import main
 from tests.ratings.helpers import played
 
@@ -30,6 +31,21 @@ def test_other_numbers_of_matches_in_each_order_are_warned_of(
     assert "warning: not shown equally often in both orders, which the ratings allow for: good and poor" in (
         capsys.readouterr().err
     )
+
+
+def test_without_swapped_pairs_being_first_is_not_told_from_being_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdicts = [FIRST] * 75 + [SECOND] * 25
+    judgments = [Judgment(str(number), "a", "b", verdict, "j") for number, verdict in enumerate(verdicts)]
+    write_judgments(tmp_path / "j.jsonl", judgments)
+    main([str(tmp_path), "--json", *QUICK])
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    distance = told["systems"][0]["rating"] - told["systems"][1]["rating"]
+    assert told["first_advantage"] is None
+    assert distance == pytest.approx(400 * np.log10(3), abs=0.5)  # odds of 3 to 1, less the prior's pull
+    assert "warning: no pair was shown in both orders" in said.err
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -66,6 +82,12 @@ def test_systems_and_settings_are_chosen(tmp_path: Path, capsys: pytest.CaptureF
     assert "--systems must be one of fair, good, poor; got 'god'" in refusal(
         [str(tmp_path), "--systems", "god"], capsys
     )
+
+
+@pytest.mark.parametrize("option", ["--draws", "--orders", "--sampled"])
+def test_nothing_is_drawn_none_times(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgments(tmp_path / "j.jsonl", played(5))
+    assert f"{option}: must be 1 or more; got 0" in refusal([str(tmp_path), option, "0"], capsys)
 
 
 def test_length_needs_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

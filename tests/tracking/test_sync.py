@@ -113,6 +113,15 @@ def test_runs_that_were_online_are_taken_on_demand(runs_dir: Path, server: Wandb
     assert lines_of(server) == WHOLE
 
 
+def test_files_come_in_the_order_of_their_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["run-20260101_000000-a", "offline-run-20260102_000000-a", "run-20260103_000000-a"]
+    for name in names:
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+        (tmp_path / "wandb" / name / "run-a.wandb").write_bytes(b"more than a header")
+    monkeypatch.chdir(tmp_path / "wandb")
+    assert [file.parent.name for file in sync.find(Path(), include_online=True).files] == names
+
+
 def test_files_of_one_run_stay_in_one_batch() -> None:
     files = [Path(f"{number}/run-{name}.wandb") for number, name in enumerate("aabbbc")]
     assert [len(batch) for batch in sync.batches(files, 1)] == [2, 3, 1]
