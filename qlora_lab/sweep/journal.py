@@ -38,13 +38,13 @@ class Journal:
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:
-            lines = self._file.read_text(encoding="utf-8").splitlines()
+            lines = self._file.read_bytes().split(b"\n")  # and at no other line break, which a message may hold
         except FileNotFoundError:
             return
         for line in lines:
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:  # half a line of a killed launcher: that step was not taken
+            except ValueError:  # half a line of a killed launcher: that step was not taken
                 continue
 
     @staticmethod
