@@ -302,7 +302,7 @@ def _handler(stand_in: WandbStandIn) -> type[BaseHTTPRequestHandler]:
             elif path in stand_in.files:
                 self._reply(200, stand_in.files[path])
             else:
-                print("UNKNOWN", self.command, path, flush=True)
+                stand_in.operations.append(f"{self.command} {path}")
                 self._reply(404, b"{}")
 
         def _reply(self, status: int, content: bytes) -> None:
