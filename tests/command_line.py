@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import submitit  # noqa: F401  (now, since its import closes all handlers of logs that there are)
 from hydra.core.global_hydra import GlobalHydra
 
 KEPT = (signal.SIGTERM, signal.SIGINT)
