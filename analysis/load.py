@@ -9,11 +9,18 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from analysis.frame_cache import KEY, Entry, FrameCache, Read, stamp_of
-from analysis.run_folders import RECORD_FILES, find_run_folders, load_run, read_history, read_id, read_json_lines
-from analysis.run_row import BASE_COLUMNS
-from analysis.wandb_project import SCHEME, OnlineRun, project_runs
-from analysis.wandb_runs import MirroredRun, read_runs, run_key, wandb_files
+from analysis.sources.frame_cache import KEY, Entry, FrameCache, Read, stamp_of
+from analysis.sources.run_folders import (
+    RECORD_FILES,
+    find_run_folders,
+    load_run,
+    read_history,
+    read_id,
+    read_json_lines,
+)
+from analysis.sources.run_row import BASE_COLUMNS
+from analysis.sources.wandb_project import SCHEME, OnlineRun, project_runs
+from analysis.sources.wandb_runs import MirroredRun, read_runs, run_key, wandb_files
 from qlora_lab.errors import ConfigError, RunFolderError
 
 ROW_COLUMNS = ("set", "key", "family", "loss_sum", "target_tokens", "target_bytes", "exact_match")

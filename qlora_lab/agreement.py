@@ -175,7 +175,7 @@ def _told_by(options: argparse.Namespace) -> str:
         raise DataError("there is one judge, who saw each pair in one order: nothing to compare")
     said = to_json([asdict(its) for its in compared], indent=1) if options.json else agreement_table(compared)
     if options.report is not None:
-        from analysis.disagreements import write_report  # the look of a page: only where one is asked for
+        from analysis.report.disagreements import write_report  # the look of a page: only where one is asked for
 
         write_report(options.report, two_raters(found.judgments, options.judges), known, agreement_table(compared))
         said += "" if options.json else f"\n\n{options.report}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from analysis.plan import planned_folders, read_plan, runs_folder
+from analysis.study.plan import planned_folders, read_plan, runs_folder
 from qlora_lab.errors import DataError
 from qlora_lab.hashing import file_sha256
 from qlora_lab.ratings.answers import Answer, Question, read_answers

@@ -76,7 +76,7 @@ def test_the_light_chain_never_imports_torch() -> None:
         for file in FILES
         if file.relative_to(PACKAGE).parts[0].removesuffix(".py") in LIGHT and file.name != "__init__.py"
     ]
-    modules += ["qlora_lab.sweep.__main__", "qlora_lab.train.__main__", "analysis.report", "analysis.load"]
+    modules += ["qlora_lab.sweep.__main__", "qlora_lab.train.__main__", "analysis.report.__main__", "analysis.load"]
     code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
     code += "heavy = {'torch', 'transformers', 'lightning', 'datasets'} & set(sys.modules)\nassert not heavy, heavy"
     subprocess.run([sys.executable, "-c", code], check=True)

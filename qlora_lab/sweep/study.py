@@ -150,8 +150,8 @@ def _answer_text(plan: Plan, record: dict[str, Any]) -> str:
     before = read_json(file) if file.exists() else {}
     if before.get("of") == key and all(Path(path).exists() for path in before["paths"]):
         return str(before["text"])
-    from analysis.plan import plan_of  # pandas: only once there is something to summarise
-    from analysis.report import summarize_study
+    from analysis.report.study_report import summarize_study
+    from analysis.study.plan import plan_of  # pandas: only once there is something to summarise
 
     answer = summarize_study(plan.folder, plan.runs_dir, plan_of(record))
     write_json(file, {"of": key, "text": answer.text, "paths": [str(path) for path in answer.paths.values()]})

@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder: Path = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("analysis.frame_cache.default_cache_dir", lambda: folder)
+    monkeypatch.setattr("analysis.sources.frame_cache.default_cache_dir", lambda: folder)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.answer import Answer, compare
-from analysis.comparison import MOST_ARMS_PAIRED
 from analysis.load import load_runs
-from analysis.statistics import Verdict
-from analysis.terminal import what_happened
+from analysis.report.terminal import what_happened
+from analysis.statistics.estimates import Verdict
+from analysis.study.answer import Answer, compare
+from analysis.study.comparison import MOST_ARMS_PAIRED
 from qlora_lab.errors import ConfigError
 from tests.analysis.study_folders import FakeRun, two_arms, write, write_json, write_lines, write_run
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.arms import arms_of_runs, label_arms, varying_axes
 from analysis.load import load_runs
+from analysis.study.arms import arms_of_runs, label_arms, varying_axes
 from tests.analysis.study_folders import FakeRun, two_arms, write, write_run, write_study
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.load import load_rows, load_runs
-from analysis.run_folders import find_run_folders, read_history
+from analysis.sources.run_folders import find_run_folders, read_history
 from qlora_lab.errors import RunFolderError
 from tests.analysis.study_folders import FakeRun, row_key, two_arms, write, write_run, write_study
 

@@ -1,6 +1,7 @@
 """From a planned study to its files: one page without requests, a table, a text; and quick to import."""
 
 import csv
+import importlib
 import json
 import re
 import subprocess
@@ -12,17 +13,18 @@ from pathlib import Path
 
 import pytest
 
-import analysis
-from analysis.plan import plan_of
-from analysis.report import main, summarize_study
-from analysis.samples import without_markup
-from analysis.statistics import FALSE_POSITIVES
+from analysis.report.__main__ import main
+from analysis.report.samples import without_markup
+from analysis.report.study_report import summarize_study
+from analysis.statistics.estimates import FALSE_POSITIVES
+from analysis.study.plan import plan_of
 from qlora_lab.data.prompts import chatml_markup
 from qlora_lab.data.rows import USER
 from qlora_lab.errors import RunFolderError
 from tests.analysis.study_folders import FakeRun, two_arms, write, write_json, write_lines, write_study
 
 REPOSITORY = Path(__file__).parents[2]
+PARTS = [f"analysis.{file.parent.name}" for file in (REPOSITORY / "analysis").glob("*/__init__.py")]
 BEFORE, AFTER = chatml_markup((USER,))
 
 
@@ -259,14 +261,15 @@ def test_long_lists_are_cut_in_the_terminal(tmp_path: Path) -> None:
 
 def test_analysis_imports_neither_torch_nor_what_is_slow(tmp_path: Path) -> None:
     study = write_study(tmp_path, two_arms())
-    modules = [f"analysis.{file.stem}" for file in (REPOSITORY / "analysis").glob("*.py") if file.stem != "__init__"]
+    files = [file.relative_to(REPOSITORY) for file in (REPOSITORY / "analysis").rglob("*.py")]
+    modules = [".".join(file.with_suffix("").parts) for file in files if file.stem != "__init__"]
     code = f"""
 import importlib, sys
 for name in {sorted(modules)!r}:
     importlib.import_module(name)
 slow = {{"torch", "transformers", "hydra", "wandb", "matplotlib", "scipy.stats"}} & set(sys.modules)
 assert not slow, slow
-from analysis.report import main
+from analysis.report.__main__ import main
 assert main([{str(study)!r}]) == 0
 drawn_with = {{"torch", "matplotlib.pyplot"}} & set(sys.modules)  # pyplot would look for a display
 assert not drawn_with, drawn_with
@@ -274,6 +277,10 @@ assert not drawn_with, drawn_with
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
 
 
-def test_the_package_lists_its_modules() -> None:
-    listed = {line.split()[0] for line in (analysis.__doc__ or "").splitlines()[2:] if line}
-    assert listed == {file.stem for file in (REPOSITORY / "analysis").glob("*.py")} - {"__init__"}
+@pytest.mark.parametrize("package", ["analysis", *PARTS])
+def test_a_package_lists_its_modules(package: str) -> None:
+    module = importlib.import_module(package)
+    listed = {line.split()[0] for line in (module.__doc__ or "").splitlines()[2:] if line}
+    folder = REPOSITORY / package.replace(".", "/")
+    there = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert listed == there - {"__init__", "__main__"}

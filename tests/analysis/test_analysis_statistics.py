@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import statistics
-from analysis.statistics import (
+from analysis.statistics import estimates
+from analysis.statistics.estimates import (
     DRAWS,
     Estimate,
     Ratios,
@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_interval_also_in_pieces(monkeypatch: pytes
     arm = Ratios(random.gamma(2, 1, (2, 40)), np.ones((2, 40)))
     whole = arm_of([arm])
     assert arm_of([arm]) == whole
-    monkeypatch.setattr(statistics, "COUNTS_IN_MEMORY", 1000)
+    monkeypatch.setattr(estimates, "COUNTS_IN_MEMORY", 1000)
     assert arm_of([arm]).low == pytest.approx(whole.low)
 
 

@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.metrics import describe, format_differences, format_value, row_ratios
-from analysis.tables import to_html, to_text
+from analysis.report.tables import to_html, to_text
+from analysis.study.metrics import describe, format_differences, format_value, row_ratios
 
 
 @pytest.mark.parametrize(

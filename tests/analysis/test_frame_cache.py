@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import load, run_folders
+from analysis import load
 from analysis.load import load_history, load_runs
+from analysis.sources import run_folders
 from qlora_lab.errors import ConfigError
 from tests.analysis.study_folders import FakeRun, two_arms, write_run, write_study
 

@@ -76,7 +76,7 @@ def test_what_is_not_finite_is_missing_however_the_server_spells_it(tmp_path: Pa
 
 
 def test_pages_are_put_together(tmp_path: Path, server: WandbStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.wandb_project.PER_PAGE", 2)
+    monkeypatch.setattr("analysis.sources.wandb_project.PER_PAGE", 2)
     for number in range(5):
         server.run("team", "p", f"run{number}").state = "running"
     runs = load_runs("wandb://team/p", cache=False)

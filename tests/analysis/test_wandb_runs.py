@@ -12,8 +12,8 @@ import pytest
 import wandb
 
 from analysis.load import load_history, load_runs
-from analysis.wandb_log import FIELDS, read_wandb_file
-from analysis.wandb_runs import read_runs, wandb_files
+from analysis.sources.wandb_log import FIELDS, read_wandb_file
+from analysis.sources.wandb_runs import read_runs, wandb_files
 from qlora_lab.errors import ConfigError
 from qlora_lab.runs.mirror import RECORDS, STEP
 

@@ -1,29 +1,20 @@
-"""A study as one self-contained HTML file and as a block of text for the terminal.
+"""A study as one self-contained HTML file and as a block of text for the terminal, from its run folders alone."""
 
-    python -m analysis.report RUNS_OR_STUDY_FOLDER
-
-writes the report of a study, or of all the runs in a folder, from the run folders alone. A study's folder is
-runs/studies/NAME/PLAN, with plan.json; runs/studies/NAME stands for all its plans.
-"""
-
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from analysis import sections
-from analysis.answer import Answer, compare
-from analysis.arms import IDENTITY_GROUPS, arms_of_runs, varying_axes
 from analysis.load import load_runs, runs_frame
-from analysis.page import page
-from analysis.plan import StudyPlan, planned_folders, read_plan, runs_folder
-from analysis.run_folders import load_run
-from analysis.samples import choose_samples
-from analysis.tables import write_csv
-from analysis.terminal import answer_text
-from qlora_lab.errors import QloraLabError, RunFolderError
+from analysis.report import sections
+from analysis.report.page import page
+from analysis.report.samples import choose_samples
+from analysis.report.tables import write_csv
+from analysis.report.terminal import answer_text
+from analysis.sources.run_folders import load_run
+from analysis.study.answer import Answer, compare
+from analysis.study.arms import IDENTITY_GROUPS, arms_of_runs, varying_axes
+from analysis.study.plan import StudyPlan, read_plan
+from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import write_atomic
 
 
@@ -100,29 +91,3 @@ def write_report(folder: Path, answer: Answer, plan: StudyPlan) -> Path:
     path = folder / "report.html"
     write_atomic(path, page(plan.question or plan.name, "".join(body)))
     return path
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a report again; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description="Write a report from run folders.")
-    parser.add_argument("folder", type=Path, help="a study's folder (with plan.json), or a folder of run folders")
-    parser.add_argument("--runs-dir", type=Path, help="where a study's runs are (default: beside `studies`)")
-    parser.add_argument("--out", type=Path, help="where to write, for a folder of runs (default: that folder)")
-    parser.add_argument("--metric", default="eval/loss", help="for a folder of runs (default: eval/loss)")
-    parser.add_argument("--goal", default="min", choices=("min", "max"), help="for a folder of runs (default: min)")
-    options = parser.parse_args(arguments)
-    try:
-        studies = planned_folders(options.folder)
-        for study in studies:
-            print(summarize_study(study, options.runs_dir or runs_folder(study)).text)
-        if not studies:
-            out = options.out or options.folder
-            print(summarize_runs(options.folder, out, options.metric, options.goal).text)
-    except QloraLabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

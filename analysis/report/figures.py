@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.answer import Answer
-from analysis.comparison import Comparison
-from analysis.metrics import Metric, describe
+from analysis.study.answer import Answer
+from analysis.study.comparison import Comparison
+from analysis.study.metrics import Metric, describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

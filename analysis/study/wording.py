@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.comparison import Comparison
-from analysis.metrics import Metric, format_differences, format_value
-from analysis.statistics import Estimate, Verdict
+from analysis.statistics.estimates import Estimate, Verdict
+from analysis.study.comparison import Comparison
+from analysis.study.metrics import Metric, format_differences, format_value
 
 FEW = 4  # arms named one by one
 TOO_FEW_SEEDS = (Verdict.ONE_SEED, Verdict.NO_SHARED_SEED)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.load import load_rows
-from analysis.metrics import counted_in, describe, row_ratios
-from analysis.statistics import DRAWS, Ratios, Scored, score
+from analysis.statistics.estimates import DRAWS, Ratios, Scored, score
+from analysis.study.metrics import counted_in, describe, row_ratios
 from qlora_lab.errors import RunFolderError
 
 ROUNDING = 1e-4  # how far, relatively, a reported metric may be from what its rows give

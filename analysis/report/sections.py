@@ -10,16 +10,16 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.answer import Answer
-from analysis.figures import MOST_ARM_LINES, MOST_ARMS, arm_figure, curve_figure, row_difference_figure, to_svg
-from analysis.metrics import describe, format_value
-from analysis.page import bullet_list, details, figure, paragraph, section, table
-from analysis.plan import StudyPlan
-from analysis.run_folders import read_history
-from analysis.samples import Sample
-from analysis.statistics import DRAWS, FALSE_POSITIVES
-from analysis.tables import arm_table, comparison_table, to_html
-from analysis.terminal import metric_line, seed_text, what_happened
+from analysis.report.figures import MOST_ARM_LINES, MOST_ARMS, arm_figure, curve_figure, row_difference_figure, to_svg
+from analysis.report.page import bullet_list, details, figure, paragraph, section, table
+from analysis.report.samples import Sample
+from analysis.report.tables import arm_table, comparison_table, to_html
+from analysis.report.terminal import metric_line, seed_text, what_happened
+from analysis.sources.run_folders import read_history
+from analysis.statistics.estimates import DRAWS, FALSE_POSITIVES
+from analysis.study.answer import Answer
+from analysis.study.metrics import describe, format_value
+from analysis.study.plan import StudyPlan
 
 MOST_PAIRS_DRAWN = 3
 MOST_PAIRS_LISTED = 200

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from analysis.scores import Scores
-from analysis.statistics import (
+from analysis.statistics.estimates import (
     Estimate,
     SeedSpread,
     Verdict,
@@ -17,6 +16,7 @@ from analysis.statistics import (
     judge,
     pool_seed_spread,
 )
+from analysis.study.scores import Scores
 
 MOST_ARMS_PAIRED = 20  # 190 pairs; of more arms, each is compared with the best alone
 Spreads = Mapping[str, SeedSpread | None]  # by arm

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.arms import AxisValues, arms_of_runs, axes_without_seed, label_arms
-from analysis.comparison import MOST_ARMS_PAIRED, Comparison, compare_pairs, estimate_of_arm
-from analysis.data_notes import ROWS_SEEN, data_notes
-from analysis.metrics import describe
-from analysis.scores import Scores
-from analysis.statistics import DRAWS, Estimate, Verdict, summarize
-from analysis.wording import sentence
+from analysis.statistics.estimates import DRAWS, Estimate, Verdict, summarize
+from analysis.study.arms import AxisValues, arms_of_runs, axes_without_seed, label_arms
+from analysis.study.comparison import MOST_ARMS_PAIRED, Comparison, compare_pairs, estimate_of_arm
+from analysis.study.data_notes import ROWS_SEEN, data_notes
+from analysis.study.metrics import describe
+from analysis.study.scores import Scores
+from analysis.study.wording import sentence
 from qlora_lab.errors import ConfigError, unknown_name
 from qlora_lab.sweep.listing import listed
 

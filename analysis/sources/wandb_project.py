@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.wandb_runs import MirroredRun, records_of, steps_of
+from analysis.sources.wandb_runs import MirroredRun, records_of, steps_of
 from qlora_lab.errors import ConfigError, RunFolderError
 
 SCHEME = "wandb://"

@@ -7,10 +7,10 @@ from textwrap import wrap
 
 import pandas as pd
 
-from analysis import page
-from analysis.answer import Answer, secondary_metrics
-from analysis.comparison import Comparison
-from analysis.metrics import describe, format_differences, format_value
+from analysis.report import page
+from analysis.study.answer import Answer, secondary_metrics
+from analysis.study.comparison import Comparison
+from analysis.study.metrics import describe, format_differences, format_value
 from qlora_lab.runs.files import write_atomic
 
 WIDTH = 100

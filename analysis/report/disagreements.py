@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from analysis.page import details, page, paragraph, section, table
+from analysis.report.page import details, page, paragraph, section, table
 from qlora_lab.ratings.answers import Question, by_question
 from qlora_lab.ratings.disagreements import Case, cases
 from qlora_lab.ratings.files import AnswerFiles

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.answer import Answer
 from analysis.load import load_rows
-from analysis.run_folders import read_json_lines
+from analysis.sources.run_folders import read_json_lines
+from analysis.study.answer import Answer
 from qlora_lab.errors import RunFolderError
 
 SAMPLES = 4

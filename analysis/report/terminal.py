@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.answer import Answer
-from analysis.metrics import describe
-from analysis.plan import StudyPlan
-from analysis.tables import WIDTH, arm_table, to_text
+from analysis.report.tables import WIDTH, arm_table, to_text
+from analysis.study.answer import Answer
+from analysis.study.metrics import describe
+from analysis.study.plan import StudyPlan
 from qlora_lab.sweep.listing import listed
 
 MOST_ARMS = 50  # in the table; the report has all

@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.run_row import Records, run_row
-from analysis.wandb_log import WandbRun, read_wandb_file
+from analysis.sources.run_row import Records, run_row
+from analysis.sources.wandb_log import WandbRun, read_wandb_file
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.mirror import RECORDS, STEP
 

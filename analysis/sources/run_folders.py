@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.run_row import Records, read_config_text, run_row
+from analysis.sources.run_row import Records, read_config_text, run_row
 from qlora_lab.errors import RunFolderError
 
 RUN_MARKS = (

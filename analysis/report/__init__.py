@@ -1,0 +1,11 @@
+"""An answer made visible.
+
+study_report   `summarize_study`: table.csv, report.html and the block of text of one study
+page           the look of a page
+sections       the parts of a report
+figures        the answer drawn
+samples        what the arms wrote for the same prompts
+tables         tables as text, CSV and HTML
+terminal       the answer as a block of text
+disagreements  where two judges of answers differ, as a page; for `python -m qlora_lab.agreement --report`
+"""

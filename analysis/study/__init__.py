@@ -1,0 +1,11 @@
+"""From the runs of a study to its answer.
+
+plan         plan.json -> what a study set out to do, and which folders hold one
+metrics      what each metric is called, its unit, and how held-out rows make it
+arms         which runs are one arm (a configuration without its seed)
+scores       the held-out rows of several runs, lined up
+comparison   pairs of arms, compared on the seeds and rows that both have
+data_notes   what an arm was really trained on and judged by
+wording      comparisons as sentences
+answer       all of the above: the table, the comparisons and the sentence that the numbers support
+"""
