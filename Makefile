@@ -34,8 +34,8 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-check:
 	$(GPU_PYTHON) kernels/bench/gpu_check.py
 
-# What `make test` leaves out of the CUDA kernels' tests: the emulated kernels under AddressSanitizer and UBSan, and the
-# compile gate for every GPU. Two minutes.
+# What `make test` leaves out of the CUDA kernels' tests: the emulated kernels under AddressSanitizer and UBSan, and what
+# nvcc makes of them for every GPU. Two minutes.
 kernels-check: $(VENV)/.ready-dev
 	QLORA_LAB_SANITIZE=1 QLORA_LAB_GATE=1 $(BIN)/python -m pytest tests/cuda
 

@@ -9,6 +9,7 @@ namespace {
 constexpr unsigned THREADS = 256;
 constexpr int FEATURES = 2;  // of a warp: x is read once for both
 constexpr int MOST_ROWS = 4; // of one launch: more would take too many registers
+constexpr int BLOCKS = 3;    // of a multiprocessor at least; unsaid, nvcc takes four for sm_80, and spills
 
 // COUNT values of x from an address that vectors need.
 template <typename Type, int COUNT>
@@ -71,9 +72,9 @@ struct Codes {
 
 // x and codes on addresses that vectors need, and every 16 bytes of codes in one row and one block.
 template <typename Type, int BITS, int ROWS>
-__global__ void __launch_bounds__(THREADS) few_rows(const typename Type::Bits *x, int rows, WeightView weight,
-                                                    AdapterView adapter, const typename Type::Bits *bias,
-                                                    typename Type::Bits *out) {
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    few_rows(const typename Type::Bits *x, int rows, WeightView weight, AdapterView adapter,
+             const typename Type::Bits *bias, typename Type::Bits *out) {
     constexpr int IN_WORD = 32 / BITS, IN_VECTOR = 4 * IN_WORD;
     QLK_SHARED(DecodeTables, tables);
     load_tables<BITS>(tables, weight);
