@@ -19,7 +19,7 @@ def test_a_synced_project_is_what_was_offline(tmp_path: Path, wandb_server: Wand
         lines = [{STEP: step, "train/loss": 1 / (step + number + 1), "time_s": step / 7} for step in range(1, 40)]
         mirrored(tmp_path, f"run{number}", lines, standing(state, **{"eval/loss": number + 0.1}), seed=number, group={})
     sync = [sys.executable, "-m", "wandb", "sync", "--yes", str(tmp_path / "wandb")]
-    subprocess.run(sync, check=True, capture_output=True, timeout=240)
+    subprocess.run(sync, cwd=tmp_path, check=True, capture_output=True, timeout=240)  # it leaves logs in ./wandb
     offline, online = (load_runs(place, cache=tmp_path / "kept") for place in (tmp_path / "wandb", "wandb://team/p"))
     assert sorted(online["state"]) == ["failed", "finished", "finished"]
     pd.testing.assert_frame_equal(by_id(online), by_id(offline), check_like=True, check_exact=True)
