@@ -1,8 +1,12 @@
 """What several test files build: a composed configuration without the command line."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -30,10 +34,17 @@ def hydra_on_conf(**schemas: type) -> Iterator[None]:
 
 def composed(*overrides: str) -> RunConfig:
     """Return what `python -m qlora_lab.train OVERRIDES` would run, unresolved."""
+    return deepcopy(_composed(overrides, os.environ.get("QLORA_LAB_DATA"), Path.cwd()))
+
+
+@cache
+def _composed(overrides: tuple[str, ...], *_: object) -> RunConfig:
+    """Compose once what many tests ask for; conf/ also reads a variable, and studies of the working directory."""
     with hydra_on_conf():
         return from_hydra(compose("train", list(overrides)))
 
 
 def tiny(runs_dir: Path, *overrides: str) -> RunConfig:
     """Return a configuration of a run that takes a second: random weights, three steps."""
-    return composed(*TINY, f"paths.runs_dir={runs_dir}", f"paths.cache_dir={runs_dir}/cache", *overrides)
+    config = composed(*TINY, *overrides)
+    return replace(config, paths=replace(config.paths, runs_dir=str(runs_dir), cache_dir=f"{runs_dir}/cache"))

@@ -7,11 +7,12 @@ are the same; the first does without Hydra. Nothing here runs on after the comma
 """
 
 import json
+import os
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +23,9 @@ from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING, RunFolder
 from qlora_lab.sweep.chunk import runs_of
 from qlora_lab.sweep.plan import Plan, planned
 from qlora_lab.sweep.plan_file import check_code, read_plan_file
-from qlora_lab.sweep.scheduler import Scheduler
+from qlora_lab.sweep.scheduler import Job, Scheduler
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
+from qlora_lab.sweep.slurm.unbegun import record_unbegun
 from qlora_lab.sweep.states import RunState
 from qlora_lab.sweep.status import OVER, StudyFolder, find_study, states_of, study_status
 
@@ -88,7 +90,9 @@ def _status(study: StudyFolder, asked: Asked) -> None:
     scheduler = _scheduler(study, needed=False)
     jobs = None
     if scheduler is not None:
-        own = [(job, set(runs_of(job, study.path)[0])) for job in scheduler.query() if not job.is_over]
+        queue = scheduler.query()
+        _record_unbegun(study, queue, scheduler)
+        own = [(job, set(runs_of(job, study.path)[0])) for job in queue if not job.is_over]
         jobs = dict(Counter(job.state for job, runs in own if runs & set(study.places) for _ in job.ids))
     status = study_status(study, states_of(study), datetime.now(UTC), jobs)
     if asked.as_json:
@@ -118,8 +122,18 @@ def _go_on(study: StudyFolder, asked: Asked) -> None:
 
     record = read_plan_file(study.configs)
     check_code(record)
+    scheduler = _scheduler(study, needed=False)
+    if scheduler is not None:
+        _record_unbegun(study, scheduler.query(), scheduler)
     plan = chosen_plan(planned(record.study, record.rows), states_of(study), asked.action, asked.cause)
     execute(plan, read_json(study.path / "plan.json"))
+
+
+def _record_unbegun(study: StudyFolder, queue: Sequence[Job], scheduler: Scheduler) -> None:
+    """Record jobs that ended before their runs began, unless the study is somebody else's to write."""
+    if os.access(study.runs_dir, os.W_OK):
+        runs = [RunFolder(study.runs_dir / run_id) for run_id in study.places]
+        record_unbegun((study.path / "slurm").resolve(), runs, queue, scheduler, study.configs)
 
 
 def _cancel(study: StudyFolder, asked: Asked) -> None:

@@ -1,0 +1,27 @@
+"""A store that the nodes do not see: told from SLURM's books, and tried again when they do."""
+
+from pathlib import Path
+
+from qlora_lab.runs.causes import STORE
+from tests.slurm.cluster import Cluster
+from tests.slurm.daemons import wait_until
+from tests.slurm.study import FakeStudy
+
+
+def test_a_store_that_is_not_there_when_the_jobs_start(cluster: Cluster, tmp_path: Path) -> None:
+    study = FakeStudy(cluster, tmp_path / "runs", 4)
+    canary, rest = study.launch(extra={"hold": True})["jobs"]
+    study.runs_dir.rename(tmp_path / "elsewhere")
+    cluster.output("scontrol", "release", canary, rest)
+    wait_until(lambda: cluster.job_states(f"--jobs={canary}") == {f"{canary}_0": "FAILED"}, 60)
+    (tmp_path / "elsewhere").rename(study.runs_dir)
+    assert study.states() == ["new"] * 4
+    wait_until(lambda: "FAILED" in cluster.output("sacct", "-nXP", "-o", "State", "-j", canary), 30)
+    again = study.launch()
+    assert [state["cause"] for state in [study.runs[0].status() or {}]] == [STORE]
+    assert study.runs[0].run_id not in again["submitted"], "it failed, and is asked for by name"
+    study.wait_until_quiet()
+    study.launch(retry_failed=True)
+    study.wait_until_finished()
+    study.check_each_was_done_once()
+    assert study.causes(0) == [STORE]
