@@ -110,11 +110,14 @@ class WandbStandIn:
         own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
         return own | {"HOME": str(home), "WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
 
+    def count_struck(self) -> None:
+        with self.lock:
+            self.struck += 1
+
     def fail(self) -> int | None:
         """Let the faults meet a request: return the status to answer with, if any; None hangs up."""
         faults = self.faults
-        with self.lock:
-            self.struck += 1
+        self.count_struck()
         while faults.silent and self.faults is faults:
             time.sleep(0.02)
         return None if faults.drop or faults.silent else faults.status
@@ -309,7 +312,9 @@ def _handler(stand_in: WandbStandIn) -> type[BaseHTTPRequestHandler]:
 
         def _handle(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            time.sleep(stand_in.faults.delay_s)
+            if stand_in.faults.delay_s:
+                stand_in.count_struck()
+                time.sleep(stand_in.faults.delay_s)
             if stand_in.faults.strike():
                 status = stand_in.fail()
                 if status is None:

@@ -1,4 +1,4 @@
-"""W&B's server is silent from the start, or turns everything away once a run has begun: the curve is complete anyway.
+"""W&B's server is silent or slow from the start, or turns all away once a run has begun: the curve is complete anyway.
 
 No cluster is needed, but time-outs are waited for. `tests/benchmarks/tracking_outage.py` does the same for an hour.
 """
@@ -15,7 +15,7 @@ from tests.wandb_stand_in import Faults, WandbStandIn, wandb_stand_in
 
 ROOT = Path(__file__).parents[2]
 ID = "0" * 12
-SILENT, BUSY, HANGS_UP = Faults(silent=True), Faults(status=429), Faults(drop=True)
+SILENT, SLOW, BUSY, HANGS_UP = Faults(silent=True), Faults(delay_s=4), Faults(status=429), Faults(drop=True)
 STEPS = 50
 # In a process of its own, as runs are: it has to come to its end too, whatever W&B's client still tries.
 RUN = f"""
@@ -61,7 +61,7 @@ def kept(file: Path) -> list[float]:
     return [json.loads(row["train/loss"]) for row in values]
 
 
-@pytest.mark.parametrize("faults", [SILENT, BUSY, HANGS_UP], ids=["silent", "busy", "hangs_up"])
+@pytest.mark.parametrize("faults", [SILENT, SLOW, BUSY, HANGS_UP], ids=["silent", "slow", "busy", "hangs_up"])
 def test_an_outage_costs_no_point_of_the_curve(faults: Faults, tmp_path: Path) -> None:
     begins_before = faults is BUSY
     with wandb_stand_in() as server:
