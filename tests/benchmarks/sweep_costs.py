@@ -324,7 +324,7 @@ def main() -> None:
         if "dead" in only:
             here, elsewhere = dead(bench, "pass"), dead(bench, ON_ANOTHER_MACHINE)
             print(
-                f"a killed run counts as interrupted after {here:.1f} s on its machine, and {elsewhere:.1f} s on others "
+                f"a killed run counts as interrupted after {here:.1f} s on its machine, {elsewhere:.1f} s on others "
                 "that do not see its locks, the start of who looks in it"
             )
         print(f"all of it took {time.monotonic() - started:.0f} s by the clock")
