@@ -87,14 +87,15 @@ def chosen_plan(plan: Plan, states: Mapping[str, RunState], action: str, cause: 
 
 
 def _status(study: StudyFolder, asked: Asked) -> None:
-    scheduler = _scheduler(study, needed=False)
+    scheduler, states = _scheduler(study, needed=False), states_of(study)
     jobs = None
     if scheduler is not None:
         queue = scheduler.query()
-        _record_unbegun(study, queue, scheduler)
+        if _record_unbegun(study, states, queue, scheduler):
+            states = states_of(study)
         own = [(job, set(runs_of(job, study.path)[0])) for job in queue if not job.is_over]
         jobs = dict(Counter(job.state for job, runs in own if runs & set(study.places) for _ in job.ids))
-    status = study_status(study, states_of(study), datetime.now(UTC), jobs)
+    status = study_status(study, states, datetime.now(UTC), jobs)
     if asked.as_json:
         print(status.to_json(), flush=True)
         return
@@ -122,18 +123,21 @@ def _go_on(study: StudyFolder, asked: Asked) -> None:
 
     record = read_plan_file(study.configs)
     check_code(record)
-    scheduler = _scheduler(study, needed=False)
-    if scheduler is not None:
-        _record_unbegun(study, scheduler.query(), scheduler)
-    plan = chosen_plan(planned(record.study, record.rows), states_of(study), asked.action, asked.cause)
+    scheduler, states = _scheduler(study, needed=False), states_of(study)
+    if scheduler is not None and _record_unbegun(study, states, scheduler.query(), scheduler):
+        states = states_of(study)
+    plan = chosen_plan(planned(record.study, record.rows), states, asked.action, asked.cause)
     execute(plan, read_json(study.path / "plan.json"))
 
 
-def _record_unbegun(study: StudyFolder, queue: Sequence[Job], scheduler: Scheduler) -> None:
-    """Record jobs that ended before their runs began, unless the study is somebody else's to write."""
-    if os.access(study.runs_dir, os.W_OK):
-        runs = [RunFolder(study.runs_dir / run_id) for run_id in study.places]
-        record_unbegun((study.path / "slurm").resolve(), runs, queue, scheduler, study.configs)
+def _record_unbegun(
+    study: StudyFolder, states: Mapping[str, RunState], queue: Sequence[Job], scheduler: Scheduler
+) -> bool:
+    """Record jobs that ended before their runs began, unless the study is somebody else's; say whether there were."""
+    if not os.access(study.runs_dir, os.W_OK):
+        return False
+    folder, records = (study.path / "slurm").resolve(), {run_id: state.record for run_id, state in states.items()}
+    return bool(record_unbegun(folder, study.runs_dir, records, queue, scheduler, study.configs))
 
 
 def _cancel(study: StudyFolder, asked: Asked) -> None:

@@ -31,6 +31,7 @@ from qlora_lab.sweep.slurm.reconcile import executed_runs, queued_by_other_plans
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.script import batch_script, nonce_of
 from qlora_lab.sweep.slurm.unbegun import record_unbegun
+from qlora_lab.sweep.states import read_records
 
 BACK_OFF_S = (2.0, 5.0, 10.0, 20.0, 40.0)  # between tries to reach a controller that does not answer
 TIMES_FORGOTTEN = 3  # a job that SLURM has just taken, in one launch
@@ -107,7 +108,10 @@ class Submission:
 
     def record_unbegun(self, runs: Sequence[RunFolder]) -> list[str]:
         """Record jobs that ended before their runs began, and return a sentence for each."""
-        return record_unbegun(self._folder, runs, self._scheduler.query(), self._scheduler, self._plan_file)
+        runs_dir = runs[0].path.parent
+        records = read_records(runs_dir, [run.run_id for run in runs])
+        queue = self._scheduler.query()
+        return record_unbegun(self._folder, runs_dir, records, queue, self._scheduler, self._plan_file)
 
     def jobs(self) -> list[Job]:
         """Return the jobs of this plan that run, or wait for their turn."""

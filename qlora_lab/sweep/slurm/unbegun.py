@@ -4,7 +4,7 @@ A node that cannot open a job's log, lacks its Python, or does not see the folde
 word. Whoever looks next records it as an attempt at the run, so that it is shown, counted, and tried again by cause.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,59 +31,65 @@ OWN = (EXIT_HELD_BACK, EXIT_LOST, TERMINATED)  # ends that a worker chose, with 
 
 
 def record_unbegun(
-    folder: Path, runs: Sequence[RunFolder], queue: Sequence[Job], scheduler: Scheduler, plan_file: Path | None = None
+    folder: Path,
+    runs_dir: Path,
+    records: Mapping[str, Mapping[str, Any]],
+    queue: Sequence[Job],
+    scheduler: Scheduler,
+    plan_file: Path | None = None,
 ) -> list[str]:
     """Record the end of jobs whose runs never began; what the books do not know yet is left for later.
 
     Args:
         folder: of everything submitted for a plan.
-        runs: of the plan.
+        records: run id -> what is recorded of it, of the plan's runs.
         queue: the user's jobs.
         plan_file: where the configurations of runs are that have no folder.
 
     Returns:
         A sentence for each.
     """
-    entries = Journal(folder).entries()
-    if not entries:
-        return []
-    statuses = {run.run_id: run.status() for run in runs}
-    attempts = {run_id: int((status or {}).get("attempt", 0)) for run_id, status in statuses.items()}
-    alive = {job_id for job in queue if job.goes_on for job_id in job.ids}
-    last: dict[str, tuple[str, str]] = {}  # job and log of each run that was submitted and has not begun since
-    for chunk, job in _submitted(folder, entries):
-        for task, (run_id, before) in enumerate(zip(chunk.run_ids, chunk.attempts, strict=True)):
-            last.pop(run_id, None)
-            if attempts.get(run_id) == before and f"{job}_{task}" not in alive:
-                last[run_id] = f"{job}_{task}", f"{folder}/logs/{chunk.nonce}-{task}.log"
-    endings = scheduler.endings([job for job, _ in last.values()])
-    has_worked = any(status is not None and status.get("cause") != STORE for status in statuses.values())
-    planned = PlannedFolders(plan_file, last) if plan_file is not None else None
+    silent = _silent(folder, records, queue)
+    endings = scheduler.endings([job for job, _ in silent.values()]) if silent else {}
+    has_worked = any(record.get("attempt") and record.get("cause") != STORE for record in records.values())
+    planned = PlannedFolders(plan_file, silent) if plan_file is not None else None
     said = []
-    for run in runs:
-        job, log = last.get(run.run_id, ("", ""))
+    for run_id, (job, log) in silent.items():
         ending = endings.get(job)
         if ending is None or ending.word != "FAILED" or ending.exit_code in OWN:
             continue
+        run = RunFolder(runs_dir / run_id)
         cause = _cause(ending, log, has_worked=has_worked)
         error = LaunchError(_why(job, log, ending, cause))
         lease = run.claim().attempt()
         if lease is None:
             continue  # it is being executed after all
         with run.holding(lease):
-            if run.attempts() != attempts[run.run_id]:
-                continue
-            if planned is not None:
-                planned.complete(run, lease)
-            run.begin(job=job, node=ending.node, log=log)
-            end_for(run, cause, error)
-        said.append(f"run {run.run_id}: {error}")
+            if run.attempts() == records[run_id].get("attempt", 0):
+                if planned is not None:
+                    planned.complete(run, lease)
+                run.begin(job=job, node=ending.node, log=log)
+                end_for(run, cause, error)
+                said.append(f"run {run_id}: {error}")
     return said
 
 
-def _submitted(folder: Path, entries: dict[str, dict[str, Any]]) -> Iterator[tuple[Chunk, str]]:
+def _silent(folder: Path, records: Mapping[str, Mapping[str, Any]], queue: Sequence[Job]) -> dict[str, tuple[str, str]]:
+    """Return the last job, and its log, of each run that has not begun since it was submitted and waits for no job."""
+    alive = {job_id for job in queue if job.goes_on for job_id in job.ids}
+    found: dict[str, tuple[str, str]] = {}
+    for chunk, job in _submitted(folder):
+        for task, (run_id, attempts) in enumerate(zip(chunk.run_ids, chunk.attempts, strict=True)):
+            found.pop(run_id, None)
+            has_begun = run_id not in records or records[run_id].get("attempt", 0) != attempts
+            if not has_begun and f"{job}_{task}" not in alive:
+                found[run_id] = f"{job}_{task}", f"{folder}/logs/{chunk.nonce}-{task}.log"
+    return found
+
+
+def _submitted(folder: Path) -> Iterator[tuple[Chunk, str]]:
     """Yield each array that SLURM took, and its job, in the order of their submission; of pools no task has one run."""
-    for nonce, entry in entries.items():
+    for nonce, entry in Journal(folder).entries().items():
         if "job" in entry and entry["mode"] == ARRAY:
             yield Chunk.read(chunk_file(folder, nonce)), entry["job"]
 
