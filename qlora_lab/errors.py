@@ -40,6 +40,10 @@ class LeaseLostError(RunFolderError):
     """An attempt at a run that another one has taken over; what it writes late is refused."""
 
 
+class RunFailedError(QloraLabError):
+    """A run that failed, told to whoever decides what becomes of the others: Hydra's own sweepers."""
+
+
 class LaunchError(QloraLabError):
     """Runs that could not be handed to their launcher."""
 

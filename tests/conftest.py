@@ -2,9 +2,12 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.wandb_stand_in import KEY, WandbStandIn, wandb_stand_in
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -19,6 +22,26 @@ def data_slices() -> Path:
     if not folder:
         pytest.skip("QLORA_LAB_DATA is not set: no real data slices on this machine")
     return Path(folder)
+
+
+@pytest.fixture
+def isolated_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting or file of this machine's user reaches W&B's client."""
+    for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home" / "data"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch, isolated_wandb: None) -> Iterator[WandbStandIn]:
+    """A stand-in that is W&B for the test and the processes it starts."""
+    with wandb_stand_in() as stand_in:
+        monkeypatch.setenv("WANDB_BASE_URL", stand_in.url)
+        yield stand_in
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

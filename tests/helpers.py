@@ -1,9 +1,11 @@
 """What several test files build: a composed configuration without the command line."""
 
-import copy
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -35,21 +37,24 @@ def hydra_on_conf(**schemas: type) -> Iterator[None]:
 def composed(*overrides: str) -> RunConfig:
     """Return what `python -m qlora_lab.train OVERRIDES` would run, unresolved.
 
-    Hydra composes each choice of groups once a process, as for a study: a composition takes it a tenth of a second.
+    Hydra composes each choice of groups once, as for a study: a composition takes it a tenth of a second.
     """
     keys, _, values = zip(*(override.partition("=") for override in overrides), strict=True) if overrides else ((),) * 3
     with hydra_on_conf():
         if len(set(keys)) < len(keys) or any(key[0] in "+~" for key in keys):
             return from_hydra(compose("train", list(overrides)))
+        composer = _composer(os.environ.get("QLORA_LAB_DATA"), Path.cwd())
         point = dict(zip(keys, values, strict=True))
-        return copy.deepcopy(_composer()(Axes({key: [value] for key, value in point.items()}, []), point))
+        return deepcopy(composer(Axes({key: [value] for key, value in point.items()}, []), point))
 
 
 @cache
-def _composer() -> Composer:
+def _composer(*_: object) -> Composer:
+    """Return what remembers compositions; conf/ also reads a variable, and studies of the working directory."""
     return Composer(lambda overrides: compose("train", overrides), lambda key: (shipped("conf") / key).is_dir())
 
 
 def tiny(runs_dir: Path, *overrides: str) -> RunConfig:
     """Return a configuration of a run that takes a second: random weights, three steps."""
-    return composed(*TINY, f"paths.runs_dir={runs_dir}", f"paths.cache_dir={runs_dir}/cache", *overrides)
+    config = composed(*TINY, *overrides)
+    return replace(config, paths=replace(config.paths, runs_dir=str(runs_dir), cache_dir=f"{runs_dir}/cache"))

@@ -7,13 +7,16 @@ noticed. Everything is kept in memory.
 
 import base64
 import json
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -46,21 +49,28 @@ class StoredRun:
 
 @dataclass
 class Faults:
-    """What goes wrong from now on; `status` and `drop` hold for the next `count` requests, or for all (None)."""
+    """What goes wrong from now on; what fails requests holds for the next `count` of them, or for all (None)."""
 
     status: int | None = None  # answer with it, such as 500 or 429
     drop: bool = False  # close the connection without an answer
+    silent: bool = False  # take the request and say nothing; these faults gone, close the connection
     delay_s: float = 0.0
     count: int | None = None
 
     def strike(self) -> bool:
-        """Say whether this request fails, and count it."""
-        if self.status is None and not self.drop:
+        """Say whether this request fails."""
+        if self.status is None and not self.drop and not self.silent:
             return False
         if self.count is None:
             return True
         self.count -= 1
         return self.count >= 0
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *arguments: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # clients that are killed hang up
+            super().handle_error(*arguments)
 
 
 class WandbStandIn:
@@ -73,12 +83,14 @@ class WandbStandIn:
         self.views: list[dict[str, Any]] = []
         self.operations: list[str] = []  # every request, by the name of its operation
         self.faults = Faults()
+        self.struck = 0  # requests that a fault met
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        self.faults = Faults(drop=True)
         self._server.shutdown()
         self._server.server_close()
 
@@ -88,6 +100,27 @@ class WandbStandIn:
 
     def of_project(self, entity: str, project: str) -> list[StoredRun]:
         return [run for (owner, where, _), run in self.runs.items() if (owner, where) == (entity, project)]
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Return the lines of a run's curves that have arrived, in whatever project it is."""
+        return [line for run in self.runs.values() if run.name == name for line in run.history]
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Return the environment of a process for which this server is W&B, and `home` its home."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+        return own | {"HOME": str(home), "WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
+
+    def count_struck(self) -> None:
+        with self.lock:
+            self.struck += 1
+
+    def fail(self) -> int | None:
+        """Let the faults meet a request: return the status to answer with, if any; None hangs up."""
+        faults = self.faults
+        self.count_struck()
+        while faults.silent and self.faults is faults:
+            time.sleep(0.02)
+        return None if faults.drop or faults.silent else faults.status
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Answer a GraphQL request."""
@@ -279,13 +312,16 @@ def _handler(stand_in: WandbStandIn) -> type[BaseHTTPRequestHandler]:
 
         def _handle(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            time.sleep(stand_in.faults.delay_s)
+            if stand_in.faults.delay_s:
+                stand_in.count_struck()
+                time.sleep(stand_in.faults.delay_s)
             if stand_in.faults.strike():
-                if stand_in.faults.drop:
+                status = stand_in.fail()
+                if status is None:
                     self.close_connection = True
                     self.connection.close()
                 else:
-                    self._reply(stand_in.faults.status or 500, b"{}")
+                    self._reply(status, b"{}")
                 return
             path = urlsplit(self.path).path
             if path == "/graphql":
@@ -301,6 +337,8 @@ def _handler(stand_in: WandbStandIn) -> type[BaseHTTPRequestHandler]:
                 self._reply(200, b"")
             elif path in stand_in.files:
                 self._reply(200, stand_in.files[path])
+            elif path.startswith("/sdk/otel"):  # how its client fares
+                self._reply(200, b"{}")
             else:
                 stand_in.operations.append(f"{self.command} {path}")
                 self._reply(404, b"{}")

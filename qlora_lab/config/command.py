@@ -11,14 +11,16 @@ from types import FrameType
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qlora_lab.config.exit_status import REFUSED, STOPPED, TERMINATED
+from qlora_lab.config.exit_status import FAILED, REFUSED, STOPPED, TERMINATED
 from qlora_lab.config.refusals import explain
 from qlora_lab.config.schema import RunConfig
-from qlora_lab.errors import QloraLabError
+from qlora_lab.errors import QloraLabError, RunFailedError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PLUGINS = PACKAGE / "plugins"
@@ -55,10 +57,13 @@ def command(
     refused: list[QloraLabError] = []
 
     def guarded(node: DictConfig) -> object:
-        # An error that leaves the task would make Hydra print a line of its own first.
+        # An error that leaves the task would make Hydra print a line of its own first. Of several runs it must, so that
+        # the sweeper hears of it, which goes on or ends as it does for anybody's.
         try:
             return task(node)
         except QloraLabError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
             refused.append(error)
             return None
 
@@ -72,7 +77,7 @@ def command(
         if show_trace or (isinstance(error, ValueError) and not _raised_by_hydra(error)):
             raise
         print(f"error: {explain(error, schema)}", file=sys.stderr)
-        sys.exit(REFUSED)
+        sys.exit(FAILED if isinstance(error, RunFailedError) else REFUSED)
     except KeyboardInterrupt:
         print(GOES_ON, file=sys.stderr)
         sys.exit(STOPPED)

@@ -103,6 +103,18 @@ def predict(config: RunConfig) -> Prediction:
         return Prediction(None, str(error))
 
 
+def shared_by_what_fits(config: RunConfig, prediction: Prediction, room: Room) -> Room:
+    """Return a room shared by as many runs as fit in it side by side, and by one at least."""
+    plan = prediction.plan
+    if plan is None:
+        return room
+    for runs in range(room.runs, 1, -1):
+        fewer = replace(room, runs=runs)
+        if plan.total <= fewer.budget_bytes(config, plan):
+            return fewer
+    return replace(room, runs=1)
+
+
 def largest_micro_batch_size(config: RunConfig, room: Room | None) -> int:
     """Return what trainer.micro_batch_size=auto stands for: the largest divisor of batch_size that fits, or else 1.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 PREEMPTION = "preemption"  # the scheduler wanted the GPU for somebody else
 TIME_LIMIT = "time_limit"
 NODE = "node"  # the machine died or was taken out of service
+STORE = "store"  # the node does not see the folder of the runs, or the Python that executes them
 INFRASTRUCTURE = "infrastructure"  # killed, or never started, by something that is not the run
 HOST_MEMORY = "host_memory"
 GPU_MEMORY = "gpu_memory"
@@ -38,6 +39,7 @@ RULES = {
     PREEMPTION: Rule(attempts=100),
     TIME_LIMIT: Rule(attempts=3, with_progress=True),
     NODE: Rule(attempts=10),
+    STORE: Rule(attempts=1),
     INFRASTRUCTURE: Rule(attempts=3),
     HOST_MEMORY: Rule(attempts=2, memory_factor=1.5),
     DISK: Rule(attempts=2),

@@ -102,21 +102,28 @@ class RunFolder:
         """Return how many attempts at the run have begun."""
         return int((self.status() or {}).get("attempt", 0))
 
-    def begin(self) -> None:
-        """Record that an attempt at the run starts now, in this process, and keep what became of the one before."""
+    def begin(self, **elsewhere: str | None) -> None:
+        """Record that an attempt at the run starts now, in this process, and keep what became of the one before.
+
+        Args:
+            elsewhere: job, node and log of an attempt that could not record this itself.
+        """
         if self.lease is not None:
             self.lease.keep_reserve()
         before = self.status()
         history = [] if before is None else [*before.get("history", []), _summary(before)]
+        here = {
+            "host": socket.gethostname(),
+            "node": os.environ.get("SLURMD_NODENAME"),
+            "job": job_id(),
+            "log": log_file(),
+            "pid": os.getpid(),
+        }
         self._write_status(
             state=RUNNING,
             started_at=now(),
             ended_at=None,
-            host=socket.gethostname(),
-            node=os.environ.get("SLURMD_NODENAME"),
-            job=job_id(),
-            log=log_file(),
-            pid=os.getpid(),
+            **(here if not elsewhere else dict.fromkeys(here) | elsewhere),
             attempt=self.lease.attempt if self.lease is not None else 1 + self.attempts(),
             elapsed_s=self.elapsed_s(),
             cause=None,

@@ -18,8 +18,9 @@ from qlora_lab.runs.environment import git_commit
 from qlora_lab.runs.folder import RunFolder, held
 from qlora_lab.runs.heap import heap_environment
 from qlora_lab.sweep.chunk import POOL, Chunk, new_nonce
+from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.local_pool import LocalPool
-from qlora_lab.sweep.needs import parallel_runs
+from qlora_lab.sweep.needs import side_by_side
 from qlora_lab.sweep.plan import Plan
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.slurm.wait import wait
@@ -71,7 +72,7 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
     jobs_folder = plan.folder / "jobs"
     executor = submitit.LocalExecutor(folder=jobs_folder)
     executor.update_parameters(timeout_min=MAX_RUN_MIN)
-    slots = list(range(parallel_runs(plan.runs[0].config, machine)))
+    slots = list(range(_at_once(plan, machine)))
     waiting = [(folder, folder.attempts()) for folder in folders]
     active: dict[str, tuple[int, Any]] = {}  # slot and submitit job of each run that is going on
     progress = SweepProgress(folders, sys.stdout)
@@ -91,6 +92,15 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
         raise
     progress.show(final=True)
     return True
+
+
+def _at_once(plan: Plan, machine: hardware.Hardware) -> int:
+    """Return how many runs are executed side by side, and say so where memory allows fewer than there could be."""
+    to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
+    count, why = side_by_side([(run.config, run.need) for run in to_do], machine)
+    if why is not None:
+        print(why, flush=True)
+    return count
 
 
 def _gpu_of(slot: int, gpu_ids: tuple[str, ...]) -> str | None:
@@ -139,6 +149,10 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
         git_commit(Path(__file__).parent),
         plan_file=plan.file,
     )
+    unbegun = submission.record_unbegun(everything)
+    print("".join(f"{line}\n" for line in listed(unbegun)), end="", flush=True)
+    if unbegun:  # some count as failed now, and may not be wanted again
+        folders = [run.folder(plan.runs_dir) for run in plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)]
     outcome = submission.launch(folders, everything)
     print("\n".join(outcome.lines()), flush=True)
     if not launcher.wait:
@@ -155,7 +169,7 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
 def _pool(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bool:
     """Keep as many workers as GPUs, which take runs until none is left; one that dies is replaced."""
     machine = hardware.detect()
-    workers = parallel_runs(plan.runs[0].config, machine) * launcher.runs_per_gpu
+    workers = _at_once(plan, machine)
     chunk = Chunk(
         folder=(plan.folder / "pool").resolve(),
         runs_dir=plan.runs_dir.resolve(),

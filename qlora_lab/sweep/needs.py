@@ -1,11 +1,21 @@
 """The memory that the runs of a plan will need, and what each must fit in; what runs share is predicted once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from qlora_lab.config.hardware import Hardware
 from qlora_lab.config.schema import AUTO, RunConfig
-from qlora_lab.memory.room import GIB, Prediction, Room, largest_micro_batch_size, predict, refusal, room_of
+from qlora_lab.memory.room import (
+    GIB,
+    HOST,
+    Prediction,
+    Room,
+    largest_micro_batch_size,
+    predict,
+    refusal,
+    room_of,
+    shared_by_what_fits,
+)
 from qlora_lab.sweep.listing import listed
 
 MOST_GROUPS = 12  # that a person is shown
@@ -42,11 +52,18 @@ class Needs:
 
     def __call__(self, config: RunConfig) -> Need:
         """Return the need of a run with nothing left open."""
-        key = _what_counts(config)
+        key = what_counts(config)
         if key not in self._known:
-            prediction, room = predict(config), self._room(config)
+            prediction = predict(config)
+            room = _fitting(config, prediction, self._room(config))
             self._known[key] = config, Need(prediction, room, refusal(config, prediction, room))
         return self._known[key][1]
+
+    def side_by_side(self, config: RunConfig) -> int:
+        """Return how many such runs this machine executes at once, were there many."""
+        most = runs_at_once(config, self._machine)
+        room = _fitting(config, predict(config), room_of(config, self._machine, most))
+        return room.runs if room is not None and room.kind == HOST else most
 
     def micro_batch_size(self, config: RunConfig) -> int:
         """Return what trainer.micro_batch_size=auto stands for in a run that is resolved otherwise.
@@ -54,7 +71,7 @@ class Needs:
         Raises:
             ConfigError: the memory of the run, or what it must fit in, is not known.
         """
-        key = _what_counts(config)
+        key = what_counts(config)
         if key not in self._chosen:
             self._chosen[key] = config, largest_micro_batch_size(config, self._room(config))
         return self._chosen[key][1]
@@ -69,7 +86,15 @@ class Needs:
         return room_of(config, self._machine, min(self._runs, runs_at_once(config, self._machine)))
 
 
-def _what_counts(config: RunConfig) -> tuple[object, ...]:
+def _fitting(config: RunConfig, prediction: Prediction, room: Room | None) -> Room | None:
+    """Return the room with no more runs in it than fit, where their number is this machine's to choose."""
+    chosen = config.launcher.kind in ("local", "pool") and config.launcher.max_parallel is None
+    if room is None or room.kind != HOST or not chosen:
+        return room
+    return shared_by_what_fits(config, prediction, room)
+
+
+def what_counts(config: RunConfig) -> tuple[object, ...]:
     """Return a key that runs with the same need share; not their learning rates and seeds."""
     groups = (
         config.model,
@@ -95,6 +120,21 @@ def parallel_runs(config: RunConfig, machine: Hardware) -> int:
     if launcher.kind == "in_process":
         return 1
     return launcher.max_parallel or len(machine.gpus) or machine.cores
+
+
+def side_by_side(runs: Sequence[tuple[RunConfig, Need | None]], machine: Hardware) -> tuple[int, str | None]:
+    """Return how many of these runs are executed at once on this machine, and a sentence where memory is the limit."""
+    most = runs_at_once(runs[0][0], machine)
+    rooms = [(need.room.runs, need) for _, need in runs if need is not None and need.room and need.room.kind == HOST]
+    fit, tightest = min(rooms, key=lambda pair: pair[0], default=(most, None))
+    if tightest is None or fit >= min(most, len(runs)):
+        return min(most, fit), None
+    assert tightest.room is not None
+    peak = tightest.prediction.peak_bytes or 0
+    return fit, (
+        f"at most {fit} of {min(most, len(runs))} runs at once, since one needs up to {_size(peak / GIB)} of "
+        f"{_size(tightest.room.total_bytes / GIB)} of host memory; launcher.max_parallel sets another number"
+    )
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from qlora_lab.config.architecture import check_task, linear_layers
 from qlora_lab.config.families import FAMILIES
 from qlora_lab.config.placement import match_linears
 from qlora_lab.config.resolve import resolve
-from qlora_lab.config.schema import AUTO, RowsConfig, RunConfig
+from qlora_lab.config.schema import AUTO, RowsConfig, RunConfig, TrainerConfig
 from qlora_lab.errors import ConfigError, ModelError, QloraLabError, unknown_name
 from qlora_lab.runs.fingerprint import source_fingerprint
-from qlora_lab.sweep.needs import Needs, parallel_runs
+from qlora_lab.sweep.needs import Needs, what_counts
 from qlora_lab.wheels import WHEELS, default_cache_dir, wheel_file
 
 # What resolving and the checks of files look at; the placement of the adapter comes on top.
@@ -34,6 +34,7 @@ class Preparer:
         # with the configuration itself, so that the ids of its groups stay its own
         self._resolved: dict[Ids, tuple[RunConfig, dict[str, Any] | QloraLabError]] = {}
         self._placed: dict[Ids, tuple[RunConfig, QloraLabError | None]] = {}
+        self._chosen: dict[tuple[object, ...], tuple[RunConfig, TrainerConfig]] = {}
         self._equal: dict[tuple[str, str], Any] = {}
 
     def __call__(self, config: RunConfig) -> RunConfig:
@@ -55,10 +56,27 @@ class Preparer:
         error = self._placed[key][1]
         if error is not None:
             raise error
-        if prepared.trainer.micro_batch_size != AUTO:
+        if prepared.trainer.micro_batch_size != AUTO and prepared.trainer.threads is not None:
             return prepared
-        trainer = self._needs.chosen(prepared).trainer
-        return replace(prepared, trainer=self._equal.setdefault(("trainer", repr(trainer)), trainer))
+        wanted = what_counts(prepared)
+        if wanted not in self._chosen:
+            trainer = self._trainer(prepared)
+            self._chosen[wanted] = prepared, self._equal.setdefault(("trainer", repr(trainer)), trainer)
+        return replace(prepared, trainer=self._chosen[wanted][1])
+
+    def _trainer(self, config: RunConfig) -> TrainerConfig:
+        """Return the settings of training with the micro-batch and the threads chosen, where they are left open."""
+        chosen = self._needs.chosen(config)
+        if chosen.trainer.threads is not None:
+            return chosen.trainer
+        return replace(chosen.trainer, threads=self._threads(chosen))
+
+    def _threads(self, config: RunConfig) -> int:
+        """Return a run's share of the cores: on SLURM of those a task asks for, not those of the machine that plans."""
+        launcher = config.launcher
+        if launcher.kind == "slurm":
+            return max(1, launcher.slurm.cpus_per_run // launcher.runs_per_gpu)
+        return max(1, self._machine.cores // self._needs.side_by_side(config))
 
     def _resolve(self, config: RunConfig) -> dict[str, Any] | QloraLabError:
         try:
@@ -90,20 +108,9 @@ def _error_of(config: RunConfig) -> QloraLabError | None:
 def _resolve(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
     data_dir = Path(config.paths.data_dir)
     resolved = resolve(config, machine, lambda source: source_fingerprint(source, data_dir))
-    if resolved.trainer.threads is None:
-        resolved = replace(resolved, trainer=replace(resolved.trainer, threads=threads_of_a_run(config, machine)))
     _check_device(resolved, machine)
     check_inputs(resolved)
     return resolved
-
-
-def threads_of_a_run(config: RunConfig, machine: hardware.Hardware) -> int:
-    """Return a run's share of the cores: on SLURM of those a task asks for, not those of the machine that plans."""
-    launcher = config.launcher
-    if launcher.kind == "slurm":
-        return max(1, launcher.slurm.cpus_per_run // launcher.runs_per_gpu)
-    beside = launcher.runs_per_gpu if launcher.kind == "pool" else 1
-    return max(1, machine.cores // (parallel_runs(config, machine) * beside))
 
 
 def _check_device(config: RunConfig, machine: hardware.Hardware) -> None:

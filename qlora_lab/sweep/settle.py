@@ -19,9 +19,14 @@ def settle(folder: RunFolder, cause: str) -> None:
     with folder.holding(lease):
         if (folder.status() or {}).get("state") != RUNNING:
             return
-        folder.end(INTERRUPTED, folder.elapsed_s(), cause=cause)
-        if not may_go_on(folder.status()):
-            folder.end(FAILED, folder.elapsed_s(), cause=cause)
+        end_for(folder, cause)
+
+
+def end_for(folder: RunFolder, cause: str, error: Exception | None = None) -> None:
+    """Record why the attempt ended that is recorded as running; the caller holds the run."""
+    folder.end(INTERRUPTED, folder.elapsed_s(), error, cause=cause)
+    if not may_go_on(folder.status()):
+        folder.end(FAILED, folder.elapsed_s(), error, cause=cause)
 
 
 def may_go_on(status: dict[str, Any] | None) -> bool:

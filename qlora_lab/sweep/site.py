@@ -1,25 +1,34 @@
 """What can be told before anything is submitted: whether the site has what is asked for, and what it would get."""
 
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
+from qlora_lab.config import hardware
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.errors import ConfigError, LaunchError, unknown_name
 from qlora_lab.sweep.chunk import runs_of
+from qlora_lab.sweep.listing import listed
+from qlora_lab.sweep.needs import side_by_side
 from qlora_lab.sweep.plan import Plan, PlannedRun
 from qlora_lab.sweep.settle import memory_factor
 from qlora_lab.sweep.slurm.arrays import Group, batches_of
 from qlora_lab.sweep.slurm.commands import UnreachableError, run
+from qlora_lab.sweep.slurm.outcome import surplus
+from qlora_lab.sweep.slurm.reconcile import queued_by_other_plans
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.task import seconds
 from qlora_lab.sweep.status import duration
 
 NO_CLUSTER = "Could not establish a configuration source"  # what its commands say outside of any cluster
-# File systems that other machines see only where somebody exports them, or never.
-OF_ONE_MACHINE = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay")
+# File systems of one machine, which others see where it exports them, and such as nobody exports.
+OF_ONE_MACHINE = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs")
+NEVER_SHARED = ("tmpfs", "ramfs", "overlay")
+LOOPBACK = ("127.", "localhost", "::1")
+MOUNTS = Path("/proc/mounts")
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Submission:
         arrays, tasks: of SLURM, at most; None elsewhere, and where SLURM cannot be asked.
         left: runs for which the site has no room now.
         not_known: why SLURM cannot be asked.
-        note: on the folder of the runs.
+        notes: on the folder of the runs, and on what limits how many are executed at once.
     """
 
     runs: int
@@ -42,11 +51,11 @@ class Submission:
     tasks: int | None = None
     left: int = 0
     not_known: str | None = None
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return it for a person."""
-        return "\n".join([self._first_line(), *filter(None, [self.not_known, self.note])])
+        return "\n".join([self._first_line(), *filter(None, [self.not_known]), *self.notes])
 
     def _first_line(self) -> str:
         queued = f"; {self.queued:,} wait or run in jobs submitted before" if self.queued else ""
@@ -73,15 +82,21 @@ def submission(plan: Plan, runs: Sequence[PlannedRun], launcher: LauncherConfig)
         ConfigError: SLURM has not what is asked for.
     """
     if launcher.kind != "slurm":
-        return Submission(len(runs), 0, launcher)
-    note = unshared(plan.runs_dir)
+        why = side_by_side([(run.config, run.need) for run in runs], hardware.detect())[1] if runs else None
+        return Submission(len(runs), 0, launcher, notes=(why,) if why is not None else ())
     scheduler = SlurmScheduler()
     try:
         check_site(launcher)
+        notes = check_store(plan.runs_dir, launcher)
         queue, limits = scheduler.query(), scheduler.limits
     except LaunchError as error:
-        return Submission(len(runs), 0, launcher, not_known=f"arrays are not known: {error}", note=note)
+        notes = unshared(plan.runs_dir)
+        return Submission(len(runs), 0, launcher, not_known=f"arrays are not known: {error}", notes=notes)
     queued = {run_id for job in queue if job.goes_on for run_id in runs_of(job, plan.folder)[0]}
+    own = {run.run_id for run in plan.runs}
+    for other, others in queued_by_other_plans(plan.folder.resolve() / "slurm", plan.runs_dir.resolve(), queue).items():
+        queued |= others & own
+        notes += (surplus(other, len(others - own)),) if others - own else ()
     to_do = [planned for planned in runs if planned.run_id not in queued]
     slurm = launcher.slurm
     alike: dict[float, list[int]] = {}
@@ -103,7 +118,7 @@ def submission(plan: Plan, runs: Sequence[PlannedRun], launcher: LauncherConfig)
         arrays=len(batches),
         tasks=sum(batch.tasks for batch in batches),
         left=len(to_do) - sum(len(batch.runs) for batch in batches),
-        note=note,
+        notes=notes,
     )
 
 
@@ -150,32 +165,88 @@ def check_site(launcher: LauncherConfig) -> None:
 
 
 def check_before_submitting(plan: Plan, launcher: LauncherConfig) -> None:
-    """Refuse to write or submit anything where SLURM would not take it, and warn of a folder it may not see.
+    """Refuse to write or submit anything where SLURM would not take it or its nodes not find it; warn if they may not.
 
     Raises:
-        ConfigError, LaunchError: as `check_site` does, unless SLURM only does not answer: the launch deals with that.
+        ConfigError, LaunchError: as `check_site` and `check_store` do, unless SLURM only does not answer: the launch
+            deals with that.
     """
     if launcher.kind != "slurm":
         return
     try:
         check_site(launcher)
+        notes = check_store(plan.runs_dir, launcher)
     except UnreachableError:
         return
-    note = unshared(plan.runs_dir)
-    if note is not None:
-        print(note, flush=True)
+    print("".join(f"{note}\n" for note in notes), end="", flush=True)
 
 
-def unshared(runs_dir: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
+def check_store(runs_dir: Path, launcher: LauncherConfig, mounts: Path = MOUNTS) -> tuple[str, ...]:
+    """Refuse a folder for the runs that no other machine sees, where jobs may start on others.
+
+    Returns:
+        A warning where others may not see it; none where all nodes are this machine.
+
+    Raises:
+        ConfigError: it is on a file system in memory, or of a container.
+        LaunchError: SLURM does not answer.
+    """
+    kind = file_system(runs_dir, mounts)
+    if launcher.shared_runs_dir or kind not in (*OF_ONE_MACHINE, *NEVER_SHARED):
+        return ()
+    machines = other_machines(launcher.slurm.partition)
+    if machines is None:
+        return unshared(runs_dir, mounts)
+    if machines and kind in NEVER_SHARED:
+        raise ConfigError(
+            f"paths.runs_dir must be a folder that the nodes of SLURM share with this machine; got "
+            f"{runs_dir.resolve()}, which is on {kind}, while jobs may start on {', '.join(listed(machines))}; set "
+            "launcher.shared_runs_dir=true if they do see it"
+        )
+    return unshared(runs_dir, mounts) if machines else ()
+
+
+def unshared(runs_dir: Path, mounts: Path = MOUNTS) -> tuple[str, ...]:
     """Return a warning where the folder of the runs lies on a file system that other machines may not see."""
+    kind = file_system(runs_dir, mounts)
+    if kind not in (*OF_ONE_MACHINE, *NEVER_SHARED):
+        return ()
+    return (
+        f"paths.runs_dir ({runs_dir.resolve()}) is on {kind}, which other machines see only if this one exports it; "
+        "where the nodes do not have it under the same path, their jobs end at once without a log",
+    )
+
+
+def file_system(folder: Path, mounts: Path = MOUNTS) -> str | None:
+    """Return the type of the file system that a folder, there or still to be made, lies on; None where nobody says."""
     if not mounts.is_file():
         return None
-    target = runs_dir.resolve()
+    target = folder.resolve()
     kinds = {Path(line.split()[1]): line.split()[2] for line in mounts.read_text().splitlines()}
-    kind = next((kinds[path] for path in (target, *target.parents) if path in kinds), None)
-    if kind not in OF_ONE_MACHINE:
+    return next((kinds[path] for path in (target, *target.parents) if path in kinds), None)
+
+
+def other_machines(partition: str | None) -> list[str] | None:
+    """Return the nodes where jobs may start that are not this machine; None where SLURM does not say.
+
+    Args:
+        partition: names of partitions, with commas; None for all.
+    """
+    try:
+        lines = run("scontrol", "--oneliner", "show", "node").splitlines()
+    except UnreachableError:
+        raise
+    except LaunchError:  # a site may keep them to itself
         return None
-    return (
-        f"paths.runs_dir ({target}) is on {kind}, which other machines see only if this one exports it; where the "
-        "nodes do not have it under the same path, their jobs end at once without a log"
-    )
+    nodes = [words for words in (dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines) if "NodeName" in words]
+    if not nodes:
+        return None
+    wanted = set(partition.split(",")) if partition is not None else None
+    own = socket.gethostname().partition(".")[0]
+    return [
+        words["NodeName"]
+        for words in nodes
+        if (wanted is None or wanted & set(words.get("Partitions", "").split(",")))
+        and words.get("NodeHostName", "").partition(".")[0] != own
+        and not words.get("NodeAddr", "").startswith(LOOPBACK)
+    ]

@@ -59,13 +59,21 @@ def read_states(runs_dir: Path, run_ids: Iterable[str]) -> dict[str, RunState]:
     Raises:
         RunFolderError: a status.json is damaged.
     """
-    there = {entry.name for entry in os.scandir(runs_dir)} if runs_dir.is_dir() else set()
-    states = {run_id: _read(runs_dir, run_id) if run_id in there else UNKNOWN for run_id in run_ids}
+    states = _read_all(runs_dir, run_ids)
     running = {RunFolder(runs_dir / run_id) for run_id, state in states.items() if state.state == RUNNING}
     for folder in running - held(running):  # it died, or has ended since
         now = _read(runs_dir, folder.run_id)
         states[folder.run_id] = RunState(INTERRUPTED, now.record) if now.state == RUNNING else now
     return states
+
+
+def read_records(runs_dir: Path, run_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return what status.json of each run holds, empty for a new one, without asking who still lives.
+
+    Raises:
+        RunFolderError: a status.json is damaged.
+    """
+    return {run_id: state.record for run_id, state in _read_all(runs_dir, run_ids).items()}
 
 
 def counted(words: Iterable[str]) -> str:
@@ -76,6 +84,11 @@ def counted(words: Iterable[str]) -> str:
         '2 new, 1 finished'
     """
     return ", ".join(f"{count:,} {word}" for word, count in Counter(words).most_common())
+
+
+def _read_all(runs_dir: Path, run_ids: Iterable[str]) -> dict[str, RunState]:
+    there = {entry.name for entry in os.scandir(runs_dir)} if runs_dir.is_dir() else set()
+    return {run_id: _read(runs_dir, run_id) if run_id in there else UNKNOWN for run_id in run_ids}
 
 
 def _read(runs_dir: Path, run_id: str) -> RunState:

@@ -7,11 +7,12 @@ are the same; the first does without Hydra. Nothing here runs on after the comma
 """
 
 import json
+import os
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +23,9 @@ from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING, RunFolder
 from qlora_lab.sweep.chunk import runs_of
 from qlora_lab.sweep.plan import Plan, planned
 from qlora_lab.sweep.plan_file import check_code, read_plan_file
-from qlora_lab.sweep.scheduler import Scheduler
+from qlora_lab.sweep.scheduler import Job, Scheduler
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
+from qlora_lab.sweep.slurm.unbegun import record_unbegun
 from qlora_lab.sweep.states import RunState
 from qlora_lab.sweep.status import OVER, StudyFolder, find_study, states_of, study_status
 
@@ -85,12 +87,15 @@ def chosen_plan(plan: Plan, states: Mapping[str, RunState], action: str, cause: 
 
 
 def _status(study: StudyFolder, asked: Asked) -> None:
-    scheduler = _scheduler(study, needed=False)
+    scheduler, states = _scheduler(study, needed=False), states_of(study)
     jobs = None
     if scheduler is not None:
-        own = [(job, set(runs_of(job, study.path)[0])) for job in scheduler.query() if not job.is_over]
+        queue = scheduler.query()
+        if _record_unbegun(study, states, queue, scheduler):
+            states = states_of(study)
+        own = [(job, set(runs_of(job, study.path)[0])) for job in queue if not job.is_over]
         jobs = dict(Counter(job.state for job, runs in own if runs & set(study.places) for _ in job.ids))
-    status = study_status(study, states_of(study), datetime.now(UTC), jobs)
+    status = study_status(study, states, datetime.now(UTC), jobs)
     if asked.as_json:
         print(status.to_json(), flush=True)
         return
@@ -118,8 +123,21 @@ def _go_on(study: StudyFolder, asked: Asked) -> None:
 
     record = read_plan_file(study.configs)
     check_code(record)
-    plan = chosen_plan(planned(record.study, record.rows), states_of(study), asked.action, asked.cause)
+    scheduler, states = _scheduler(study, needed=False), states_of(study)
+    if scheduler is not None and _record_unbegun(study, states, scheduler.query(), scheduler):
+        states = states_of(study)
+    plan = chosen_plan(planned(record.study, record.rows), states, asked.action, asked.cause)
     execute(plan, read_json(study.path / "plan.json"))
+
+
+def _record_unbegun(
+    study: StudyFolder, states: Mapping[str, RunState], queue: Sequence[Job], scheduler: Scheduler
+) -> bool:
+    """Record jobs that ended before their runs began, unless the study is somebody else's; say whether there were."""
+    if not os.access(study.runs_dir, os.W_OK):
+        return False
+    folder, records = (study.path / "slurm").resolve(), {run_id: state.record for run_id, state in states.items()}
+    return bool(record_unbegun(folder, study.runs_dir, records, queue, scheduler, study.configs))
 
 
 def _cancel(study: StudyFolder, asked: Asked) -> None:

@@ -4,7 +4,6 @@ Stock sweepers get the axes from hydra.sweeper.params, which they multiply; what
 heeded here, run by run.
 """
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.load import from_hydra
 from qlora_lab.config.schema import RunConfig
-from qlora_lab.errors import ConfigError
+from qlora_lab.errors import ConfigError, RunFailedError
 from qlora_lab.runs.folder import FINISHED
 from qlora_lab.sweep import study
 from qlora_lab.sweep.axes import Axes, axes_of, axis_override, is_left_out
@@ -32,8 +30,8 @@ def run_one(node: DictConfig) -> float | None:
         The study's metric, which an optimizing sweeper wants; None where no run was executed.
 
     Raises:
-        ConfigError: the study is about more than one run.
-        SystemExit: the run failed.
+        ConfigError: the study is about more than one run, or the sweeper looks the other way for the best.
+        RunFailedError: the run failed; what that means for the others is for the sweeper to say.
     """
     hydra = HydraConfig.get()
     name, action = hydra.runtime.choices.get("experiment"), str(node.sweep.action)
@@ -45,6 +43,7 @@ def run_one(node: DictConfig) -> float | None:
     if hydra.mode != RunMode.MULTIRUN:
         study.run_study(_plan(config, name), action, as_json=config.sweep.json)
         return None
+    _check_direction(config, OmegaConf.to_container(hydra.sweeper))
     why = _left_out(config, OmegaConf.to_container(hydra.overrides.task), OmegaConf.to_container(hydra.sweeper))
     if why is not None:
         print(f"{why}: {' '.join(hydra.overrides.task)}", flush=True)
@@ -68,12 +67,24 @@ def _execute(plan: Plan, action: str) -> float | None:
     launch(plan, plan.runs[0].config.launcher)
     (run,) = plan.runs
     folder = run.folder(plan.runs_dir)
-    if folder.state() != FINISHED:
-        sys.exit(FAILED)
     metric = run.config.study.metric
+    if folder.state() != FINISHED:
+        why = ((folder.status() or {}).get("error") or {}).get("message", "it said no more")
+        raise RunFailedError(f"run {run.run_id} failed: {why}; its folder is {folder.path.resolve()}")
     value = folder.result()["metrics"].get(metric)
     print(f"run {run.run_id}: {metric} {value}", flush=True)
     return value
+
+
+def _check_direction(config: RunConfig, sweeper: Any) -> None:
+    """Refuse an optimizing sweeper that looks for the worst."""
+    goal, direction = config.study.goal, sweeper.get("direction")
+    wanted = f"{goal}imize"
+    if direction is not None and getattr(direction, "name", direction) != wanted:
+        raise ConfigError(
+            f"hydra.sweeper.direction must be {wanted}, since study.goal={goal} of {config.study.metric}; got "
+            f"{getattr(direction, 'name', direction)}"
+        )
 
 
 def _left_out(config: RunConfig, overrides: Any, sweeper: Any) -> str | None:

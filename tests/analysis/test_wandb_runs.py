@@ -4,62 +4,20 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import wandb
 
 from analysis.load import load_history, load_runs
 from analysis.sources.wandb_log import FIELDS, read_wandb_file
-from analysis.sources.wandb_runs import read_runs, wandb_files
+from analysis.sources.wandb_runs import read_runs
 from qlora_lab.errors import ConfigError
 from qlora_lab.runs.mirror import RECORDS, STEP
+from tests.mirrored_runs import mirrored, standing
+
+pytestmark = pytest.mark.usefixtures("isolated_wandb")
 
 LONG = "word " * 20_000  # goes over several blocks
-QUIET = {
-    "console": "off",
-    "silent": True,
-    "disable_git": True,
-    "x_save_requirements": False,
-    "x_disable_stats": True,
-    "x_disable_machine_info": True,
-}
-
-
-@pytest.fixture(autouse=True)
-def isolated_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-
-
-def mirrored(folder: Path, run_id: str, lines: list[dict[str, Any]], summary: dict[str, Any], **config: Any) -> Path:
-    """Write an offline run with W&B itself, and return its file."""
-    before = set(wandb_files(folder / "wandb"))
-    run = wandb.init(
-        mode="offline", project="p", id=run_id, dir=str(folder), config=config, settings=wandb.Settings(**QUIET)
-    )
-    run.define_metric(STEP)
-    run.define_metric("*", step_metric=STEP, summary="none")
-    for line in lines:
-        run.log(line)
-    run.summary.update(summary)
-    run.finish()
-    (file,) = set(wandb_files(folder / "wandb")) - before
-    deadline = time.monotonic() + 240
-    while not read_wandb_file(file).ended:  # `finish` does not wait for it
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return file
-
-
-def standing(state: str, **metrics: float) -> dict[str, Any]:
-    status = {"state": state, "started_at": "2026-01-01T00:00:00", "ended_at": "2026-01-01T00:01:04", "attempt": 1}
-    return {"status": state, **metrics, RECORDS: {"status": status, "environment": {"threads": 2}, "result": {"n": 7}}}
 
 
 def test_a_file_says_what_was_logged(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a study of 10,000 runs costs to plan, submit, see and start, beside stock Hydra + hydra-submitit-launcher.
 
     pip install --target FOLDER --no-deps hydra-submitit-launcher==1.2.0
-    python tests/benchmarks/sweep_costs.py --stock FOLDER [--runs 10080] [--only plan,submit,again,worker]
+    python tests/benchmarks/sweep_costs.py --stock FOLDER [--runs 10080] [--only plan,submit,again,worker,import,dead]
 
 CPU seconds of whole processes, imports included. No run trains: sbatch, squeue and scontrol are scripts that take
 everything and start nothing, and what a worker executes leaves the files of a finished run and no more. The study has
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,30 @@ for name, content in CONTENTS.items():
     module = types.ModuleType(name)
     module.__dict__.update(content)
     sys.modules[name] = module
+"""
+
+EXECUTES = """
+import sys, time
+from pathlib import Path
+from qlora_lab.runs.folder import RunFolder
+run = RunFolder(Path(sys.argv[1]))
+with run.lock():
+    run.begin()
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+LOOKS = """
+import sys
+from pathlib import Path
+from qlora_lab.sweep.states import read_states
+run = Path(sys.argv[1])
+print(read_states(run.parent, [run.name])[run.name].state)
+"""
+# Where locks stay on their node, as on Lustre with localflock, those of other nodes seem to be free.
+ON_ANOTHER_MACHINE = """
+from qlora_lab.runs import heartbeat
+heartbeat._kernel = lambda: "another"
+heartbeat.fcntl.flock = lambda file, operation: None
 """
 
 # The study's command; its answer is another benchmark's.
@@ -214,6 +239,24 @@ def worker(bench: Bench, pool_runs: int) -> tuple[list[float], float, int]:
     return alone, (costs[pool_runs] - costs[1]) / (pool_runs - 1), inodes
 
 
+def dead(bench: Bench, observer: str) -> float:
+    """Kill a process that executes a run, and return the seconds until somebody who looks says so.
+
+    Args:
+        observer: what that process does first.
+    """
+    run = bench.folder / "dead" / uuid.uuid4().hex[:12]
+    words = [sys.executable, "-c", EXECUTES, str(run)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    killed = time.monotonic()
+    process.wait()
+    assert bench.command([sys.executable, "-c", f"{observer}\n{LOOKS}", str(run)]).printed.endswith("interrupted\n")
+    return time.monotonic() - killed
+
+
 def finish_all(bench: Bench) -> None:
     """Let every planned run be finished, as far as a sweep reads it."""
     (file,) = (bench.folder / "runs").glob("studies/*/*/plan.json")
@@ -231,7 +274,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10_080)
     parser.add_argument("--sample", type=int, default=40, help="runs that the stock launcher submits")
     parser.add_argument("--stock", type=Path, help="folder with hydra-submitit-launcher; without it ours alone")
-    parser.add_argument("--only", default="plan,submit,again,worker")
+    parser.add_argument("--only", default="plan,submit,again,worker,import,dead")
     options = parser.parse_args()
     only = options.only.split(",")
     with tempfile.TemporaryDirectory() as temporary:
@@ -274,6 +317,16 @@ def main() -> None:
             print(f"the same command, all finished: {cost.cpu_s:.1f} s of CPU")
             cost = bench.ours("sweep.action=status")
             print(f"status: {cost.cpu_s:.1f} s of CPU")
+        if "import" in only:
+            for module in ("qlora_lab.sweep.steer", "qlora_lab.sweep.slurm.worker", "qlora_lab.sweep.command"):
+                cost = bench.command([sys.executable, "-c", f"import sys, {module}; assert 'torch' not in sys.modules"])
+                print(f"import of {module}: {cost.cpu_s:.2f} s of CPU, Python's own start in it")
+        if "dead" in only:
+            here, elsewhere = dead(bench, "pass"), dead(bench, ON_ANOTHER_MACHINE)
+            print(
+                f"a killed run counts as interrupted after {here:.1f} s on its machine, {elsewhere:.1f} s on others "
+                "that do not see its locks, the start of who looks in it"
+            )
         print(f"all of it took {time.monotonic() - started:.0f} s by the clock")
 
 

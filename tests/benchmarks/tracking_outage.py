@@ -2,13 +2,12 @@
 
     python tests/benchmarks/tracking_outage.py [--outage-s 3600]
 
-The server is a stand-in on this machine (tests/wandb_server.py), which knows no resuming. A run is a process that opens
-its session with the time-outs of conf/tracking, logs a step every `--step-s` seconds and ends; it trains nothing. When
-the outage is over, `wandb sync` is given what did not arrive by itself.
+The server is a stand-in on this machine (tests/wandb_stand_in.py). A run is a process that opens its session with the
+time-outs of conf/tracking, logs a step every `--step-s` seconds and ends; it trains nothing. When the outage is over,
+`wandb sync` is given what did not arrive by itself.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.wandb_server import ANSWERS, BUSY, HANGS_UP, SILENT, Server, serving  # noqa: E402
+from tests.wandb_stand_in import Faults, WandbStandIn, wandb_stand_in  # noqa: E402
 
-MODES = (SILENT, BUSY, HANGS_UP)
+OUTAGES = {"silent": Faults(silent=True), "busy": Faults(status=429), "hangs up": Faults(drop=True)}
 RUN = """
 import sys, time
 from pathlib import Path
@@ -46,17 +45,21 @@ class Run:
     """One run, and the process that executes it."""
 
     name: str
-    server: Server
+    server: WandbStandIn
     folder: Path
     steps: int
     process: subprocess.Popen[str]
 
     @classmethod
-    def start(cls, name: str, number: int, server: Server, folder: Path, steps: int, step_s: float) -> "Run":
+    def start(cls, name: str, number: int, server: WandbStandIn, folder: Path, steps: int, step_s: float) -> "Run":
         run_id = f"{number:012x}"
         words = [sys.executable, "-c", RUN, str(folder / run_id), run_id, str(steps), str(step_s)]
         process = subprocess.Popen(
-            words, env=environment(server, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            words,
+            env=server.environment(folder / "home") | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         return cls(name, server, folder / run_id, steps, process)
 
@@ -69,23 +72,12 @@ class Run:
         files = sorted(self.folder.glob("wandb/*run-*"))
         subprocess.run(
             [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", *map(str, files)],
-            env=environment(self.server, self.folder.parent),
+            env=self.server.environment(self.folder.parent / "home"),
             cwd=self.folder.parent,  # it leaves logs in ./wandb
             check=True,
             capture_output=True,
             timeout=300,
         )
-
-
-def environment(server: Server, folder: Path) -> dict[str, str]:
-    """Return the environment of a process for which the stand-in is W&B."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    return own | {
-        "PYTHONPATH": str(ROOT),
-        "HOME": str(folder / "home"),
-        "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
-        "WANDB_API_KEY": "0" * 40,
-    }
 
 
 def main() -> None:
@@ -96,26 +88,26 @@ def main() -> None:
     options = parser.parse_args()
     around_s, outage_s, step_s = options.around_s, options.outage_s, options.step_s
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        servers = {mode: stack.enter_context(serving()) for mode in MODES}
+        servers = {outage: stack.enter_context(wandb_stand_in()) for outage in OUTAGES}
         runs: list[Run] = []
 
         def start(name: str, lasts_s: float) -> None:
-            for mode, server in servers.items():
+            for outage, server in servers.items():
                 number = len(runs)
                 runs.append(
-                    Run.start(f"{mode}, {name}", number, server, Path(temporary), round(lasts_s / step_s), step_s)
+                    Run.start(f"{outage}, {name}", number, server, Path(temporary), round(lasts_s / step_s), step_s)
                 )
 
         start("begun before, ended after", around_s + outage_s + around_s)
         start("begun before, ended in it", around_s + outage_s / 2)
         time.sleep(around_s)
-        for mode, server in servers.items():
-            server.turn(mode)
+        for outage, server in servers.items():
+            server.faults = OUTAGES[outage]
         began = time.monotonic()
         start("begun and ended in it", outage_s / 2)
         time.sleep(max(0.0, began + outage_s - time.monotonic()))
         for server in servers.values():
-            server.turn(ANSWERS)
+            server.faults = Faults()
         print(f"an outage of {time.monotonic() - began:.0f} s; a step every {step_s:g} s", flush=True)
         for run in runs:
             said, _ = run.process.communicate(timeout=outage_s + 10 * around_s)

@@ -1,5 +1,6 @@
 """Every option of conf/ composes, and bad input gets one sentence."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -45,15 +46,33 @@ OPTIONS = sorted(
 )
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes(option: str) -> None:
-    overrides = [option.replace("/", "="), *NEEDS.get(option, [])]
-    if option in OF_FINISHED_RUNS:
+ALONE = {"adapter/none", "model/roberta_base", *OF_FINISHED_RUNS}  # what other options do not go with
+# Composing takes a while, and these groups know nothing of each other.
+TOGETHER = [("data", "adapter", "launcher", "optim", "quant", "tracking", "trainer"), ("evaluation", "model")]
+
+
+def rows() -> list[tuple[str, ...]]:
+    """Return every option once, with one of each group that may stand beside it."""
+    found = [(option,) for option in sorted(ALONE)]
+    for groups in TOGETHER:
+        columns = [[each for each in OPTIONS if each.split("/")[0] == group and each not in ALONE] for group in groups]
+        found += [tuple(filter(None, row)) for row in itertools.zip_longest(*columns)]
+    return found
+
+
+@pytest.mark.parametrize("options", rows(), ids=" ".join)
+def test_every_option_composes(options: tuple[str, ...]) -> None:
+    overrides = [word for option in options for word in (option.replace("/", "="), *NEEDS.get(option, []))]
+    if OF_FINISHED_RUNS & set(options):
         with hydra_on_conf(evaluate_schema=EvaluateConfig):
             node = compose("evaluate", ["run=0123456789ab", *overrides])
         assert typed_from_hydra(node, EvaluateConfig).evaluation.prompts
     else:
         assert isinstance(composed(*overrides), RunConfig)
+
+
+def test_no_option_is_left_out() -> None:
+    assert sorted(option for row in rows() for option in row) == OPTIONS
 
 
 def test_overrides_reach_the_typed_config() -> None:

@@ -24,6 +24,7 @@ def main() -> None:
     for run in runs:
         run.path.mkdir(parents=True, exist_ok=True)
     submission = Submission(runs_dir / "slurm", "test", SlurmScheduler(), launcher)
+    submission.record_unbegun(runs)
     done = ("finished",) if retry_failed else ("finished", "failed")
     to_do = [run for run in runs if run.state() not in done]
     outcome = submission.launch(to_do, runs)

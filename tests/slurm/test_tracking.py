@@ -1,10 +1,9 @@
-"""W&B's server is silent from the start, or turns everything away once a run has begun: the curve is complete anyway.
+"""W&B's server is silent or slow from the start, or turns all away once a run has begun: the curve is complete anyway.
 
 No cluster is needed, but time-outs are waited for. `tests/benchmarks/tracking_outage.py` does the same for an hour.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.wandb_file import records
-from tests.wandb_server import ANSWERS, BUSY, HANGS_UP, SILENT, Server, serving
+from tests.wandb_stand_in import Faults, WandbStandIn, wandb_stand_in
 
 ROOT = Path(__file__).parents[2]
 ID = "0" * 12
+SILENT, SLOW, BUSY, HANGS_UP = Faults(silent=True), Faults(delay_s=4), Faults(status=429), Faults(drop=True)
 STEPS = 50
 # In a process of its own, as runs are: it has to come to its end too, whatever W&B's client still tries.
 RUN = f"""
@@ -36,17 +36,12 @@ session.finish("finished", {{"eval/loss": 1.0}})
 STUDY = ["model=tiny_random", "data.rows=32", "evaluation.rows=16", "evaluation.max_new_tokens=24", "seed=0,1"]
 
 
-def environment(server: Server, home: Path) -> dict[str, str]:
+def environment(server: WandbStandIn, home: Path) -> dict[str, str]:
     home.mkdir(exist_ok=True)
-    return {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | {
-        "PYTHONPATH": str(ROOT),
-        "HOME": str(home),
-        "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
-        "WANDB_API_KEY": "0" * 40,
-    }
+    return server.environment(home) | {"PYTHONPATH": str(ROOT)}
 
 
-def sync(server: Server, home: Path, *folders: Path) -> None:
+def sync(server: WandbStandIn, home: Path, *folders: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", *map(str, folders)],
         env=environment(server, home),
@@ -66,10 +61,11 @@ def kept(file: Path) -> list[float]:
     return [json.loads(row["train/loss"]) for row in values]
 
 
-@pytest.mark.parametrize("mode", [SILENT, BUSY, HANGS_UP])
-def test_an_outage_costs_no_point_of_the_curve(mode: str, tmp_path: Path) -> None:
-    begins_before = mode == BUSY
-    with serving(ANSWERS if begins_before else mode) as server:
+@pytest.mark.parametrize("faults", [SILENT, SLOW, BUSY, HANGS_UP], ids=["silent", "slow", "busy", "hangs_up"])
+def test_an_outage_costs_no_point_of_the_curve(faults: Faults, tmp_path: Path) -> None:
+    begins_before = faults is BUSY
+    with wandb_stand_in() as server:
+        server.faults = Faults() if begins_before else faults
         process = subprocess.Popen(
             [sys.executable, "-c", RUN, str(tmp_path)],
             env=environment(server, tmp_path / "home"),
@@ -82,23 +78,24 @@ def test_an_outage_costs_no_point_of_the_curve(mode: str, tmp_path: Path) -> Non
         said = [process.stdout.readline()]
         while said[-1] not in ("opened\n", ""):
             said.append(process.stdout.readline())
-        server.turn(mode)
+        server.faults = faults
         rest, err = process.communicate("\n", timeout=120)
         assert process.returncode == 0, err
-        assert server.failed > 0
+        assert server.struck > 0
         assert "tracking stopped" not in rest
         assert ("tracking goes on offline" in "".join(said)) == (not begins_before)
         kind = "run" if begins_before else "offline-run"
         (file,) = tmp_path.glob(f"wandb/{kind}-*/run-{ID}.wandb")
         whole = [float(step) for step in range(STEPS)]
         assert kept(file) == whole
-        server.turn(ANSWERS)
+        server.faults = Faults()
         sync(server, tmp_path / "home", file.parent)
         assert [line["train/loss"] for line in server.history(ID)] == whole
 
 
 def test_a_study_during_an_outage_is_synced_later(tmp_path: Path) -> None:
-    with serving(HANGS_UP) as server:
+    with wandb_stand_in() as server:
+        server.faults = HANGS_UP
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "qlora_lab.sweep", *STUDY, f"paths.runs_dir={tmp_path / 'runs'}"),
@@ -113,8 +110,8 @@ def test_a_study_during_an_outage_is_synced_later(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         runs = [file.parent for file in (tmp_path / "runs").glob("*/result.json")]
-        assert len(runs) == 2 and not server.begun
-        server.turn(ANSWERS)
+        assert len(runs) == 2 and not server.runs
+        server.faults = Faults()
         sync(server, tmp_path / "home", *(tmp_path / "runs").glob("*/wandb/offline-run-*"))
         for run in runs:
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

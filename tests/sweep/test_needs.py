@@ -16,8 +16,9 @@ from qlora_lab.memory.process import SHARED_BYTES
 from qlora_lab.memory.room import GIB, RESERVED_BYTES, predict
 from qlora_lab.runs.folder import FINISHED, NEW, RunFolder
 from qlora_lab.sweep import launch, study
-from qlora_lab.sweep.needs import Needs, memory_groups, memory_text
+from qlora_lab.sweep.needs import Needs, memory_groups, memory_text, side_by_side
 from qlora_lab.sweep.plan import Plan, make_plan, planned
+from qlora_lab.sweep.prepare import prepare
 from qlora_lab.sweep.preview import preview_of
 from qlora_lab.sweep.states import REFUSED
 from qlora_lab.sweep.status import find_study, states_of, study_status
@@ -119,7 +120,7 @@ def test_what_runs_share_is_predicted_once(tmp_path: Path, monkeypatch: pytest.M
             for seed in range(20)
         ],
     )
-    assert calls == {4: 1, 8: 1}
+    assert calls == {4: 2, 8: 2}, "to share the cores among what fits, and in the plan"
 
 
 def test_few_runs_have_the_machine_for_themselves(tmp_path: Path) -> None:
@@ -129,9 +130,29 @@ def test_few_runs_have_the_machine_for_themselves(tmp_path: Path) -> None:
     room_for_four = round(RESERVED_BYTES) + SHARED_BYTES + 4 * alone + 1000
     machine = Hardware("a laptop", frozenset(), cores=8, gpus=(), memory_bytes=room_for_four)
     assert Needs(machine, runs=1)(config).refusal is None
-    why = Needs(machine, runs=100)(config).refusal
+    fixed = replace(config, launcher=replace(config.launcher, max_parallel=8))
+    why = Needs(machine, runs=100)(fixed).refusal
     assert why is not None and "GiB of host memory, shared by 8 runs" in why
     assert why.endswith("it would fit with launcher.max_parallel=4")
+    assert side_by_side([(config, Needs(machine, runs=3)(config))] * 3, machine) == (3, None)
+
+
+@pytest.mark.parametrize("launcher", ["local", "pool"])
+def test_no_more_runs_are_executed_at_once_than_fit(tmp_path: Path, launcher: str) -> None:
+    config = tiny(tmp_path, "trainer.device=cpu", "trainer.compute_dtype=float32", f"launcher={launcher}")
+    config = replace(config, trainer=replace(config.trainer, micro_batch_size=1))
+    alone = (predict(config).peak_bytes or 0) - SHARED_BYTES
+    room_for_four = round(RESERVED_BYTES) + SHARED_BYTES + 4 * alone + 1000
+    machine = Hardware("a laptop", frozenset(), cores=8, gpus=(), memory_bytes=room_for_four)
+    need = Needs(machine, runs=100)(config)
+    assert need.refusal is None and need.room is not None and need.room.runs == 4
+    count, why = side_by_side([(config, need)] * 100, machine)
+    assert count == 4 and why is not None and why.startswith("at most 4 of 8 runs at once, since one needs up to ")
+    assert Needs(machine, runs=100).side_by_side(config) == 4 and prepare(config, machine).trainer.threads == 2
+    larger = replace(machine, memory_bytes=10 * room_for_four)
+    assert side_by_side([(config, Needs(larger, runs=100)(config))] * 100, larger) == (8, None)
+    too_small = Needs(replace(machine, memory_bytes=round(RESERVED_BYTES)), runs=100)(config)
+    assert too_small.refusal is not None and too_small.room is not None and too_small.room.runs == 1
 
 
 def test_groups_say_peaks_micro_batches_and_what_is_not_predicted(plan: Plan, tmp_path: Path) -> None:

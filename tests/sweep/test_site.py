@@ -1,5 +1,6 @@
 """What a site does not have is refused before anything is submitted, by what SLURM's own commands say."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.errors import ConfigError, LaunchError
 from qlora_lab.sweep.plan import Plan, make_plan
-from qlora_lab.sweep.site import check_before_submitting, check_site, submission, unshared
+from qlora_lab.sweep.site import check_before_submitting, check_site, check_store, submission, unshared
 from tests.helpers import tiny
 
 PARTITIONS = """PartitionName=gpu AllowGroups=ALL Default=YES MaxTime=1-00:00:00 State=UP
@@ -28,7 +29,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "partitions").write_text(partitions)
         scripts = {
-            "scontrol": f"case $* in *partition) cat {tmp_path}/partitions;; *) echo 'MaxArraySize = 6';; esac",
+            "scontrol": f"case $* in *partition) cat {tmp_path}/partitions;; "
+            f"*node) [ ! -f {tmp_path}/nodes ] || cat {tmp_path}/nodes;; *) echo 'MaxArraySize = 6';; esac",
             "squeue": "",
         }
         for name, script in scripts.items():
@@ -118,7 +120,63 @@ def test_a_folder_that_nodes_may_not_see_is_warned_of(tmp_path: Path) -> None:
     mounts.write_text(
         f"/dev/sda1 / ext4 rw 0 0\nserver:/home {tmp_path}/home nfs4 rw 0 0\ntmpfs {tmp_path}/fast tmpfs rw\n"
     )
-    assert unshared(tmp_path / "home" / "runs", mounts) is None
+    assert unshared(tmp_path / "home" / "runs", mounts) == ()
     assert "is on tmpfs, which other machines see only if" in str(unshared(tmp_path / "fast" / "runs", mounts))
     assert "is on ext4" in str(unshared(tmp_path / "runs", mounts))
-    assert unshared(tmp_path, tmp_path / "none") is None
+    assert unshared(tmp_path, tmp_path / "none") == ()
+
+
+HERE = socket.gethostname()
+MOUNTS = "/dev/sda1 / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\ntmpfs /fast tmpfs rw\noverlay /box overlay rw\n"
+NODES = f"""NodeName=front NodeAddr=10.0.0.1 NodeHostName={HERE} Partitions=short
+NodeName=fake01 NodeAddr=127.0.0.1 NodeHostName=elsewhere Partitions=short
+NodeName=gpu01 NodeAddr=gpu01 NodeHostName=gpu01 Partitions=gpu,long
+NodeName=gpu02 NodeAddr=gpu02 NodeHostName=gpu02 Partitions=gpu
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "overrides", "refused", "warned"),
+    [
+        ("/fast/runs", [], True, False),
+        ("/box/runs", ["launcher.slurm.partition=gpu"], True, False),
+        ("/fast/runs", ["launcher.slurm.partition=short"], False, False),  # whose nodes are this machine
+        ("/fast/runs", ["launcher.shared_runs_dir=true"], False, False),
+        ("/var/runs", [], False, True),  # perhaps exported
+        ("/var/runs", ["launcher.slurm.partition=short"], False, False),
+        ("/home/runs", [], False, False),
+    ],
+)
+def test_a_folder_that_no_node_can_see_is_refused(
+    site: Site, tmp_path: Path, folder: str, overrides: list[str], refused: bool, warned: bool
+) -> None:
+    site(PARTITIONS)
+    (tmp_path / "nodes").write_text(NODES)
+    (tmp_path / "mounts").write_text(MOUNTS)
+    launcher = asking(tmp_path, *overrides)
+    if refused:
+        with pytest.raises(
+            ConfigError, match=rf"got {folder}, which is on .*, while jobs may start on gpu01, gpu02; set"
+        ):
+            check_store(Path(folder), launcher, tmp_path / "mounts")
+    else:
+        assert bool(check_store(Path(folder), launcher, tmp_path / "mounts")) == warned
+
+
+def test_where_slurm_does_not_tell_its_nodes_a_folder_of_one_machine_is_warned_of(site: Site, tmp_path: Path) -> None:
+    site(PARTITIONS)
+    (tmp_path / "mounts").write_text(MOUNTS)
+    (warning,) = check_store(Path("/fast/runs"), asking(tmp_path), tmp_path / "mounts")
+    assert "is on tmpfs" in warning
+
+
+def test_nothing_is_written_where_the_nodes_would_not_find_it(
+    site: Site, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site(PARTITIONS)
+    (tmp_path / "nodes").write_text(NODES)
+    monkeypatch.setattr("qlora_lab.sweep.site.file_system", lambda folder, mounts: "tmpfs")
+    launcher = plan.runs[0].config.launcher
+    for look in (lambda: check_before_submitting(plan, launcher), lambda: submission(plan, plan.runs, launcher)):
+        with pytest.raises(ConfigError, match="must be a folder that the nodes of SLURM share"):
+            look()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qlora_lab.errors import LaunchError
 from qlora_lab.sweep.slurm.commands import run
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 
@@ -39,3 +40,28 @@ def test_commands_know_nothing_of_the_job_around_us(commands: Path, monkeypatch:
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "1", "SLURM_CONF": "/etc/x.conf"}.items():
         monkeypatch.setenv(name, value)
     assert run("sbatch").split() == ["SLURM_BITSTR_LEN=0", "SLURM_CONF=/etc/x.conf"]
+
+
+@pytest.mark.parametrize(
+    ("action", "command", "first"),
+    [
+        ("cancel", "scancel", "4_0 4_1"),
+        ("hold", "scontrol", "hold 4_0,4_1"),
+        ("release", "scontrol", "release 4_0,4_1"),
+    ],
+)
+def test_many_jobs_are_told_in_few_commands(commands: Path, action: str, command: str, first: str) -> None:
+    put(commands, command, f'echo "$@" >> {commands}/said')
+    getattr(SlurmScheduler(), action)([f"4_{task}" for task in range(1100)])
+    said = (commands / "said").read_text().splitlines()
+    assert len(said) == 3 and said[0].startswith(first)
+
+
+def test_a_job_that_is_over_need_not_be_told(commands: Path) -> None:
+    put(
+        commands, "scancel", "echo 'scancel: error: Kill job error on job id 4_0: Invalid job id specified' >&2; exit 1"
+    )
+    SlurmScheduler().cancel(["4_0"])
+    put(commands, "scancel", "echo 'scancel: error: Access/permission denied' >&2; exit 1")
+    with pytest.raises(LaunchError, match="permission denied"):
+        SlurmScheduler().cancel(["4_0"])

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from qlora_lab.config.schema import SlurmConfig
 from qlora_lab.runs.folder import FAILED, FINISHED
 from qlora_lab.sweep.chunk import ARRAY, Chunk
+from qlora_lab.sweep.slurm import worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,3 +47,16 @@ def test_a_run_that_ends_well_and_says_nothing_leaves_no_log(tmp_path: Path) -> 
     assert [chunk.run(index).state() for index in (0, 1)] == [FINISHED, FAILED]
     assert [file.name for file in logs.iterdir()] == ["1.log"]
     assert (tmp_path / "by_hand_0.log").exists(), "only logs of jobs are removed"
+
+
+def test_a_node_that_does_not_see_what_to_execute_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path / "chunks" / "0123.json")])
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu07")
+    with pytest.raises(SystemExit) as end:
+        worker.main()
+    assert end.value.code == 5
+    said = capsys.readouterr().out
+    assert said.startswith("error: gpu07 does not see") and said.count("\n") == 1
+    assert "must be shared with the nodes" in said

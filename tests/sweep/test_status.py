@@ -12,7 +12,9 @@ import pytest
 from qlora_lab.errors import ConfigError, LaunchError, RunFolderError
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW
 from qlora_lab.sweep import steer, study
+from qlora_lab.sweep.chunk import Chunk
 from qlora_lab.sweep.forecast import forecast, waiting
+from qlora_lab.sweep.journal import Journal
 from qlora_lab.sweep.plan import Plan, make_plan, planned
 from qlora_lab.sweep.scheduler import PENDING, RUNNING, Ending, Job
 from qlora_lab.sweep.site import Submission
@@ -159,6 +161,7 @@ class FakeScheduler:
 
     def __init__(self, plan: Plan) -> None:
         self.told: list[tuple[str, list[str]]] = []
+        self.asked = 0
         chunks = plan.folder / "slurm" / "chunks"
         chunks.mkdir(parents=True)
         run_ids = [run.run_id for run in plan.runs]
@@ -166,6 +169,7 @@ class FakeScheduler:
             (chunks / f"{nonce}.json").write_text(json.dumps({"mode": mode, "run_ids": runs}))
 
     def query(self) -> list[Job]:
+        self.asked += 1
         return [
             Job("41", (1, 2), PENDING, "PENDING", "qlora_lab/aaaa"),
             Job("41", (3,), RUNNING, "RUNNING", "qlora_lab/aaaa"),
@@ -224,6 +228,66 @@ def test_a_status_counts_the_jobs_in_the_queue(
 ) -> None:
     steer.steer(asked(plan, "status"))
     assert "jobs: 6 pending, 1 running" in capsys.readouterr().out
+    assert scheduler.asked == 1, "for any number of runs"
+
+
+def test_watching_ends_when_no_run_is_left_to_wait_for(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+
+    def go_on(seconds: float) -> None:
+        """Let another run that is left finish."""
+        put(plan, 5 + len(waited), record(FINISHED))
+        waited.append(seconds)
+
+    monkeypatch.setattr(steer.time, "sleep", go_on)
+    steer.steer(asked(plan, "watch"))
+    said = capsys.readouterr().out
+    assert waited == [steer.WATCH_S] * 3
+    assert said.count("study bits: 8 runs: ") == 4 and "study bits: 8 runs: 5 finished, 3 failed" in said
+
+
+@pytest.mark.parametrize("action", ["cancel", "hold", "release", "logs", "clean", "watch"])
+def test_every_command_tells_programs(
+    plan: Plan, scheduler: FakeScheduler, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(8):
+        put(plan, index, record(FINISHED))
+    steer.steer(asked(plan, action, as_json=True))
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_a_job_that_never_began_its_run_is_seen_and_tried_again(
+    plan: Plan, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its node did not see the folder of the runs."""
+    array = Chunk(
+        folder=(plan.folder / "slurm").resolve(),
+        runs_dir=plan.runs_dir,
+        nonce="cccc",
+        mode="array",
+        run_ids=[plan.runs[6].run_id],
+        attempts=[0],
+        tasks=1,
+        per_gpu=1,
+        limit_s=None,
+        resources=None,
+        generation="1",
+        max_failures=3,
+        commit=None,
+    )
+    array.write()
+    Journal(plan.folder / "slurm").append("submitted", "cccc", job="43", mode="array")
+    monkeypatch.setattr(FakeScheduler, "endings", lambda self, ids: {"43_0": Ending("FAILED", 5, 0, "gpu07")})
+    launched: list[Plan] = []
+    monkeypatch.setattr(study, "launch", lambda plan, launcher: launched.append(plan))
+    monkeypatch.setattr(study, "_answer", lambda plan, record: None)
+    steer.steer(asked(plan, "status"))
+    assert "1 failed (store): job 43_0 ended on gpu07 before the run began" in capsys.readouterr().out
+    steer.steer(asked(plan, "retry", cause="store"))
+    (found,) = launched
+    assert [run.run_id for run in found.to_do(retry_failed=False)] == [plan.runs[6].run_id]
 
 
 def test_logs_are_those_of_the_last_failure_or_of_the_run_asked_for(

@@ -19,18 +19,9 @@ from qlora_lab.tracking.session import STEP, GuardedSession, NoSession, WandbSes
 from tests.helpers import tiny
 from tests.wandb_file import records
 
+pytestmark = pytest.mark.usefixtures("isolated_wandb")
+
 ID = "0" * 12
-
-
-@pytest.fixture(autouse=True)
-def isolated_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home" / "data"))
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
 
 
 def offline_files(folder: Path, identifier: str) -> list[Path]:

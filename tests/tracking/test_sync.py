@@ -5,27 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qlora_lab import sync
 from qlora_lab.runs.mirror import STEP
-from tests.analysis.test_wandb_runs import isolated_wandb, mirrored, standing  # noqa: F401
-from tests.wandb_stand_in import KEY, WandbStandIn, wandb_stand_in
+from tests.mirrored_runs import mirrored, standing
+from tests.wandb_stand_in import WandbStandIn
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, isolated_wandb: None) -> Iterator[WandbStandIn]:  # noqa: F811
-    with wandb_stand_in() as stand_in:
-        monkeypatch.setenv("WANDB_BASE_URL", stand_in.url)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        yield stand_in
-
-
-@pytest.fixture
-def runs_dir(tmp_path: Path, isolated_wandb: None) -> Path:  # noqa: F811
+def runs_dir(tmp_path: Path, isolated_wandb: None) -> Path:
     """Four runs, one of them of two attempts, and one that was killed at once."""
     for number in range(4):
         lines = [{STEP: step, "train/loss": step / 7} for step in range(1, 11)]
@@ -52,36 +43,38 @@ def call(runs_dir: Path, *options: str) -> int:
 WHOLE = {"run0": 11, "run1": 10, "run2": 10, "run3": 10}
 
 
-def test_everything_is_uploaded_once(runs_dir: Path, server: WandbStandIn, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(runs_dir, "--plan") == 0 and not server.runs
+def test_everything_is_uploaded_once(
+    runs_dir: Path, wandb_server: WandbStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(runs_dir, "--plan") == 0 and not wandb_server.runs
     assert "6 W&B files: 5 to upload, 0 uploaded already, 1 empty" in capsys.readouterr().out
     assert call(runs_dir, "--batch", "2") == 0
-    assert lines_of(server) == WHOLE
-    asked = len(server.operations)
+    assert lines_of(wandb_server) == WHOLE
+    asked = len(wandb_server.operations)
     assert call(runs_dir) == 0
     assert "0 to upload, 5 uploaded already" in capsys.readouterr().out
-    assert len(server.operations) == asked
+    assert len(wandb_server.operations) == asked
 
 
-def test_what_fails_for_a_while_is_tried_again(runs_dir: Path, server: WandbStandIn) -> None:
-    server.faults.status, server.faults.count = 500, 3
+def test_what_fails_for_a_while_is_tried_again(runs_dir: Path, wandb_server: WandbStandIn) -> None:
+    wandb_server.faults.status, wandb_server.faults.count = 500, 3
     assert call(runs_dir) == 0
-    assert lines_of(server) == WHOLE
+    assert lines_of(wandb_server) == WHOLE
 
 
 def test_a_server_that_refuses_is_said_and_the_same_command_goes_on(
-    runs_dir: Path, server: WandbStandIn, capsys: pytest.CaptureFixture[str]
+    runs_dir: Path, wandb_server: WandbStandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.faults.status = 403
+    wandb_server.faults.status = 403
     assert call(runs_dir) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: W&B took none of 5 runs") and said.count("\n") == 1
-    server.faults.status = None
+    wandb_server.faults.status = None
     assert call(runs_dir) == 0
-    assert lines_of(server) == WHOLE
+    assert lines_of(wandb_server) == WHOLE
 
 
-def test_a_killed_upload_goes_on(runs_dir: Path, server: WandbStandIn) -> None:
+def test_a_killed_upload_goes_on(runs_dir: Path, wandb_server: WandbStandIn) -> None:
     command = [sys.executable, "-m", "qlora_lab.sync", str(runs_dir), "--batch", "1", "--parallel", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 240
@@ -91,7 +84,7 @@ def test_a_killed_upload_goes_on(runs_dir: Path, server: WandbStandIn) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert call(runs_dir) == 0
-    assert lines_of(server) == WHOLE
+    assert lines_of(wandb_server) == WHOLE
 
 
 def test_a_run_that_is_running_is_left_alone(runs_dir: Path) -> None:
@@ -104,13 +97,13 @@ def test_a_run_that_is_running_is_left_alone(runs_dir: Path) -> None:
     assert found.running == ["run1"] and len(found.files) == 4
 
 
-def test_runs_that_were_online_are_taken_on_demand(runs_dir: Path, server: WandbStandIn) -> None:
+def test_runs_that_were_online_are_taken_on_demand(runs_dir: Path, wandb_server: WandbStandIn) -> None:
     (folder,) = (runs_dir / "run1" / "wandb").glob("offline-run-*")
     folder.rename(folder.with_name(folder.name.removeprefix("offline-")))
     assert call(runs_dir) == 0
-    assert lines_of(server) == {name: lines for name, lines in WHOLE.items() if name != "run1"}
+    assert lines_of(wandb_server) == {name: lines for name, lines in WHOLE.items() if name != "run1"}
     assert call(runs_dir, "--include-online") == 0
-    assert lines_of(server) == WHOLE
+    assert lines_of(wandb_server) == WHOLE
 
 
 def test_files_come_in_the_order_of_their_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

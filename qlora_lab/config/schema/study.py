@@ -50,6 +50,7 @@ class LauncherConfig:
     pool: bool = False  # tasks that take runs until none is left, rather than one task a run
     runs_per_gpu: int = 1  # that share one, in a pool
     gpu_memory_gb: float | None = None  # of one card, in GiB; None: what nvidia-smi says here, not known on SLURM
+    shared_runs_dir: bool = False  # slurm: the nodes see paths.runs_dir, whatever its file system looks like
     wait: bool = False  # slurm: show progress until all runs ended, and submit again those that may be
     max_failures: int = 3  # first runs of a kind that may fail alike before the others are held back
     slurm: SlurmConfig = field(default_factory=SlurmConfig)

@@ -16,6 +16,9 @@ WORDS = {
     "OUT_OF_MEMORY": HOST_MEMORY,
     "CANCELLED": STOPPED,
 }
+# How a worker ends besides as runs do, by `qlora_lab.sweep.slurm.worker`.
+EXIT_HELD_BACK, EXIT_LOST, EXIT_UNSEEN = 3, 4, 5
+NOT_THERE = (126, 127)  # what a shell says of a program
 KILL_SIGNAL = 9
 SHELL_KILLED = 128 + KILL_SIGNAL
 REVOKED = 53  # in the place of the signal: the job's files could not be opened, or its credential was revoked

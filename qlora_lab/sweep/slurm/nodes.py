@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from qlora_lab.runs.causes import CODE, GPU_MEMORY, INFRASTRUCTURE, NAN, NODE
+from qlora_lab.runs.causes import CODE, GPU_MEMORY, INFRASTRUCTURE, NAN, NODE, STORE
 from qlora_lab.runs.folder import FINISHED
 
 SUSPICIOUS = 3  # attempts that ended badly on a node where none ended well
-NODES_OWN = (NODE, INFRASTRUCTURE)  # which other nodes need not disprove
+NODES_OWN = (NODE, INFRASTRUCTURE, STORE)  # which other nodes need not disprove
 PERHAPS = (CODE, NAN, GPU_MEMORY)  # the node's fault only where others finish
 
 

@@ -16,6 +16,7 @@ class Outcome:
         given_up: runs whose cause has used up its attempts.
         left: runs for which the site had no room.
         excluded: nodes that the jobs stay away from.
+        elsewhere: plan -> runs in its jobs that are not in this one: the study has changed since.
     """
 
     jobs: list[str] = field(default_factory=list)
@@ -24,6 +25,7 @@ class Outcome:
     given_up: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
+    elsewhere: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return what to tell a person."""
@@ -37,4 +39,18 @@ class Outcome:
             said.append(f"{len(self.given_up)} runs ended too often for the same cause ({named})")
         if self.excluded:
             said.append(f"they stay away from {', '.join(self.excluded)}, where earlier attempts ended badly")
+        said += [surplus(plan, runs) for plan, runs in self.elsewhere.items()]
         return said
+
+
+def surplus(plan: str, runs: int) -> str:
+    """Say that a study has changed while its runs are queued.
+
+    Args:
+        plan: NAME/PLAN.
+        runs: that are queued and no part of the study any more.
+    """
+    return (
+        f"the study has changed: {runs} runs in the queue are of its earlier plan {plan} alone, and go on; "
+        f"python -m qlora_lab.sweep cancel {plan} ends all of that plan"
+    )

@@ -59,6 +59,29 @@ def queued_runs(folder: Path, journal: Journal, queue: Sequence[Job]) -> set[str
     return found
 
 
+def queued_by_other_plans(folder: Path, runs_dir: Path, queue: Sequence[Job]) -> dict[str, set[str]]:
+    """Return the runs that jobs of other plans of the same study wait for or execute, by STUDY/PLAN.
+
+    Args:
+        folder: of what is submitted for this plan, runs/studies/STUDY/PLAN/slurm.
+        runs_dir: of this plan's runs.
+    """
+    plan = folder.parent
+    chunks = {
+        file.stem: file for file in plan.parent.glob(f"*/{folder.name}/chunks/*.json") if plan not in file.parents
+    }
+    found: dict[str, set[str]] = {}
+    for job in queue:
+        nonce = nonce_of(job.comment)
+        if not job.goes_on or nonce not in chunks:
+            continue
+        chunk, other = Chunk.read(chunks[nonce]), chunks[nonce].parents[2]
+        if chunk.runs_dir == runs_dir:
+            runs = chunk.run_ids if chunk.mode == POOL else [chunk.run_ids[task] for task in job.tasks or (0,)]
+            found.setdefault(f"{plan.parent.name}/{other.name}", set()).update(runs)
+    return found
+
+
 def executed_runs(runs: Sequence[RunFolder], queue: Sequence[Job]) -> set[str]:
     """Return the runs that a job executes, whichever study submitted it."""
     alive = {job_id for job in queue if job.goes_on for job_id in job.ids}

@@ -27,9 +27,11 @@ from qlora_lab.sweep.slurm.commands import ForgottenError, LimitError, Unreachab
 from qlora_lab.sweep.slurm.due import due
 from qlora_lab.sweep.slurm.nodes import bad_nodes
 from qlora_lab.sweep.slurm.outcome import Outcome
-from qlora_lab.sweep.slurm.reconcile import executed_runs, queued_runs, reconcile
+from qlora_lab.sweep.slurm.reconcile import executed_runs, queued_by_other_plans, queued_runs, reconcile
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.script import batch_script, nonce_of
+from qlora_lab.sweep.slurm.unbegun import record_unbegun
+from qlora_lab.sweep.states import read_records
 
 BACK_OFF_S = (2.0, 5.0, 10.0, 20.0, 40.0)  # between tries to reach a controller that does not answer
 TIMES_FORGOTTEN = 3  # a job that SLURM has just taken, in one launch
@@ -86,13 +88,30 @@ class Submission:
 
     def _launch(self, runs: Sequence[RunFolder], everything: Sequence[RunFolder], lease: Lease) -> Outcome:
         queue = reconcile(self._journal, self._scheduler)
-        taken = queued_runs(self._folder, self._journal, queue) | executed_runs(runs, queue)
+        others = queued_by_other_plans(self._folder, runs[0].path.resolve().parent, queue) if runs else {}
+        taken = (
+            queued_runs(self._folder, self._journal, queue) | executed_runs(runs, queue) | set().union(*others.values())
+        )
         outcome = Outcome(queued=[run.run_id for run in runs if run.run_id in taken])
+        own = {run.run_id for run in everything or runs}
+        outcome.elsewhere = {plan: len(queued - own) for plan, queued in others.items() if queued - own}
         to_do, outcome.given_up = due([run for run in runs if run.run_id not in taken], self._scheduler)
         if to_do:
             outcome.excluded = bad_nodes(run.status() for run in everything or runs)
             self._submit(to_do, queue, outcome, lease)
         return outcome
+
+    @property
+    def max_failures(self) -> int:
+        """Failures alike that are enough."""
+        return self._launcher.max_failures
+
+    def record_unbegun(self, runs: Sequence[RunFolder]) -> list[str]:
+        """Record jobs that ended before their runs began, and return a sentence for each."""
+        runs_dir = runs[0].path.parent
+        records = read_records(runs_dir, [run.run_id for run in runs])
+        queue = self._scheduler.query()
+        return record_unbegun(self._folder, runs_dir, records, queue, self._scheduler, self._plan_file)
 
     def jobs(self) -> list[Job]:
         """Return the jobs of this plan that run, or wait for their turn."""

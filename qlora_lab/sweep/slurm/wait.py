@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder, states_of
@@ -21,14 +22,22 @@ def wait(submission: Submission, runs: Sequence[RunFolder]) -> None:
     """
     progress = SweepProgress(list(runs), sys.stdout)
     idle, began = 0, -1
+    fruitless, ended = 0, Counter[str]()
     while idle < IDLE_ROUNDS:
         try:
             if submission.jobs():
                 progress.show()
                 time.sleep(POLL_S)
                 continue
-            states = zip(runs, states_of(runs), strict=True)
-            open_runs = [run for run, state in states if state not in (FINISHED, FAILED)]
+            submission.record_unbegun(runs)
+            states = states_of(runs)
+            now = Counter(states)
+            fruitless = fruitless + 1 if now[FAILED] > ended[FAILED] and now[FINISHED] == ended[FINISHED] else 0
+            ended = now
+            open_runs = [run for run, state in zip(runs, states, strict=True) if state not in (FINISHED, FAILED)]
+            if open_runs and fruitless >= submission.max_failures:
+                print(f"{fruitless} submissions in a row ended with failures alone; nothing more is submitted")
+                break
             outcome = submission.launch(open_runs, runs)
         except UnreachableError as error:
             print(error, file=sys.stderr)

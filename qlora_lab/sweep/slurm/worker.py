@@ -1,11 +1,12 @@
 """python -m qlora_lab.sweep.slurm.worker CHUNK: what a job of a chunk executes.
 
 Exit status: 0 its runs are finished, 1 one failed, 3 held back by the circuit breaker, 4 another attempt took the run
-over, 143 told to stop. A canary's dependants are released by the 0.
+over, 5 this machine does not see the chunk, 143 told to stop. A canary's dependants are released by the 0.
 """
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,17 +19,17 @@ from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, job_id, log_fil
 from qlora_lab.sweep.chunk import POOL, Chunk
 from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
 from qlora_lab.sweep.settle import may_go_on
+from qlora_lab.sweep.slurm.endings import EXIT_HELD_BACK, EXIT_LOST, EXIT_UNSEEN
 from qlora_lab.sweep.slurm.script import warning_s
 from qlora_lab.sweep.slurm.task import SlurmTask
 from qlora_lab.sweep.stop import SIGNALS, StopRequest
 
-EXIT_HELD_BACK, EXIT_LOST = 3, 4
 STATUSES = {FINISHED: 0, ELSEWHERE: 0, FAILED: EXIT_FAILED, HELD_BACK: EXIT_HELD_BACK, INTERRUPTED: TERMINATED}
 POLL_S = 0.2
 
 
 def main() -> None:
-    chunk = Chunk.read(Path(sys.argv[1]))
+    chunk = _chunk(Path(sys.argv[1]))
     slot = int(sys.argv[2]) if len(sys.argv) > 2 else None
     number = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     job = job_id()
@@ -43,6 +44,19 @@ def main() -> None:
     if status == 0 and slot is None:
         remove_empty_log(chunk.folder / "logs")
     sys.exit(status)
+
+
+def _chunk(file: Path) -> Chunk:
+    """Read what to execute, which lay on the disk before this job was submitted.
+
+    Raises:
+        SystemExit: this machine does not see it.
+    """
+    if not file.exists():
+        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        print(f"error: {node} does not see {file}; the folder of the runs must be shared with the nodes", flush=True)
+        sys.exit(EXIT_UNSEEN)
+    return Chunk.read(file)
 
 
 def _alone(chunk: Chunk, number: int, slot: int, task: SlurmTask | None) -> int:
