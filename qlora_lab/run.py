@@ -24,7 +24,7 @@ from qlora_lab.data.batching import plan_steps
 from qlora_lab.data.prepare import PreparedData, data_of_run
 from qlora_lab.errors import ConfigError, LeaseLostError, TrainingError
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
-from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, check_packages, run_benchmarks
+from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, check_benchmarks, check_packages, run_benchmarks
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
 from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
@@ -209,6 +209,7 @@ def _execute(
     seed_everything(config.seed)
     bench = build(config, bases)
     _say_what_was_built(bench, config, folder.run_id)
+    check_benchmarks(_examinee(bench, config), config.evaluation.benchmarks)
     if bench.data.removed:
         folder.write_removed_rows(bench.data.removed)
     if config.evaluation.before_training and not folder.has_metric(0, "eval/loss"):
@@ -242,6 +243,7 @@ def _execute(
         "quantized_parameters": bench.quantized.quantized,
         "quantized_share": bench.quantized.share,
         "data": bench.data.report.to_dict(),
+        "benchmark_revisions": benchmarks.revisions,
         "model_revision": commit_of(bench.model),
         "adapter_sha256": checksum,
     }
@@ -339,9 +341,12 @@ def _evaluate(bench: Workbench, config: RunConfig) -> EvaluationOutcome:
 
 
 def _benchmarks(bench: Workbench, config: RunConfig) -> BenchmarkOutcome:
-    examinee = Examinee.of_run(bench.model, bench.tokenizer, config)
     with computing_in(bench.model, DTYPES[config.trainer.compute_dtype]):
-        return run_benchmarks(examinee, config.evaluation.benchmarks, weights_context=cached_if_small)
+        return run_benchmarks(_examinee(bench, config), config.evaluation.benchmarks, weights_context=cached_if_small)
+
+
+def _examinee(bench: Workbench, config: RunConfig) -> Examinee:
+    return Examinee.of_run(bench.model, bench.tokenizer, config)
 
 
 def _training_metrics(trained: FitResult) -> dict[str, float]:

@@ -32,6 +32,7 @@ from qlora_lab.data.batching import pad_right
 from qlora_lab.evaluation.benchmarks import mmlu
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts
 from qlora_lab.evaluation.benchmarks.harness import HarnessTask, harness_scores
+from qlora_lab.evaluation.benchmarks.items import ItemReader
 from qlora_lab.evaluation.benchmarks.mmlu_rows import LETTERS, question_of
 from qlora_lab.models.load import load_model, load_tokenizer
 from qlora_lab.wheels import default_cache_dir
@@ -134,7 +135,8 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
 
 def ours(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:
     with timed(mmlu, "_logits") as seconds:
-        scores = mmlu.mmlu(examinee, configuration(folder, options.shots), "mmlu", lambda items: lambda done: None)
+        ready = mmlu.mmlu(examinee, configuration(folder, options.shots), reader(examinee))
+        scores = ready.score(lambda done: None)
     return {
         "seconds": sum(seconds),
         "tokens": scores.metrics["tokens"],
@@ -165,11 +167,15 @@ def plain(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], options
 def prepared(examinee: Examinee, folder: Path, shots: int) -> tuple[Any, Any]:
     """Return the prompts that our benchmark would ask, and its letters."""
     config = configuration(folder, shots)
-    questions = dict(enumerate(mmlu._read(examinee, config, config, "mmlu")))
+    questions = dict(enumerate(mmlu._read(reader(examinee), config, config)))
     texts = Texts.of(examinee)
     letters = mmlu._letters(texts)
-    examples = mmlu._worked_examples(examinee, config, "mmlu", questions)
+    examples = mmlu._worked_examples(reader(examinee), config, questions)
     return mmlu._prompts(texts, letters, examinee, config, questions, examples), letters
+
+
+def reader(examinee: Examinee) -> ItemReader:
+    return ItemReader("mmlu", examinee.cache_dir, examinee.data_dir)
 
 
 def harness(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def prompts(make_rows: Any) -> list[Prompt]:
 def answered(subject: RunModel, task: PromptTask, path: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
     folder = EvaluationFolder(path, task.name, task.settings)
     with folder.lock():
-        metrics = task.execute(subject, folder)
-        return metrics, folder.answers()
+        found = task.execute(subject, folder)
+        return found["metrics"], folder.answers()
 
 
 def test_an_answer_is_saved_with_what_it_was_drawn_with(subject: RunModel, prompts: Any, tmp_path: Path) -> None:
