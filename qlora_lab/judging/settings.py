@@ -1,5 +1,7 @@
 """The settings of a judge: conf/evaluation/judge/NAME.yaml, with single values changed on the command line."""
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,6 +65,14 @@ class JudgeConfig:
         if self.kind != ENDPOINT:
             return Price(0.0, 0.0)
         return self.price_per_million or self.prices.get(self.model)
+
+    def asked(self) -> dict[str, Any]:
+        """Return who is asked: judges that differ in it are different ones, whatever their names."""
+        return {"kind": self.kind, "model": self.model} | ({"base_url": self.base_url} if self.base_url else {})
+
+    def asked_sha256(self) -> str:
+        """Return the hash of `asked`, which tells nobody the address."""
+        return hashlib.sha256(json.dumps(self.asked(), sort_keys=True).encode()).hexdigest()
 
     def sampling(self) -> dict[str, Any]:
         """Return the fields of a request besides model and messages."""

@@ -68,6 +68,9 @@ def test_nothing_is_asked_twice_and_lost_ratings_come_back_from_the_cache(
         assert "line 1: judge-large was asked with other words or with {'temperature': 0.0" in capsys.readouterr().err
         assert run([*warmer, "--out", str(tmp_path / "warmer.jsonl")]) == 0
         assert len(server.bodies) == 8 + 6
+        assert run(words(tmp_path, server, settings=["model=judge-small", "name=judge-large"])) == 2
+        assert "is of another judge that is called judge-large as well" in capsys.readouterr().err
+        assert len(server.bodies) == 8 + 6
 
 
 def test_answers_that_are_the_same_to_the_letter_are_asked_about_once(tmp_path: Path) -> None:
@@ -245,6 +248,7 @@ def test_a_pair_that_is_too_long_does_not_stop_the_others(tmp_path: Path, capsys
         assert "2 comparisons got no reply (question 0, x and y: " in capsys.readouterr().err
         assert len(ratings(tmp_path)) == 4
     with endpoint(lambda body, number: Says(status=400, message="no temperature, please")) as server:
+        (tmp_path / "ratings.jsonl").unlink()  # those of another endpoint
         assert run(words(tmp_path, server, settings=["concurrency=1"])) == 2
         assert len(server.bodies) == 1
         assert "no temperature, please); change the judge's settings" in capsys.readouterr().err
@@ -270,6 +274,7 @@ def test_a_file_of_other_ratings_is_refused_before_anything_is_paid(
         command = words(tmp_path, server)
         for content, sentence in (
             (json.dumps(line), "holds ratings of somebody"),
+            (json.dumps(line | {"judge": "judge-large"}), "line 1 is of another judge that is called judge-large"),
             ("{torn\n", "ratings.jsonl, line 1"),
         ):
             (tmp_path / "ratings.jsonl").write_text(content)
