@@ -18,11 +18,11 @@ from types import FrameType
 from qlora_lab.config.command import shipped
 from qlora_lab.config.exit_status import FAILED, REFUSED
 from qlora_lab.errors import ConfigError, JudgeError, QloraLabError
+from qlora_lab.evaluation.progress import progress_bar
 from qlora_lab.judging import report
 from qlora_lab.judging.cache import ResponseCache
 from qlora_lab.judging.endpoint import Endpoint
 from qlora_lab.judging.pairs import BOTH, ORDERS, Comparison, comparisons
-from qlora_lab.judging.progress import Progress
 from qlora_lab.judging.prompts import SCORES, TASKS, VERDICTS
 from qlora_lab.judging.ratings_file import check_ratings, merge_ratings, row_of
 from qlora_lab.judging.replay import matching, published_rows
@@ -78,10 +78,13 @@ def _judge(
 ) -> int:
     cache = ResponseCache(file)
     try:
-        with Progress(len(requests), sys.stderr) as progress:
-            work = Work(
-                config, options.task, asker, cache, max_cost=options.max_cost, stop=stop.event, progress=progress.show
-            )
+        with progress_bar(len(requests), what="judging", unit="pair") as bar:
+
+            def show(outcome: Outcome) -> None:
+                bar.set_postfix(asked=outcome.asked, paid=f"${outcome.paid:.3f}", refresh=False)
+                bar.update(len(outcome.judged) - bar.n)
+
+            work = Work(config, options.task, asker, cache, max_cost=options.max_cost, stop=stop.event, progress=show)
             outcome = work.judge(requests)
         spent = cache.spent()
     finally:
@@ -114,10 +117,11 @@ def _status(outcome: Outcome, comparisons: int, stop: "StopSignal") -> int:
 def _asker(config: JudgeConfig) -> tuple[JudgeConfig, Callable[[threading.Event], Asker]]:
     """Return the settings with the model named, and what makes whoever replies: it loads what that takes."""
     if config.kind == LOCAL:
-        from qlora_lab.judging.local import LocalJudge, with_local_model
+        from qlora_lab.judging.local import LocalJudge, local_model
 
-        named, run = with_local_model(config)
-        return named, lambda stop: LocalJudge(named, run)
+        local = local_model(config)
+        named = local.named(config)
+        return named, lambda stop: LocalJudge(named, local)
     return config, lambda stop: Endpoint(config, stop)
 
 

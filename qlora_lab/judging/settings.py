@@ -52,6 +52,7 @@ class JudgeConfig:
     price_per_million: Price | None = None  # goes before `prices`
     prices: dict[str, Price] = field(default_factory=dict)  # by model
     overrides: list[str] = field(default_factory=list)  # local: model and quant as python -m qlora_lab.train takes them
+    run: str = ""  # local: a finished run by id or folder, whose model judges; `overrides` may say where runs lie
     batch: int = 4  # local: comparisons answered together
     ratings: list[str] = field(default_factory=list)  # replay: files or folders of published ratings
 
@@ -130,6 +131,8 @@ def check(config: JudgeConfig) -> None:
         raise ConfigError("model is not set: say which of the endpoint's models judges, as in --set model=gpt-4o")
     if config.kind == LOCAL and (config.temperature, config.top_p, config.seed) != (0.0, None, None):
         raise ConfigError("a local judge always writes the likeliest token; leave temperature 0, top_p and seed null")
+    if config.kind != LOCAL and config.run:
+        raise ConfigError(f"run is for a local judge, whose model it is; this one is of kind {config.kind}")
     if config.kind == REPLAY and not config.ratings:
         raise ConfigError("ratings is not set: say what to replay, as in --set 'ratings=[ratings-gpt4]'")
     for name in ("max_tokens", "concurrency", "timeout_s", "attempts", "batch"):

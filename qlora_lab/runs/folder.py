@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import socket
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,12 @@ from qlora_lab.runs.causes import INFRASTRUCTURE, NO_SPACE, cause_of
 from qlora_lab.runs.config_text import config_text
 from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
 from qlora_lab.runs.heartbeat import Observer
-from qlora_lab.runs.lease import Claim, Lease
+from qlora_lab.runs.lease import POLL_S, Claim, Lease
 from qlora_lab.runs.mirror import RECORDS
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
 OBSERVER = Observer()  # of this process, which has to see a heartbeat elsewhere once
-POLL_S = 0.5
 KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
 
 
@@ -221,13 +219,8 @@ class RunFolder:
     @contextmanager
     def lock(self, *, poll_s: float = POLL_S, log: Any = print) -> Iterator[Lease]:
         """Hold the run, waiting while another process executes it; who dies or falls silent loses it."""
-        claim = self.claim()
-        lease = claim.attempt()
-        if lease is None:
-            log(f"run {self.run_id} is being executed by another process; waiting for it")
-        while lease is None:
-            time.sleep(poll_s)
-            lease = claim.attempt()
+        told = f"run {self.run_id} is being executed by another process; waiting for it"
+        lease = self.claim().wait(told, poll_s=poll_s, log=log)
         with self.holding(lease):
             yield lease
 
