@@ -10,7 +10,7 @@ from qlora_lab.memory.profiles import PROFILES
 
 DENSE_LIMIT_BYTES = 2_000_000_000  # of expanded weights that evaluation keeps (evaluation/weights.py)
 VECTORS, MORE_VECTORS = 2, 4  # of feed-forward width for each position, of the layer at hand; more where it is gated
-LONGEST_ITEM_TOKENS = 4096  # of a benchmark without limits of its own; five-shot MMLU has the longest, about 3,000
+LONGEST_ITEM_TOKENS = 4096  # of a benchmark without limits of its own; five-shot MMLU has the longest, of 2,700
 
 
 @dataclass(frozen=True)
