@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from qlora_lab.errors import RunFolderError
-from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.files import read_json, to_json, whole_lines, write_atomic, write_json, write_json_lines
 from qlora_lab.runs.lease import POLL_S, Claim, Lease
 
 HASH_LENGTH = 8  # hex digits; a run has a handful of evaluations
@@ -80,9 +80,9 @@ class EvaluationFolder:
         file = self.path / "answers.jsonl"
         if not file.is_file():
             return []
-        whole, _, torn = file.read_bytes().rpartition(b"\n")
+        lines, torn = whole_lines(file)
         records = []
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(lines, start=1):
             try:
                 records.append(json.loads(line))
             except ValueError as error:

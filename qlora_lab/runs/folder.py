@@ -22,7 +22,7 @@ from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.causes import INFRASTRUCTURE, NO_SPACE, cause_of
 from qlora_lab.runs.config_text import config_text
-from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.files import read_json, to_json, whole_lines, write_atomic, write_json, write_json_lines
 from qlora_lab.runs.heartbeat import Observer
 from qlora_lab.runs.lease import POLL_S, Claim, Lease
 from qlora_lab.runs.mirror import RECORDS
@@ -201,12 +201,12 @@ class RunFolder:
                     return True
         return False
 
-    def _metrics_lines(self) -> list[str]:
+    def _metrics_lines(self) -> list[bytes]:
         """Return the whole lines of metrics.jsonl; a killed run may have left half of one."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return []
-        return file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        return whole_lines(file)[0]
 
     def is_held(self) -> bool:
         """Say whether a living process, on any machine, holds the run; of many runs, ask `held`."""
