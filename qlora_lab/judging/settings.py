@@ -107,7 +107,9 @@ def load_judge(name: str, changes: Sequence[str], folder: Path) -> JudgeConfig:
     # which key it was and not what it was set to: people try to give their key here
     try:
         merged = OmegaConf.merge(
-            OmegaConf.structured(JudgeConfig), OmegaConf.load(file), OmegaConf.from_dotlist(list(changes))
+            OmegaConf.structured(JudgeConfig),
+            OmegaConf.load(file),
+            OmegaConf.from_dotlist([_with_id_as_text(change) for change in changes]),
         )
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
@@ -117,6 +119,12 @@ def load_judge(name: str, changes: Sequence[str], folder: Path) -> JudgeConfig:
     assert isinstance(config, JudgeConfig)
     check(config)
     return config
+
+
+def _with_id_as_text(change: str) -> str:
+    """Keep the id of a run from being read as a number, which many look like."""
+    key, _, value = change.partition("=")
+    return f"run='{value}'" if key == "run" and value[:1] not in ("'", '"') else change
 
 
 def check(config: JudgeConfig) -> None:

@@ -49,5 +49,7 @@ def test_a_finished_run_judges_with_its_adapter(tmp_path: Path, capsys: pytest.C
     begun = planned(tmp_path / "runs", *longer, "seed=1")
     assert run([*files, "--judge", "local_model", *out, "--set", f"run={begun.path}"]) == 2
     assert f"run {begun.run_id} is new, and only finished runs are evaluated" in capsys.readouterr().err
+    assert run([*files, "--judge", "local_model", *out, "--set", "run=12e345678901"]) == 2  # no number
+    assert "'12e345678901' is no run in" in capsys.readouterr().err
     assert run([*files, "--judge", "openai", *out, "--set", "run=0123456789ab", "model=gpt-4"]) == 2
     assert "run is for a local judge" in capsys.readouterr().err
