@@ -109,7 +109,7 @@ def load_judge(name: str, changes: Sequence[str], folder: Path) -> JudgeConfig:
         merged = OmegaConf.merge(
             OmegaConf.structured(JudgeConfig),
             OmegaConf.load(file),
-            OmegaConf.from_dotlist([_with_id_as_text(change) for change in changes]),
+            OmegaConf.from_dotlist(list(map(_with_id_as_text, changes))),
         )
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
