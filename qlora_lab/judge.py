@@ -18,7 +18,6 @@ from types import FrameType
 from qlora_lab.config.command import shipped
 from qlora_lab.config.exit_status import FAILED, REFUSED
 from qlora_lab.errors import ConfigError, JudgeError, QloraLabError
-from qlora_lab.evaluation.progress import progress_bar
 from qlora_lab.judging import report
 from qlora_lab.judging.cache import ResponseCache
 from qlora_lab.judging.endpoint import Endpoint
@@ -29,6 +28,7 @@ from qlora_lab.judging.replay import matching, published_rows
 from qlora_lab.judging.settings import LOCAL, REPLAY, JudgeConfig, load_judge
 from qlora_lab.judging.work import Asker, Outcome, Request, Work, first_request
 from qlora_lab.ratings.files import AnswerFiles, load_answers
+from qlora_lab.runs.progress import progress_bar
 from qlora_lab.wheels import default_cache_dir
 
 JUDGES = "evaluation/judge"

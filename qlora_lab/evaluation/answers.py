@@ -12,13 +12,13 @@ from qlora_lab.errors import ConfigError
 from qlora_lab.evaluation.candidates import Candidate
 from qlora_lab.evaluation.generate import Generation, generate_batch, generation_batches, prompt_room
 from qlora_lab.evaluation.probes import PROBE_SET
-from qlora_lab.evaluation.progress import progress_bar
 from qlora_lab.evaluation.prompt_sets import Prompt, encode_prompts, fitting, prompts_digest, read_prompts, turn_ends
 from qlora_lab.evaluation.run_model import RunModel
 from qlora_lab.evaluation.sampling import Sampling, prompt_seed
 from qlora_lab.models.tasks import task_of
 from qlora_lab.ratings.answers import Answer, answer_line
 from qlora_lab.runs.evaluations import EvaluationFolder, settings_hash
+from qlora_lab.runs.progress import progress_bar
 
 Line = dict[str, Any]
 # What decides the answers, besides the prompts and the model.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_lab.config import hardware
 from qlora_lab.config.command import shipped
@@ -15,7 +15,6 @@ from qlora_lab.config.refusals import explain
 from qlora_lab.config.resolve import resolve
 from qlora_lab.config.schema import CLASSIFICATION, RunConfig
 from qlora_lab.errors import ConfigError
-from qlora_lab.evaluation.candidates import Candidate, alone, base_of, trained
 from qlora_lab.judging.cache import Response
 from qlora_lab.judging.prompts import Message
 from qlora_lab.judging.settings import JudgeConfig
@@ -23,6 +22,9 @@ from qlora_lab.judging.work import Unanswered
 from qlora_lab.runs.find import find_run
 from qlora_lab.runs.fingerprint import source_fingerprint
 from qlora_lab.wheels import default_cache_dir
+
+if TYPE_CHECKING:  # the heavy chain
+    from qlora_lab.evaluation.candidates import Candidate
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class LocalModel:
         threads: None: as many as torch takes.
     """
 
-    candidate: Candidate
+    candidate: "Candidate"
     cache_dir: Path
     cache_bases: bool
     threads: int | None
@@ -58,6 +60,8 @@ def local_model(config: JudgeConfig) -> LocalModel:
         ConfigError: `overrides` are none of python -m qlora_lab.train, or the model writes no words.
         ModelError, RunFolderError: the model or the run is not there, or the run is not finished.
     """
+    from qlora_lab.evaluation.candidates import alone, base_of, trained
+
     composed = _composed(config.overrides)
     paths = composed.paths
     cache_dir = Path(paths.cache_dir) if paths.cache_dir else default_cache_dir()

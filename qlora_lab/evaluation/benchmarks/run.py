@@ -18,7 +18,7 @@ from qlora_lab.evaluation.benchmarks.items import ItemReader, Ready
 from qlora_lab.evaluation.benchmarks.mmlu import mmlu
 from qlora_lab.evaluation.benchmarks.natural_instructions import natural_instructions, rouge_l_scorer
 from qlora_lab.evaluation.benchmarks.perplexity import perplexity
-from qlora_lab.evaluation.progress import progress_bar
+from qlora_lab.runs.progress import progress_bar
 
 Benchmark = Callable[[Examinee, BenchmarkConfig, ItemReader], Ready]
 BENCHMARKS: dict[str, Benchmark] = {
