@@ -5,8 +5,9 @@
 The questions are validation questions of qlora_eval/zero_shot_mmlu_val.json; the first five of each subject serve as
 worked examples and are not asked. `plain` runs every prompt whole, a few in a batch, and takes the logits of the last
 token from the model's whole output; the harness (pip install 'qlora_lab[harness]') has the same prompts from its own
-task definitions, and its own batches. The model is SmolLM2-135M-Instruct in float32, unquantized. Seconds are of the
-model's passes: loading, reading and tokenizing are left out everywhere.
+task definitions, and its own batches. A prompt that is longer than the context is another one for each: ours leaves
+worked examples out, the last first, and the harness cuts off the beginning. The model is SmolLM2-135M-Instruct in
+float32, unquantized. Seconds are of the model's passes: loading, reading and tokenizing are left out everywhere.
 """
 
 import argparse
@@ -50,10 +51,11 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--ways", default="ours,plain,harness")
     parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--context", type=int, help="tokens the model may read at once; default: as many as it can")
     parser.add_argument("--batch-size", type=int, default=8, help="rows in a batch of the others")
     parser.add_argument("--out", type=Path, help="a JSON file for the logits of each question")
     options = parser.parse_args()
-    examinee = embedded(options.batch_tokens)
+    examinee = embedded(options.batch_tokens, options.context)
     with tempfile.TemporaryDirectory() as folder:
         asked, solved = rows_of_the_study(options.questions, options.part)
         write(Path(folder) / "test.jsonl", asked)
@@ -67,7 +69,7 @@ def main() -> None:
         options.out.write_text(json.dumps({"questions": asked, "found": found}))
 
 
-def embedded(batch_tokens: int) -> Examinee:
+def embedded(batch_tokens: int, context: int | None) -> Examinee:
     config = composed("model=smollm2_135m", "quant=none", "adapter=none")
     cache_dir = default_cache_dir()
     tokenizer = load_tokenizer(config.model, cache_dir)
@@ -78,7 +80,7 @@ def embedded(batch_tokens: int) -> Examinee:
         model,
         tokenizer,
         prompt_format="plain",
-        max_length_tokens=2048,
+        max_length_tokens=context or config.model.max_length_tokens,
         batch_tokens=batch_tokens,
         loss_chunk_tokens=256,
         cache_dir=cache_dir,
