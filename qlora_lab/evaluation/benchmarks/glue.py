@@ -1,8 +1,8 @@
 """GLUE (Wang et al. 2018): each task by the benchmark's own metrics, from classes that a model chooses or writes.
 
 CoLA is scored by Matthews' correlation, MRPC and QQP by accuracy and F1 of the second class, STS-B by Pearson's and
-Spearman's correlation, the others by accuracy. What is no class of the task is wrong, and counted as `unreadable`; for
-STS-B it is a score of -1, as in the code of T5.
+Spearman's correlation with the scores that people gave, the others by accuracy. What is no class of the task is wrong,
+and counted as `unreadable`; for STS-B it is a score of -1, as in the code of T5.
 """
 
 import math
@@ -29,7 +29,7 @@ NO_SCORE = -1.0
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text, and its label: the name of a class, or of STS-B the score as people gave it, which no one rounded."""
+    """A text, and its label: the name of a class, or of STS-B the score as people gave it, not its nearest fifth."""
 
     row: Row
     label: str | float
