@@ -79,7 +79,7 @@ def test_scoring_and_answering_take_what_was_predicted(
 )
 def test_benchmarks_take_what_was_predicted(benchmark: dict[str, Any], overrides: list[str], tmp_path: Path) -> None:
     long = benchmark["task"] == "perplexity"
-    texts = [f"{'a cat sat on a mat and ' * 30}{number}"[-600 if long else -30 :] for number in range(2 if long else 8)]
+    texts = [f"{'a cat sat on a mat and ' * 30}{number}"[-600 if long else -44 :] for number in range(2 if long else 8)]
     rows = [{"text": text, "sentence": text, "label": 1} for text in texts]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = copy.deepcopy(composed_once(*HELD_OUT, *overrides))
@@ -98,7 +98,7 @@ def test_benchmarks_take_what_was_predicted(benchmark: dict[str, Any], overrides
     linears = linear_layers(architecture)
     assert linears is not None
     predicted = evaluation.evaluation_bytes(config, architecture, linears, 4)
-    assert 0.9 * counter.peak < predicted < 1.3 * counter.peak
+    assert 0.9 * counter.peak < predicted < 1.5 * counter.peak  # rows are shorter than they may be
 
 
 def test_expanded_weights_count_up_to_the_limit_and_only_above_training() -> None:
