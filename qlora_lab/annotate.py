@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,34 +20,10 @@ from pathlib import Path
 from qlora_lab.annotation.schedule import MOST_REPEATS, asked, comparisons, unanswered
 from qlora_lab.annotation.store import Store
 from qlora_lab.errors import DataError, QloraLabError
-from qlora_lab.ratings.answers import Answer, read_answers, read_questions
+from qlora_lab.ratings.files import load_answers
 from qlora_lab.runs.files import write_json_lines
 
 PACKAGES = ("fastapi", "uvicorn", "jinja2", "markdown_it")  # of the extra `annotate`
-
-
-def load(paths: Iterable[Path], questions: Path | None) -> list[Answer]:
-    """Read files of answers, and all of a folder's.
-
-    Raises:
-        DataError: nothing is there, something is no answer, or a system answers a question in two files.
-    """
-    known = None if questions is None else read_questions(questions)
-    answers: dict[tuple[str, str], tuple[Answer, Path]] = {}
-    for path in paths:
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not files:
-            raise DataError(f"{path} must be a file of answers, or a folder with .jsonl files; it has none")
-        for file in files:
-            for answer in read_answers(file, known):
-                key = answer.system, answer.question
-                if key in answers:
-                    raise DataError(
-                        f"{answer.system} answers question {answer.question} both in {answers[key][1]} and in {file}; "
-                        "name one of the files"
-                    )
-                answers[key] = answer, file
-    return [answer for answer, _ in answers.values()]
 
 
 def begin(options: argparse.Namespace) -> Store:
@@ -62,7 +37,7 @@ def begin(options: argparse.Namespace) -> Store:
         raise DataError(f"--limit must be 1 or more; got {options.limit}")
     if not 0 <= options.repeat <= MOST_REPEATS:
         raise DataError(f"--repeat must be a share from 0 to {MOST_REPEATS:g}; got {options.repeat:g}")
-    answers = load(options.answers, options.questions)
+    answers = load_answers(options.answers, options.questions).answers
     chosen = comparisons(answers, against=options.against, limit=options.limit, seed=options.seed)
     for line in unanswered(answers):
         print(f"note: {line}; pairs need both answers", file=sys.stderr)

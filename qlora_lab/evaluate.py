@@ -198,10 +198,8 @@ def execute(candidate: Candidate, task: "Task", folder: EvaluationFolder, opened
         }
     )
     with opened.computing():
-        metrics = task.execute(opened, folder)
-    folder.write_result(
-        {"system": candidate.name, "metrics": metrics, "time_s": time.monotonic() - started, "ended_at": now()}
-    )
+        found = task.execute(opened, folder)
+    folder.write_result({"system": candidate.name, **found, "time_s": time.monotonic() - started, "ended_at": now()})
 
 
 def cache_dir_of(config: EvaluateConfig) -> Path:

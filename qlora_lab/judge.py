@@ -22,13 +22,13 @@ from qlora_lab.judging import report
 from qlora_lab.judging.cache import ResponseCache
 from qlora_lab.judging.endpoint import Endpoint
 from qlora_lab.judging.pairs import BOTH, ORDERS, Comparison, comparisons
-from qlora_lab.judging.progress import Progress
 from qlora_lab.judging.prompts import SCORES, TASKS, VERDICTS
 from qlora_lab.judging.ratings_file import check_ratings, merge_ratings, row_of
 from qlora_lab.judging.replay import matching, published_rows
 from qlora_lab.judging.settings import LOCAL, REPLAY, JudgeConfig, load_judge
 from qlora_lab.judging.work import Asker, Outcome, Request, Work, first_request
-from qlora_lab.ratings.answers import Answer, read_answers, read_questions
+from qlora_lab.ratings.files import AnswerFiles, load_answers
+from qlora_lab.runs.progress import progress_bar
 from qlora_lab.wheels import default_cache_dir
 
 JUDGES = "evaluation/judge"
@@ -45,14 +45,15 @@ def judge(options: argparse.Namespace) -> int:
         raise ConfigError("--task scores needs --reference SYSTEM, the system that all others are scored beside")
     if options.out is None and not options.plan:
         raise ConfigError("--out FILE is needed, where the ratings go; or --plan, which sends nothing")
+    known = load_answers(options.answers, options.questions)
     if config.kind == REPLAY:
-        return _replay(config, options)
-    chosen = _comparisons(options)
+        return _replay(config, known, options)
+    chosen = _comparisons(known, options)
     config, asker_of = _asker(config)
     if options.max_cost is not None and config.price is None:
         raise ConfigError(f"--max-cost needs the price of {config.model}; {report.GIVE_PRICE}")
     if options.out is not None:
-        check_ratings(options.out, config.judge, options.task, config.sampling())
+        check_ratings(options.out, config.judge, options.task, config.asked_sha256(), config.sampling())
     requests = [first_request(config, comparison, options.task) for comparison in chosen]
     file = options.cache or default_cache_dir() / "judge" / "responses.sqlite"
     print(report.plan(config, requests, options.task, _cached(file, requests)), flush=True)
@@ -77,10 +78,13 @@ def _judge(
 ) -> int:
     cache = ResponseCache(file)
     try:
-        with Progress(len(requests), sys.stderr) as progress:
-            work = Work(
-                config, options.task, asker, cache, max_cost=options.max_cost, stop=stop.event, progress=progress.show
-            )
+        with progress_bar(len(requests), what="judging", unit="pair") as bar:
+
+            def show(outcome: Outcome) -> None:
+                bar.set_postfix(asked=outcome.asked, paid=f"${outcome.paid:.3f}", refresh=False)
+                bar.update(len(outcome.judged) - bar.n)
+
+            work = Work(config, options.task, asker, cache, max_cost=options.max_cost, stop=stop.event, progress=show)
             outcome = work.judge(requests)
         spent = cache.spent()
     finally:
@@ -113,30 +117,29 @@ def _status(outcome: Outcome, comparisons: int, stop: "StopSignal") -> int:
 def _asker(config: JudgeConfig) -> tuple[JudgeConfig, Callable[[threading.Event], Asker]]:
     """Return the settings with the model named, and what makes whoever replies: it loads what that takes."""
     if config.kind == LOCAL:
-        from qlora_lab.judging.local import LocalJudge, with_local_model
+        from qlora_lab.judging.local import LocalJudge, local_model
 
-        named, run = with_local_model(config)
-        return named, lambda stop: LocalJudge(named, run)
+        local = local_model(config)
+        named = local.named(config)
+        return named, lambda stop: LocalJudge(named, local)
     return config, lambda stop: Endpoint(config, stop)
 
 
-def _replay(config: JudgeConfig, options: argparse.Namespace) -> int:
-    rows = published_rows(config, options.task, options.answers)
+def _replay(config: JudgeConfig, known: AnswerFiles, options: argparse.Namespace) -> int:
+    rows = published_rows(config, options.task, known.systems_of_ids)
     missing = 0
     if options.answers:
-        rows, missing = matching(rows, _comparisons(options))
+        rows, missing = matching(rows, _comparisons(known, options))
     print(report.replayed(config, rows, options.task, missing))
     if not options.plan:
         if rows:
-            check_ratings(options.out, rows[0]["judge"], options.task)
+            check_ratings(options.out, rows[0]["judge"], options.task, rows[0].get("judge_sha256"))
         merge_ratings(options.out, rows)
     return FAILED if missing else 0
 
 
-def _comparisons(options: argparse.Namespace) -> list[Comparison]:
-    questions = {} if options.questions is None else read_questions(options.questions)
-    answers: list[Answer] = [answer for file in options.answers for answer in read_answers(file, questions)]
-    chosen, warnings = comparisons(answers, reference=options.reference, orders=options.orders)
+def _comparisons(known: AnswerFiles, options: argparse.Namespace) -> list[Comparison]:
+    chosen, warnings = comparisons(known.answers, reference=options.reference, orders=options.orders)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.limit is not None:
@@ -186,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m qlora_lab.judge", description="Have pairs of answers judged, or replay published ratings."
     )
     add = described.add_argument
-    add("answers", nargs="*", type=Path, metavar="ANSWERS", help="JSON lines of answers, of two systems or more")
+    add("answers", nargs="*", type=Path, metavar="ANSWERS", help="files or folders of answers, of two systems or more")
     add("--judge", required=True, help=f"a file of conf/{JUDGES} by name, or the path of one")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings other than the file's")
     add("--out", "-o", type=Path, metavar="FILE", help="the ratings; what the file has of other questions stays")

@@ -7,11 +7,12 @@ still names this machine, its user or a secret of the environment is refused.
 """
 
 import argparse
+import shlex
 import shutil
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from qlora_lab.runs.folder import RunFolder
 from qlora_lab.runs.identity import of_the_result
 
 MANIFEST, README = "manifest.json", "README.md"
+CONFIG, ANSWERS = "config.yaml", "answers.jsonl"  # of runs and evaluations
 FORMAT = "qlora_lab.release 1"
 OF_THE_LAYOUT = {  # fields that are told by this project's own
     *("question", "question_id", "message_id", "category", "prompt", "answer", "system", "answer_id", "model_id"),
@@ -43,11 +45,10 @@ WRITTEN_BY_JUDGES = ("text", "unread_text")
 HOW_TO = """# Evidence of a study
 
 `answers/` has what each system said, `ratings/` and `scores/` what each judge said of pairs of them, `runs/` the
-settings of the runs, `manifest.json` the SHA-256 of every file. With qlora_lab:
+settings of the runs, `evaluations/` those of the answers with what came out, `manifest.json` the SHA-256 of every file.
+With qlora_lab:
 
     python -m qlora_lab.release --verify .
-    python -m qlora_lab.tournament ratings --answers answers --questions questions.jsonl
-    python -m qlora_lab.agreement ratings --answers answers --questions questions.jsonl
 """
 
 
@@ -55,7 +56,8 @@ def write_release(out: Path, sources: Sequence[Path], questions: Path | None, *,
     """Write the folder `out`; until it is whole it has another name.
 
     Args:
-        sources: files and folders of answers and ratings, run folders, studies' folders, and folders of run folders.
+        sources: files and folders of answers and ratings, run folders, studies' folders, folders of base models and of
+            evaluations, and folders of run folders.
         names: publish the names of people who judged; otherwise they are numbers.
 
     Raises:
@@ -112,10 +114,13 @@ def verify(folder: Path) -> str:
 
 
 def _write_evidence(folder: Path, sources: Sequence[Path], questions: Path | None, *, names: bool) -> dict[str, Any]:
-    runs = [its for source in sources for its in _run_folders(source)]
-    given = files_in([source for source in sources if not _run_folders(source)], ".jsonl", ".csv")
-    of_runs = [file for its in runs for file in sorted(its.glob("evaluations/*/*.jsonl"))]
-    kinds = {file: _kind(file) for file in given + of_runs}
+    subjects = [its for source in sources for its in _subjects(source)]
+    others = [source for source in sources if not _subjects(source)]
+    given = files_in([its / ANSWERS if _is_evaluation(its) else its for its in others], ".jsonl", ".csv")
+    evaluations = [its for subject in subjects for its in sorted(subject.glob("evaluations/*")) if _is_evaluation(its)]
+    evaluations += [file.parent for file in given if _is_evaluation(file.parent)]
+    of_evaluations = [its / ANSWERS for its in evaluations if (its / ANSWERS).is_file() and its / ANSWERS not in given]
+    kinds = {file: _kind(file) for file in given + of_evaluations}
     unknown = [str(file) for file in given if kinds[file] is None]
     if unknown:
         raise DataError(f"these files hold neither answers nor ratings: {', '.join(unknown)}")
@@ -123,8 +128,7 @@ def _write_evidence(folder: Path, sources: Sequence[Path], questions: Path | Non
         [file for file, kind in kinds.items() if kind == which] for which in ("answers", "ratings")
     )
     known = load_answers(of_answers, questions)
-    answers = [row for file in of_answers for row in _answer_rows(file, known.questions)]
-    _check_once(answers)
+    answers = _once(row for file in of_answers for row in _answer_rows(file, known.questions))
     ratings = _latest(pair for file in of_ratings for pair in _rating_rows(file, known))
     people = sorted({rating.judge for rating, _ in ratings if is_person(rating.judge)})
     numbers = {} if names else {name: f"{HUMAN}:{number}" for number, name in enumerate(people, start=1)}
@@ -134,9 +138,12 @@ def _write_evidence(folder: Path, sources: Sequence[Path], questions: Path | Non
     _by_name(folder / "scores", "judge", [row for kind, row in rows if kind is ScoredPair])
     if known.questions:
         write_json_lines(folder / "questions.jsonl", [asdict(asked) for asked in known.questions.values()])
+    runs = [its for its in subjects if (its / CONFIG).is_file()]
     for its in runs:
         write_json(folder / "runs" / f"{its.name}.json", _settings(RunFolder(its)))
-    (folder / README).write_text(HOW_TO)
+    for its in evaluations:
+        write_json(folder / "evaluations" / its.absolute().parents[1].name / f"{its.name}.json", _evaluation(its))
+    (folder / README).write_text(HOW_TO + "".join(f"    {line}\n" for line in _commands(rows, known)))
     return {
         "systems": known.systems(),
         "judges": sorted({str(row["judge"]) for _, row in rows}),
@@ -147,26 +154,53 @@ def _write_evidence(folder: Path, sources: Sequence[Path], questions: Path | Non
     }
 
 
-def _run_folders(source: Path) -> list[Path]:
-    """Return the run folder that a source is, those of the study that it is, or those inside it."""
-    if (source / "config.yaml").is_file():
+def _subjects(source: Path) -> list[Path]:
+    """Return the run or base model whose folder a source is, the runs of the study that it is, or those inside it."""
+    if _is_subject(source):
         return [source]
     studies = planned_folders(source)
     if studies:
         runs = [runs_folder(study) / run_id for study in studies for run_id in read_plan(study).places]
-        return [its for its in dict.fromkeys(runs) if (its / "config.yaml").is_file()]
-    return [file.parent for file in sorted(source.glob("*/config.yaml"))] if source.is_dir() else []
+        return [its for its in dict.fromkeys(runs) if (its / CONFIG).is_file()]
+    return [its for its in sorted(source.iterdir()) if _is_subject(its)] if source.is_dir() else []
 
 
-def _check_once(answers: Sequence[dict[str, Any]]) -> None:
-    """Refuse answers of which a reader could not tell which one was judged."""
-    times = Counter((row["system"], row["question"]) for row in answers)
-    for (system, question), count in times.items():
-        if count > 1:
-            raise DataError(
-                f"{system} answers question {question} {count} times, in different sets or evaluations; release them "
-                "apart"
-            )
+def _is_subject(folder: Path) -> bool:
+    is_run = (folder / CONFIG).is_file() and not _is_evaluation(folder)
+    return is_run or (folder / "evaluations").is_dir()
+
+
+def _is_evaluation(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and folder.absolute().parent.name == "evaluations"
+
+
+def _once(answers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep one of answers that stand in two files, which say the same (`load_answers` refuses others)."""
+    kept: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in answers:
+        kept.setdefault((row["system"], row["question"]), row)
+    return list(kept.values())
+
+
+def _commands(ratings: Sequence[tuple[type, dict[str, Any]]], known: AnswerFiles) -> Iterator[str]:
+    """Yield the commands that rate by each judge of a release and compare the judges."""
+    answered = (" --answers answers" if known.answers else "") + (
+        " --questions questions.jsonl" if known.questions else ""
+    )
+    verdicts, scores = ([row for kind, row in ratings if kind is which] for which in (Judgment, ScoredPair))
+    for judge in _judges(verdicts):
+        yield f"python -m qlora_lab.tournament ratings{answered} --judge {shlex.quote(judge)}"
+    for judge in _judges(scores):
+        compared = Counter(row[shown] for row in scores for shown in ("first", "second"))
+        reference = shlex.quote(compared.most_common(1)[0][0])  # it is in every pair
+        yield f"python -m qlora_lab.tournament scores{answered} --judge {shlex.quote(judge)} --reference {reference}"
+    if verdicts:
+        yield f"python -m qlora_lab.agreement ratings{answered}"
+
+
+def _judges(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the judges of ratings; people are one."""
+    return sorted({HUMAN if is_person(row["judge"]) else row["judge"] for row in rows})
 
 
 def _kind(file: Path) -> str | None:
@@ -215,18 +249,15 @@ def _by_name(folder: Path, field: str, rows: Sequence[dict[str, Any]]) -> None:
 def _settings(folder: RunFolder) -> dict[str, Any]:
     environment = folder.environment() or {}
     kept = {name: environment.get(name) for name in ("packages", "python", "git_commit", "command")}
-    evaluations = {
-        file.parent.name: {
-            "config": public(OmegaConf.to_container(OmegaConf.load(file))),
-            "result": public(read_json(file.with_name("result.json"))),
-        }
-        for file in sorted(folder.path.glob("evaluations/*/config.yaml"))
-        if file.with_name("result.json").is_file()
-    }
+    return {"config": public(of_the_result(folder.config())), "environment": public(kept)}
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    """Return an evaluation's settings and result; None of one that was interrupted, of which there may be answers."""
+    result = folder / "result.json"
     return {
-        "config": public(of_the_result(folder.config())),
-        "environment": public(kept),
-        "evaluations": evaluations,
+        "config": public(OmegaConf.to_container(OmegaConf.load(folder / CONFIG))),
+        "result": public(read_json(result)) if result.is_file() else None,
     }
 
 

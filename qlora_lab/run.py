@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,16 @@ from qlora_lab.data.batching import plan_steps
 from qlora_lab.data.prepare import PreparedData, data_of_run
 from qlora_lab.errors import ConfigError, LeaseLostError, TrainingError
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
-from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, check_packages, run_benchmarks
+from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, check_benchmarks, check_packages, run_benchmarks
+from qlora_lab.evaluation.candidates import base_of
+from qlora_lab.evaluation.run_model import base_model
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
 from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
-from qlora_lab.models.load import commit_of, load_model, load_tokenizer
+from qlora_lab.models.load import commit_of, load_tokenizer
 from qlora_lab.models.loss import check_output_head
 from qlora_lab.models.packing import check_packing
 from qlora_lab.models.precision import computing_in
-from qlora_lab.models.special_tokens import fit_vocabulary
 from qlora_lab.models.warm import WarmBase, base_key
 from qlora_lab.ops.blockwise.checks import DTYPES
 from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
@@ -157,19 +157,14 @@ def build(config: RunConfig, bases: WarmBase | None = None) -> Workbench:
     check_model_fingerprint(config.model)
     tokenizer = load_tokenizer(config.model, cache_dir)
     data = data_of_run(config, tokenizer, cache_dir)
-    load = partial(
-        load_model,
-        config.model,
-        config.quant,
-        compute_dtype=DTYPES[config.trainer.compute_dtype],
-        device=config.trainer.device,
+    model = base_model(
+        base_of(config),
+        tokenizer,
         cache_dir=cache_dir,
-        seed=config.seed,
-        labels=config.data.labels,
         cache_bases=config.paths.cache_bases,
+        bases=bases,
+        key=base_key(config),
     )
-    model = load() if bases is None else bases.model(base_key(config), load)
-    fit_vocabulary(model, tokenizer, config.model.new_tokens)
     check_output_head(model, torch.tensor([data.train[0].input_ids[:HEAD_CHECK_TOKENS]], device=model.device))
     if config.data.packing:
         check_packing(model)
@@ -209,6 +204,7 @@ def _execute(
     seed_everything(config.seed)
     bench = build(config, bases)
     _say_what_was_built(bench, config, folder.run_id)
+    check_benchmarks(_examinee(bench, config), config.evaluation.benchmarks)
     if bench.data.removed:
         folder.write_removed_rows(bench.data.removed)
     if config.evaluation.before_training and not folder.has_metric(0, "eval/loss"):
@@ -242,6 +238,7 @@ def _execute(
         "quantized_parameters": bench.quantized.quantized,
         "quantized_share": bench.quantized.share,
         "data": bench.data.report.to_dict(),
+        "benchmark_revisions": benchmarks.revisions,
         "model_revision": commit_of(bench.model),
         "adapter_sha256": checksum,
     }
@@ -339,9 +336,12 @@ def _evaluate(bench: Workbench, config: RunConfig) -> EvaluationOutcome:
 
 
 def _benchmarks(bench: Workbench, config: RunConfig) -> BenchmarkOutcome:
-    examinee = Examinee.of_run(bench.model, bench.tokenizer, config)
     with computing_in(bench.model, DTYPES[config.trainer.compute_dtype]):
-        return run_benchmarks(examinee, config.evaluation.benchmarks, weights_context=cached_if_small)
+        return run_benchmarks(_examinee(bench, config), config.evaluation.benchmarks, weights_context=cached_if_small)
+
+
+def _examinee(bench: Workbench, config: RunConfig) -> Examinee:
+    return Examinee.of_run(bench.model, bench.tokenizer, config)
 
 
 def _training_metrics(trained: FitResult) -> dict[str, float]:

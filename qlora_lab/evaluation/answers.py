@@ -2,23 +2,23 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qlora_lab.config.schema import CLASSIFICATION, PROBES, SEQ2SEQ, PromptSetConfig
+from qlora_lab.config.schema import CLASSIFICATION, PROBES, PromptSetConfig
 from qlora_lab.data.prompts import find_prompt_format
 from qlora_lab.errors import ConfigError
 from qlora_lab.evaluation.candidates import Candidate
-from qlora_lab.evaluation.generate import Generation, generate_batch, generation_batches
+from qlora_lab.evaluation.generate import Generation, generate_batch, generation_batches, prompt_room
 from qlora_lab.evaluation.probes import PROBE_SET
-from qlora_lab.evaluation.progress import progress_bar
 from qlora_lab.evaluation.prompt_sets import Prompt, encode_prompts, fitting, prompts_digest, read_prompts, turn_ends
 from qlora_lab.evaluation.run_model import RunModel
 from qlora_lab.evaluation.sampling import Sampling, prompt_seed
 from qlora_lab.models.tasks import task_of
 from qlora_lab.ratings.answers import Answer, answer_line
 from qlora_lab.runs.evaluations import EvaluationFolder, settings_hash
+from qlora_lab.runs.progress import progress_bar
 
 Line = dict[str, Any]
 # What decides the answers, besides the prompts and the model.
@@ -32,6 +32,7 @@ class PromptTask:
     name: str
     config: PromptSetConfig
     prompts: Sequence[Prompt]
+    revisions: Mapping[str, str] = field(default_factory=dict)  # commits of hub sets, by their ids
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -49,18 +50,17 @@ class PromptTask:
                 f"{candidate.name} is a classifier, which answers no prompts; evaluate it with a benchmark of classes"
             )
 
-    def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, float]:
-        """Answer what an earlier attempt has not, and return counts, and for probes the share of right answers.
+    def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, Any]:
+        """Answer what an earlier attempt has not, and return counts, for probes the share of right answers.
 
         Batches are the same in every attempt, so that one that was killed ends with the same answers.
 
         Raises:
             DataError: a prompt is too long, and not to be skipped.
         """
-        task = task_of(subject.model)
         formatted = find_prompt_format(subject.base.prompt_format, subject.tokenizer)
         encoded = encode_prompts(self.prompts, formatted, subject.tokenizer)
-        room = subject.base.model.max_length_tokens - (0 if task == SEQ2SEQ else self.config.max_new_tokens)
+        room = prompt_room(task_of(subject.model), subject.base.model.max_length_tokens, self.config.max_new_tokens)
         places = fitting(self.name, self.prompts, encoded, room, skip=self.config.too_long == "skip")
         lines = {line["question"]: line for line in folder.answers()}
         self._answer(
@@ -68,7 +68,8 @@ class PromptTask:
         )
         ordered = [{**lines[self.prompts[place].question], "system": subject.name} for place in places]
         folder.write_answers(ordered)
-        return {**_counts(ordered, skipped=len(self.prompts) - len(places)), **_right_shares(ordered)}
+        counts = _counts(ordered, skipped=len(self.prompts) - len(places))
+        return {"metrics": {**counts, **_right_shares(ordered)}, "revisions": dict(self.revisions)}
 
     def _answer(
         self,
@@ -133,10 +134,12 @@ def prompt_tasks(sets: Mapping[str, PromptSetConfig], *, data_dir: Path, cache_d
     Raises:
         DataError: one is missing or broken.
     """
-    return [
-        PromptTask(name, config, read_prompts(name, config, data_dir=data_dir, cache_dir=cache_dir))
-        for name, config in sets.items()
-    ]
+    tasks = []
+    for name, config in sets.items():
+        revisions: dict[str, str] = {}
+        prompts = read_prompts(name, config, data_dir=data_dir, cache_dir=cache_dir, revisions=revisions)
+        tasks.append(PromptTask(name, config, prompts, revisions))
+    return tasks
 
 
 def _counts(lines: Sequence[Line], skipped: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The class that a classifier chooses for each text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +13,13 @@ from qlora_lab.models.tasks import class_names
 
 @torch.inference_mode()
 def classify(
-    model: PreTrainedModel, texts: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int, device: torch.device
+    model: PreTrainedModel,
+    texts: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    batch_tokens: int,
+    device: torch.device,
+    advance: Callable[[int], object] = lambda texts: None,
 ) -> list[str]:
     """Return the name of the likeliest class of each text, in the order of `texts`.
 
@@ -21,6 +27,7 @@ def classify(
         texts: token ids; none is empty.
         pad_id: the token that fills up short texts.
         batch_tokens: most tokens in a batch, padding included.
+        advance: told, batch by batch, how many more texts have their class.
     """
     names = class_names(model.config)
     chosen = [""] * len(texts)
@@ -29,4 +36,5 @@ def classify(
         logits = class_logits(model, {name: tensor.to(device) for name, tensor in tensors.items()})
         for row, number in zip(batch, logits.argmax(1).tolist(), strict=True):
             chosen[row] = names[number]
+        advance(len(batch))
     return chosen

@@ -1,6 +1,6 @@
 """Generation in batches, and the comparison of what came out with the target."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from qlora_lab.config.schema import CAUSAL
 from qlora_lab.data.batching import left_pad, pad_right
 from qlora_lab.evaluation.batches import budget_batches
 from qlora_lab.evaluation.sampling import NucleusDraw, Sampling
@@ -45,6 +46,8 @@ def generate(
     max_new_tokens: int,
     batch_tokens: int,
     device: torch.device,
+    stops: Stops = NO_STOPS,
+    advance: Callable[[int], object] = lambda prompts: None,
 ) -> list[Generation]:
     """Continue each prompt with the likeliest token, over and over, or answer it so; in the order of `prompts`.
 
@@ -52,16 +55,30 @@ def generate(
         prompts: token ids of each prompt; none is empty.
         max_new_tokens: most tokens to write, the end-of-sequence token included.
         batch_tokens: most tokens in a batch, those to come and padding included.
+        stops: what ends an answer besides the end-of-sequence token.
+        advance: told, batch by batch, how many more prompts are answered.
     """
     generations: list[Generation | None] = [None] * len(prompts)
     batches = generation_batches(prompts, max_new_tokens, batch_tokens)
     for batch in batches:
         written = generate_batch(
-            model, tokenizer, [prompts[row] for row in batch], max_new_tokens=max_new_tokens, device=device
+            model, tokenizer, [prompts[row] for row in batch], max_new_tokens=max_new_tokens, device=device, stops=stops
         )
         for row, generation in zip(batch, written, strict=True):
             generations[row] = generation
+        advance(len(batch))
     return [generation for generation in generations if generation is not None]
+
+
+def prompt_room(task: str, max_length_tokens: int, max_new_tokens: int) -> int:
+    """Return the most tokens of a prompt: only a causal model writes its answer into the context that it reads.
+
+    Args:
+        task: of the model.
+        max_length_tokens: that it reads at once.
+        max_new_tokens: of an answer.
+    """
+    return max_length_tokens - max_new_tokens if task == CAUSAL else max_length_tokens
 
 
 def generation_batches(prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:

@@ -47,20 +47,23 @@ class Prompt:
         return "\n\n".join(f"{PLAIN_LABELS[turn.role]}{turn.text}" for turn in turns)
 
 
-def read_prompts(name: str, config: PromptSetConfig, *, data_dir: Path, cache_dir: Path) -> list[Prompt]:
+def read_prompts(
+    name: str, config: PromptSetConfig, *, data_dir: Path, cache_dir: Path, revisions: dict[str, str]
+) -> list[Prompt]:
     """Read a set of prompts, as many as it is limited to.
 
     Args:
         name: of the set.
         data_dir: where relative paths are looked up first.
         cache_dir: where fetched wheels lie.
+        revisions: gets the commit of a hub set, by its id.
 
     Raises:
         DataError: it is missing, holds broken rows (named by their lines), or no prompt.
         ModelError: its wheel is not in the cache.
     """
     try:
-        prompts = _read(config, data_dir, cache_dir)
+        prompts = _read(config, data_dir, cache_dir, revisions)
     except DataError as error:  # worded for the data of a run
         raise DataError(str(error).replace("data.source.", f"evaluation.prompts.{name}.")) from error
     empty = [prompt.question for prompt in prompts if not prompt.text.strip()]
@@ -114,7 +117,7 @@ def fitting(
     return [place for place, ids in enumerate(encoded) if len(ids) <= room_tokens]
 
 
-def turn_ends(prompt_format: str, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Stops:
+def turn_ends(prompt_format: str, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = ()) -> Stops:
     """Return what ends an assistant's turn in a prompt format, and the texts that do so besides.
 
     It is the first control token between a reply and the next message, or where there is none, the line with which
@@ -131,15 +134,15 @@ def turn_ends(prompt_format: str, tokenizer: PreTrainedTokenizerBase, texts: Seq
     return Stops((), tuple(dict.fromkeys([*([first_line] if first_line.strip() else []), *texts])))
 
 
-def _read(config: PromptSetConfig, data_dir: Path, cache_dir: Path) -> list[Prompt]:
+def _read(config: PromptSetConfig, data_dir: Path, cache_dir: Path, revisions: dict[str, str]) -> list[Prompt]:
     if config.kind == PROBES:
         return [Prompt(probe.name, probe.category, probe.prompt, probe.history) for probe in PROBE_SET]
     if config.template != QUESTIONS:
-        rows = load_rows(config, cache_dir=cache_dir, data_dir=data_dir, counts=SetReport())
+        rows = load_rows(config, cache_dir=cache_dir, data_dir=data_dir, counts=SetReport(revisions=revisions))
         return [Prompt(str(number), row.family or "", row.source, row.history) for number, row in enumerate(rows, 1)]
     origin = origin_of(config, data_dir)
     broken = BrokenRows(origin)
-    records = list(read_records(config, broken, cache_dir, data_dir, {}))
+    records = list(read_records(config, broken, cache_dir, data_dir, revisions))
     broken.raise_if_any()
     questions = questions_of((record.columns, f"{origin}, {record.place}") for record in records)
     return [Prompt(question.question, question.category, question.prompt) for question in questions.values()]

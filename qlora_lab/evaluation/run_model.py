@@ -83,27 +83,52 @@ def open_model(
     check_model_fingerprint(base.model)
     tokenizer = load_tokenizer(base.model, cache_dir)
     config = run.config() if run is not None else None
+    if run is not None and config is not None and config.adapter.kind == "none":
+        # Every weight was trained, in float32. The folder has no tokenizer, and new tokens have their rows already.
+        whole = replace(base.model, source="folder", path=str(run.adapter), architecture=None, content_sha256=None)
+        trained_whole = replace(base, model=replace(whole, new_tokens=[]), compute_dtype="float32")
+        model = base_model(trained_whole, tokenizer, cache_dir=cache_dir)
+        use_fast_attention(model, DTYPES[base.compute_dtype])
+    else:
+        key = None if config is None else base_key(config)
+        model = base_model(base, tokenizer, cache_dir=cache_dir, cache_bases=cache_bases, bases=bases, key=key)
+        if run is not None:
+            load_adapter(model, run.adapter)
+    return RunModel(model.eval(), tokenizer, candidate.name, base, config)
+
+
+def base_model(
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cache_dir: Path,
+    cache_bases: bool = False,
+    bases: WarmBase | None = None,
+    key: str | None = None,
+) -> PreTrainedModel:
+    """Load what a run starts from, with rows for its new tokens.
+
+    Args:
+        tokenizer: of the model, as `load_tokenizer` returns it.
+        key: what `bases` keeps it by; see `base_key`.
+
+    Raises:
+        ConfigError, ModelError: as `load_model`.
+    """
     load = partial(
         load_model,
+        base.model,
+        base.quant,
+        compute_dtype=DTYPES[base.compute_dtype],
         device=base.device,
         cache_dir=cache_dir,
         seed=base.seed,
         labels=base.labels,
+        cache_bases=cache_bases,
     )
-    if run is not None and config is not None and config.adapter.kind == "none":
-        # Every weight was trained, in float32. The folder has no tokenizer, and new tokens have their rows already.
-        whole = replace(base.model, source="folder", path=str(run.adapter), architecture=None, content_sha256=None)
-        model = load(whole, base.quant, compute_dtype=torch.float32)
-        use_fast_attention(model, DTYPES[base.compute_dtype])
-    else:
-        adapted = partial(
-            load, base.model, base.quant, compute_dtype=DTYPES[base.compute_dtype], cache_bases=cache_bases
-        )
-        model = adapted() if bases is None or config is None else bases.model(base_key(config), adapted)
-        fit_vocabulary(model, tokenizer, base.model.new_tokens)
-        if run is not None:
-            load_adapter(model, run.adapter)
-    return RunModel(model.eval(), tokenizer, candidate.name, base, config)
+    model = load() if bases is None else bases.model(key, load)
+    fit_vocabulary(model, tokenizer, base.model.new_tokens)
+    return model
 
 
 def _check_device(device: str) -> None:

@@ -29,8 +29,11 @@ class Task(Protocol):
             ConfigError: it is one.
         """
 
-    def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, float]:
-        """Evaluate a model, write what belongs into the folder besides result.json, and return the metrics.
+    def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, Any]:
+        """Evaluate a model, write what belongs into the folder besides result.json, and return what belongs into that.
+
+        Returns:
+            `metrics` by name, and `revisions`, the commits of the hub sets that were read by their ids.
 
         It is called with the folder's lease held and inside `RunModel.computing`. What an earlier attempt that was
         interrupted left in the folder is still there.

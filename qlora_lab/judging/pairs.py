@@ -41,15 +41,14 @@ def comparisons(
         orders: `both`, or `one` chosen at random by question and pair, always the same.
 
     Raises:
-        DataError: fewer than two systems, an answer twice, an unknown reference, no common question, or questions
-            that differ between the systems or are not known.
+        DataError: fewer than two systems, an unknown reference, no common question, or questions that differ between
+            the systems or are not known.
     """
     systems = list(dict.fromkeys(answer.system for answer in answers))
     if len(systems) < 2:
         raise DataError(f"there must be answers of two systems or more; got {', '.join(systems) or 'none'}")
     if reference is not None and reference not in systems:
         raise DataError(unknown_name("--reference", reference, systems))
-    _check_once(answers)
     pairs = [pair for pair in combinations(systems, 2) if reference is None or reference in pair]
     found = by_question(answers)
     chosen, warnings = [], []
@@ -90,11 +89,3 @@ def _shown(one: Answer, other: Answer, orders: str) -> list[Comparison]:
     names = sorted((one.system, other.system))
     coin = hashlib.sha256("\n".join((one.question, *names)).encode()).digest()[0] % 2
     return [comparison for comparison in both if (comparison.first.system == names[coin])]
-
-
-def _check_once(answers: Iterable[Answer]) -> None:
-    seen = set()
-    for answer in answers:
-        if (answer.system, answer.question) in seen:
-            raise DataError(f"{answer.system} answers question {answer.question} in two files; give one of them")
-        seen.add((answer.system, answer.question))

@@ -1,8 +1,9 @@
 """The file of ratings a judge makes: the layouts of qlora_lab.ratings with what is needed to look up how each was made.
 
 Further fields of a line: `category`, `text` (what the judge wrote), `reminded` (whether it had to be asked for the
-verdict alone, and then `unread_text`, what it wrote first), `model`, `sampling`, `prompt_sha256` (of the words it was
-asked with), `request_sha256` (in the cache), `date`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `cost`.
+verdict alone, and then `unread_text`, what it wrote first), `model`, `judge_sha256` (of kind, model and address that
+were asked), `sampling`, `prompt_sha256` (of the words it was asked with), `request_sha256` (in the cache), `date`,
+`finish_reason`, `prompt_tokens`, `completion_tokens`, `cost`.
 """
 
 import fcntl
@@ -35,6 +36,7 @@ def row_of(judged: Judged, task: str, config: JudgeConfig) -> Row:
         "reminded": earlier is not None,
         **({} if earlier is None else {"unread_text": earlier.text}),
         "model": response.model,
+        "judge_sha256": config.asked_sha256(),
         "sampling": config.sampling(),
         "prompt_sha256": prompt_sha256(comparison.category, task),
         "request_sha256": judged.key,
@@ -46,10 +48,11 @@ def row_of(judged: Judged, task: str, config: JudgeConfig) -> Row:
     }
 
 
-def check_ratings(file: Path, judge: str, task: str, sampling: Row | None = None) -> None:
+def check_ratings(file: Path, judge: str, task: str, judge_sha256: str | None, sampling: Row | None = None) -> None:
     """Refuse, before anything is paid, to write into a file that holds something else.
 
     Args:
+        judge_sha256: of who is asked; None: of a replay that does not say it.
         sampling: with which the judge writes; None: of a replay, whatever it was.
 
     Raises:
@@ -64,8 +67,13 @@ def check_ratings(file: Path, judge: str, task: str, sampling: Row | None = None
     if others:
         raise DataError(f"{file} holds ratings of {', '.join(others)}; give those of {judge} a file of their own")
     words = {prompt_sha256(category, task) for category in CRITERIA}
-    for row, place in json_rows(file) if sampling is not None else ():
-        if row.get("sampling", sampling) != sampling or row.get("prompt_sha256") not in (None, *words):
+    for row, place in json_rows(file):
+        if row.get("judge_sha256") != judge_sha256:
+            raise DataError(
+                f"{place} is of another judge that is called {judge} as well: another model or endpoint, or published "
+                "ratings; give these ratings a file of their own"
+            )
+        if sampling is not None and (row.get("sampling") != sampling or row.get("prompt_sha256") not in words):
             raise DataError(
                 f"{place}: {judge} was asked with other words or with {row.get('sampling')}, now with {sampling}; give "
                 "these ratings a file of their own"

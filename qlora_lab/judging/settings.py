@@ -1,5 +1,7 @@
 """The settings of a judge: conf/evaluation/judge/NAME.yaml, with single values changed on the command line."""
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,6 +52,7 @@ class JudgeConfig:
     price_per_million: Price | None = None  # goes before `prices`
     prices: dict[str, Price] = field(default_factory=dict)  # by model
     overrides: list[str] = field(default_factory=list)  # local: model and quant as python -m qlora_lab.train takes them
+    run: str = ""  # local: a finished run by id or folder, whose model judges; `overrides` may say where runs lie
     batch: int = 4  # local: comparisons answered together
     ratings: list[str] = field(default_factory=list)  # replay: files or folders of published ratings
 
@@ -63,6 +66,14 @@ class JudgeConfig:
         if self.kind != ENDPOINT:
             return Price(0.0, 0.0)
         return self.price_per_million or self.prices.get(self.model)
+
+    def asked(self) -> dict[str, Any]:
+        """Return who is asked: judges that differ in it are different ones, whatever their names."""
+        return {"kind": self.kind, "model": self.model} | ({"base_url": self.base_url} if self.base_url else {})
+
+    def asked_sha256(self) -> str:
+        """Return the hash of `asked`, which tells nobody the address."""
+        return hashlib.sha256(json.dumps(self.asked(), sort_keys=True).encode()).hexdigest()
 
     def sampling(self) -> dict[str, Any]:
         """Return the fields of a request besides model and messages."""
@@ -96,7 +107,9 @@ def load_judge(name: str, changes: Sequence[str], folder: Path) -> JudgeConfig:
     # which key it was and not what it was set to: people try to give their key here
     try:
         merged = OmegaConf.merge(
-            OmegaConf.structured(JudgeConfig), OmegaConf.load(file), OmegaConf.from_dotlist(list(changes))
+            OmegaConf.structured(JudgeConfig),
+            OmegaConf.load(file),
+            OmegaConf.from_dotlist(list(map(_with_id_as_text, changes))),
         )
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
@@ -106,6 +119,12 @@ def load_judge(name: str, changes: Sequence[str], folder: Path) -> JudgeConfig:
     assert isinstance(config, JudgeConfig)
     check(config)
     return config
+
+
+def _with_id_as_text(change: str) -> str:
+    """Keep the id of a run from being read as a number, which many look like."""
+    key, _, value = change.partition("=")
+    return f"run='{value}'" if key == "run" and value[:1] not in ("'", '"') else change
 
 
 def check(config: JudgeConfig) -> None:
@@ -120,6 +139,8 @@ def check(config: JudgeConfig) -> None:
         raise ConfigError("model is not set: say which of the endpoint's models judges, as in --set model=gpt-4o")
     if config.kind == LOCAL and (config.temperature, config.top_p, config.seed) != (0.0, None, None):
         raise ConfigError("a local judge always writes the likeliest token; leave temperature 0, top_p and seed null")
+    if config.kind != LOCAL and config.run:
+        raise ConfigError(f"run is for a local judge, whose model it is; this one is of kind {config.kind}")
     if config.kind == REPLAY and not config.ratings:
         raise ConfigError("ratings is not set: say what to replay, as in --set 'ratings=[ratings-gpt4]'")
     for name in ("max_tokens", "concurrency", "timeout_s", "attempts", "batch"):

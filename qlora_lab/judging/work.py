@@ -78,9 +78,8 @@ def request_key(config: JudgeConfig, conversation: list[Message]) -> str:
 
 
 def request_text(config: JudgeConfig, conversation: list[Message]) -> str:
-    identity: dict[str, Any] = {"kind": config.kind, "model": config.model, "sampling": config.sampling()}
-    identity |= {"base_url": config.base_url} if config.base_url else {}
-    return json.dumps(identity | {"messages": conversation}, sort_keys=True, ensure_ascii=False)
+    identity: dict[str, Any] = {**config.asked(), "sampling": config.sampling(), "messages": conversation}
+    return json.dumps(identity, sort_keys=True, ensure_ascii=False)
 
 
 def first_request(config: JudgeConfig, comparison: Comparison, task: str) -> Request:

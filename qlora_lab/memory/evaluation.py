@@ -1,18 +1,30 @@
 """What evaluation takes: with expanded weights, or the keys and values of many answers, at times more than training."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from qlora_lab.config.architecture import stacks
 from qlora_lab.config.families import Linear, head_size
-from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, RunConfig
+from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, BenchmarkConfig, EvaluationConfig, RunConfig
 from qlora_lab.memory.profiles import PROFILES
 
 DENSE_LIMIT_BYTES = 2_000_000_000  # of expanded weights that evaluation keeps (evaluation/weights.py)
 VECTORS, MORE_VECTORS = 2, 4  # of feed-forward width for each position, of the layer at hand; more where it is gated
+LONGEST_ITEM_TOKENS = 4096  # of a benchmark without limits of its own; five-shot MMLU has the longest, of 2,700
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens that a model works on together, and those whose keys and values are kept."""
+
+    scored: int
+    kept: int
 
 
 def evaluation_bytes(
     config: RunConfig, architecture: ArchitectureConfig, linears: list[Linear], compute_bytes: int
 ) -> int:
-    """Return what is there while a batch of held-out rows is scored or answered, besides the model and its adapters.
+    """Return what is there while the largest batch is scored or answered, besides the model and its adapters.
 
     Up to a quarter too much: rows are taken to be as long as they may be, and the layer at hand and all keys and values
     to be there together.
@@ -20,18 +32,43 @@ def evaluation_bytes(
     expanded = 0
     if config.quant.format != "none":
         expanded = sum(rows * columns for _, rows, columns in linears) * compute_bytes
-    evaluation = config.evaluation
-    answers_all = any(chosen.exact_match for chosen in evaluation.sets.values()) or config.data.exact_match
-    longest = evaluation.max_source_tokens + max(evaluation.max_target_tokens, evaluation.max_new_tokens)
-    scored, answered = (
-        max(longest, min(evaluation.batch_tokens, rows * longest))
-        for rows in (evaluation.rows, evaluation.rows if answers_all else evaluation.sample_generations)
-    )
     (*_, (_, layers)) = stacks(architecture)  # of an encoder-decoder, its decoder
     if config.model.task == CLASSIFICATION:  # which writes nothing
         layers = 0
     keys_and_values = 2 * layers * architecture.num_kv_heads * head_size(architecture)
     profile = PROFILES[architecture.model_type]
     vectors = MORE_VECTORS if profile.gated or profile.decoder is not None else VECTORS
-    numbers = scored * vectors * architecture.feed_forward_size + answered * keys_and_values
+    numbers = max(
+        batch.scored * vectors * architecture.feed_forward_size + batch.kept * keys_and_values
+        for batch in _batches(config)
+    )
     return (expanded if expanded <= DENSE_LIMIT_BYTES else 0) + numbers * compute_bytes
+
+
+def _batches(config: RunConfig) -> Iterator[Batch]:
+    """Yield the largest batch of the held-out rows, and of each benchmark."""
+    evaluation = config.evaluation
+    answers_all = any(chosen.exact_match for chosen in evaluation.sets.values()) or config.data.exact_match
+    longest = evaluation.max_source_tokens + max(evaluation.max_target_tokens, evaluation.max_new_tokens)
+    answered = evaluation.rows if answers_all else evaluation.sample_generations
+    yield Batch(_together(evaluation, longest, evaluation.rows), _together(evaluation, longest, answered))
+    for benchmark in evaluation.benchmarks.values():
+        yield _of_benchmark(benchmark, evaluation, config.model.max_length_tokens)
+
+
+def _of_benchmark(benchmark: BenchmarkConfig, evaluation: EvaluationConfig, context_tokens: int) -> Batch:
+    if benchmark.task == "perplexity":  # a window and the token before it; one document may have any number
+        window = context_tokens if benchmark.window_tokens is None else benchmark.window_tokens + 1
+        return Batch(max(window, evaluation.batch_tokens), kept=0)
+    if benchmark.is_answered_in_words:
+        longest = min(benchmark.max_source_tokens + benchmark.max_new_tokens, context_tokens)
+        together = _together(evaluation, longest, benchmark.rows)
+        return Batch(together, kept=together)
+    longest = min(LONGEST_ITEM_TOKENS, context_tokens)
+    return Batch(max(longest, evaluation.batch_tokens), kept=longest if benchmark.shots else 0)
+
+
+def _together(evaluation: EvaluationConfig, longest: int, rows: int | None) -> int:
+    """Return the most tokens of a batch of rows; None: any number of them."""
+    most = evaluation.batch_tokens if rows is None else min(evaluation.batch_tokens, rows * longest)
+    return max(longest, most)

@@ -61,12 +61,24 @@ def files_in(paths: Iterable[Path], *suffixes: str) -> list[Path]:
 def load_answers(paths: Iterable[Path], questions: Path | None = None) -> AnswerFiles:
     """Read files and folders of answers, and the file of their questions where there is one.
 
+    An answer that stands in two files is one.
+
     Raises:
-        DataError: a file is missing or has a line that is no answer; names file and line.
+        DataError: a file is missing or has a line that is no answer (names file and line), or a system answers a
+            question otherwise in another file.
     """
     asked = {} if questions is None else read_questions(questions)
     files = files_in(paths, ".jsonl")
-    answers = [answer for file in files for answer in read_answers(file, asked)]
+    found: dict[tuple[str, str], tuple[Answer, Path]] = {}
+    for file in files:
+        for answer in read_answers(file, asked):
+            before, its_file = found.setdefault((answer.system, answer.question), (answer, file))
+            if before.answer != answer.answer:
+                raise DataError(
+                    f"{answer.system} answers question {answer.question} otherwise in {its_file} than in {file}; give "
+                    "only one of the files"
+                )
+    answers = [answer for answer, _ in found.values()]
     for answer in answers:
         if answer.prompt:
             asked.setdefault(answer.question, Question(answer.question, answer.category, answer.prompt))
@@ -81,7 +93,7 @@ def load_ratings(paths: Iterable[Path], known: AnswerFiles) -> RatingFiles:
             study's files as their names state it, with a RatingsWarning.
 
     Raises:
-        DataError: a line is none, or of a system that has no answers; names the file.
+        DataError: a line is none, or of a system that has no answers (names the file), or two judges share a name.
     """
     files = files_in(paths, ".jsonl", ".csv")
     released = [file for file in files if is_released(file) or is_released_scores(file)]
@@ -94,8 +106,16 @@ def load_ratings(paths: Iterable[Path], known: AnswerFiles) -> RatingFiles:
         )
     judgments: list[Judgment] = []
     scores: list[ScoredPair] = []
+    asked: dict[str, tuple[object, Path]] = {}
     for file in files:
         found = read_ratings(file, known)
+        for judge, identity in _judges_in(file, found):
+            before, its_file = asked.setdefault(judge, (identity, file))
+            if before != identity:
+                raise DataError(
+                    f"{its_file} and {file} are of two judges that are both called {judge} (other models, endpoints or "
+                    "sources); rate by them apart"
+                )
         judgments += [rating for rating in found if isinstance(rating, Judgment)]
         scores += [rating for rating in found if isinstance(rating, ScoredPair)]
     return RatingFiles(latest(judgments), latest_scores(scores))
@@ -118,6 +138,13 @@ def read_ratings(file: Path, known: AnswerFiles) -> Sequence[Judgment | ScoredPa
         found = read_scores(file) if _starts_with_scores(file) else read_judgments(file)
     _check_systems(found, known.systems(), file)
     return found
+
+
+def _judges_in(file: Path, ratings: Sequence[Judgment | ScoredPair]) -> set[tuple[str, object]]:
+    """Return the judges of a file by name, with what tells models of one name apart where the file says it."""
+    if file.suffix == ".csv" or is_released(file) or is_released_scores(file):
+        return {(rating.judge, None) for rating in ratings}
+    return {(str(row["judge"]), row.get("judge_sha256")) for row, _ in json_rows(file)}
 
 
 def _starts_with_scores(file: Path) -> bool:

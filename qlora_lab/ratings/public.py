@@ -3,18 +3,20 @@
 import os
 import re
 import socket
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qlora_lab.errors import DataError
+from qlora_lab.ratings.judgments import RatingsWarning
 
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w./])|(?<=file://))~?/(?!/)(?:[^/\s'\",=:]+/)+([^/\s'\",=:]+)")
 PRIVATE_FIELD = re.compile(
     r"(?:^|_)(token|api_?key|key|secret|password|authorization|cookie|host|hostname|user|email|ip)$", re.IGNORECASE
 )
 SECRET_VARIABLE = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)", re.IGNORECASE)
-SHORTEST = 6  # characters: names and secrets that are shorter stand in ordinary text as well
+SHORTEST = 6  # characters: shorter names are ordinary words too, such as root, and shorter secrets are none
 
 
 def public(value: Any) -> Any:
@@ -29,18 +31,33 @@ def public(value: Any) -> Any:
 def refuse_private(folder: Path) -> None:
     """Refuse a folder in which a file has this machine's name, its user's name or home, or a secret of the environment.
 
+    A name that is short enough to be an ordinary word is looked for as a whole word, and a RatingsWarning says where.
+
     Raises:
         DataError: names file, line and kind, never the secret.
     """
     private = dict(_private())
+    words = {text: re.compile(rf"(?<!\w){re.escape(text)}(?!\w)") for text in private if len(text) < SHORTEST}
+    places: dict[str, list[str]] = {text: [] for text in words}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+                place = f"{file.relative_to(folder)}, line {number}"
                 for text, kind in private.items():
-                    if text in line:
-                        raise DataError(
-                            f"{file.relative_to(folder)}, line {number} would publish {kind}; take it out of the source"
-                        )
+                    if text not in line:
+                        continue
+                    if text not in words:
+                        raise DataError(f"{place} would publish {kind}; take it out of the source")
+                    if words[text].search(line):
+                        places[text].append(place)
+    for text, found in places.items():
+        if found:
+            warnings.warn(
+                f"'{text}', which is {private[text]}, stands in {len(found)} lines, first in {found[0]}; it may be an "
+                "ordinary word there: look before you publish",
+                RatingsWarning,
+                stacklevel=2,
+            )
 
 
 def slug(name: str) -> str:
@@ -50,9 +67,8 @@ def slug(name: str) -> str:
 
 def _private() -> Iterator[tuple[str, str]]:
     """Yield what must not be published, and what it is."""
-    found = [(socket.gethostname(), "the name of this machine"), (os.environ.get("USER", ""), "the name of its user")]
-    found.append((str(Path.home()), "its user's home"))
-    found += [(value, f"the secret in ${name}") for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
-    for text, kind in found:
-        if len(text) >= SHORTEST and text != "localhost":
-            yield text, kind
+    names = [(socket.gethostname(), "the name of this machine"), (str(Path.home()), "its user's home")]
+    names += [(os.environ.get(variable, ""), "the name of its user") for variable in ("USER", "LOGNAME")]
+    secrets = [(value, f"the secret in ${name}") for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
+    yield from ((text, kind) for text, kind in names if len(text) > 1 and text != "localhost")
+    yield from ((text, kind) for text, kind in secrets if len(text) >= SHORTEST)

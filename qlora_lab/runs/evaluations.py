@@ -10,18 +10,17 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from qlora_lab.errors import RunFolderError
-from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
-from qlora_lab.runs.folder import POLL_S
-from qlora_lab.runs.lease import Claim, Lease
+from qlora_lab.runs.files import read_json, to_json, whole_lines, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.lease import POLL_S, Claim, Lease
 
 HASH_LENGTH = 8  # hex digits; a run has a handful of evaluations
 
@@ -81,9 +80,9 @@ class EvaluationFolder:
         file = self.path / "answers.jsonl"
         if not file.is_file():
             return []
-        whole, _, torn = file.read_bytes().rpartition(b"\n")
+        lines, torn = whole_lines(file)
         records = []
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(lines, start=1):
             try:
                 records.append(json.loads(line))
             except ValueError as error:
@@ -115,14 +114,8 @@ class EvaluationFolder:
     def lock(self, *, poll_s: float = POLL_S) -> Iterator[None]:
         """Hold the evaluation, waiting while another process makes it; who dies or falls silent loses it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        claim = Claim(self.path)
-        lease = claim.attempt()
-        if lease is None:
-            print(f"{self.path} is being written by another process; waiting for it", flush=True)
-        while lease is None:
-            time.sleep(poll_s)
-            lease = claim.attempt()
-        self.lease = lease
+        told = f"{self.path} is being written by another process; waiting for it"
+        self.lease = lease = Claim(self.path).wait(told, poll_s=poll_s, log=partial(print, flush=True))
         try:
             yield
         finally:

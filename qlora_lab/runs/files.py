@@ -54,6 +54,12 @@ def write_json_lines(path: Path, records: list[dict[str, Any]], lease: Lease | N
     write_atomic(path, "".join(to_json(record) + "\n" for record in records), lease)
 
 
+def whole_lines(path: Path) -> tuple[list[bytes], bytes]:
+    """Return the lines of a file that grows by lines, and half of one that a killed process left at its end."""
+    *lines, torn = path.read_bytes().split(b"\n")
+    return lines, torn
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 

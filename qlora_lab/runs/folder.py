@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import socket
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,15 +22,14 @@ from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.causes import INFRASTRUCTURE, NO_SPACE, cause_of
 from qlora_lab.runs.config_text import config_text
-from qlora_lab.runs.files import read_json, to_json, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.files import read_json, to_json, whole_lines, write_atomic, write_json, write_json_lines
 from qlora_lab.runs.heartbeat import Observer
-from qlora_lab.runs.lease import Claim, Lease
+from qlora_lab.runs.lease import POLL_S, Claim, Lease
 from qlora_lab.runs.mirror import RECORDS
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "interrupted", "new"
 
 OBSERVER = Observer()  # of this process, which has to see a heartbeat elsewhere once
-POLL_S = 0.5
 KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
 
 
@@ -210,12 +208,12 @@ class RunFolder:
                     return True
         return False
 
-    def _metrics_lines(self) -> list[str]:
+    def _metrics_lines(self) -> list[bytes]:
         """Return the whole lines of metrics.jsonl; a killed run may have left half of one."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return []
-        return file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        return whole_lines(file)[0]
 
     def is_held(self) -> bool:
         """Say whether a living process, on any machine, holds the run; of many runs, ask `held`."""
@@ -228,13 +226,8 @@ class RunFolder:
     @contextmanager
     def lock(self, *, poll_s: float = POLL_S, log: Any = print) -> Iterator[Lease]:
         """Hold the run, waiting while another process executes it; who dies or falls silent loses it."""
-        claim = self.claim()
-        lease = claim.attempt()
-        if lease is None:
-            log(f"run {self.run_id} is being executed by another process; waiting for it")
-        while lease is None:
-            time.sleep(poll_s)
-            lease = claim.attempt()
+        told = f"run {self.run_id} is being executed by another process; waiting for it"
+        lease = self.claim().wait(told, poll_s=poll_s, log=log)
         with self.holding(lease):
             yield lease
 

@@ -45,6 +45,7 @@ from qlora_lab.runs.heartbeat import (
 RESERVE = "reserve"
 RESERVE_BYTES = 1 << 16  # a status with a traceback and a hundred earlier attempts
 COUNTER_DIGITS = 12
+POLL_S = 0.5  # between tries for a lease that another process has
 # What a rename or an open says when the folder it goes through has been taken away; ESTALE is a file server's word.
 TAKEN_AWAY = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
 
@@ -198,6 +199,16 @@ class Claim:
             return None
         number = max(number_of(current) if current is not None else 0, self._last_attempt()) + 1
         return self._take(number)
+
+    def wait(self, told: str, *, poll_s: float = POLL_S, log: Callable[[str], object] = print) -> Lease:
+        """Take the lease as soon as it can be had; where it cannot at once, log `told`."""
+        lease = self.attempt()
+        if lease is None:
+            log(told)
+        while lease is None:
+            time.sleep(poll_s)
+            lease = self.attempt()
+        return lease
 
     def _is_given_up(self, lease: Path) -> bool:
         return lives_by_lock(lease) is False or self._pulse.silent_s(lease) >= self._stale_s

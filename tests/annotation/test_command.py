@@ -104,9 +104,9 @@ def test_answers_that_cannot_be_used_are_refused_by_file_and_line(tmp_path, caps
     with one.open("a") as lines:
         lines.write('{"question": 9, "system": "a"}\n')
     assert "a.jsonl, line 5 must have question, category, prompt" in refusal(capsys, one, other, "--db", file)
-    one.write_text(other.read_text())
+    one.write_text(other.read_text().replace('"answer": "', '"answer": "not '))
     said = refusal(capsys, one, other, "--db", file)
-    assert "system-b answers question 0 both in" in said and "a.jsonl" in said and "b.jsonl" in said
+    assert "system-b answers question 0 otherwise in" in said and "a.jsonl" in said and "b.jsonl" in said
     (tmp_path / "none").mkdir()
     assert "it has none" in refusal(capsys, tmp_path / "none", "--db", file)
     assert not file.exists(), "nothing is begun"

@@ -5,8 +5,9 @@
 The questions are validation questions of qlora_eval/zero_shot_mmlu_val.json; the first five of each subject serve as
 worked examples and are not asked. `plain` runs every prompt whole, a few in a batch, and takes the logits of the last
 token from the model's whole output; the harness (pip install 'qlora_lab[harness]') has the same prompts from its own
-task definitions, and its own batches. The model is SmolLM2-135M-Instruct in float32, unquantized. Seconds are of the
-model's passes: loading, reading and tokenizing are left out everywhere.
+task definitions, and its own batches. A prompt that is longer than the context is another one for each: ours leaves
+worked examples out, the last first, and the harness cuts off the beginning. The model is SmolLM2-135M-Instruct in
+float32, unquantized. Seconds are of the model's passes: loading, reading and tokenizing are left out everywhere.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from qlora_lab.data.batching import pad_right
 from qlora_lab.evaluation.benchmarks import mmlu
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts
 from qlora_lab.evaluation.benchmarks.harness import HarnessTask, harness_scores
+from qlora_lab.evaluation.benchmarks.items import ItemReader
 from qlora_lab.evaluation.benchmarks.mmlu_rows import LETTERS, question_of
 from qlora_lab.models.load import load_model, load_tokenizer
 from qlora_lab.wheels import default_cache_dir
@@ -49,10 +51,11 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--ways", default="ours,plain,harness")
     parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--context", type=int, help="tokens the model may read at once; default: as many as it can")
     parser.add_argument("--batch-size", type=int, default=8, help="rows in a batch of the others")
     parser.add_argument("--out", type=Path, help="a JSON file for the logits of each question")
     options = parser.parse_args()
-    examinee = embedded(options.batch_tokens)
+    examinee = embedded(options.batch_tokens, options.context)
     with tempfile.TemporaryDirectory() as folder:
         asked, solved = rows_of_the_study(options.questions, options.part)
         write(Path(folder) / "test.jsonl", asked)
@@ -66,7 +69,7 @@ def main() -> None:
         options.out.write_text(json.dumps({"questions": asked, "found": found}))
 
 
-def embedded(batch_tokens: int) -> Examinee:
+def embedded(batch_tokens: int, context: int | None) -> Examinee:
     config = composed("model=smollm2_135m", "quant=none", "adapter=none")
     cache_dir = default_cache_dir()
     tokenizer = load_tokenizer(config.model, cache_dir)
@@ -77,7 +80,7 @@ def embedded(batch_tokens: int) -> Examinee:
         model,
         tokenizer,
         prompt_format="plain",
-        max_length_tokens=2048,
+        max_length_tokens=context or config.model.max_length_tokens,
         batch_tokens=batch_tokens,
         loss_chunk_tokens=256,
         cache_dir=cache_dir,
@@ -134,7 +137,8 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
 
 def ours(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:
     with timed(mmlu, "_logits") as seconds:
-        scores = mmlu.mmlu(examinee, configuration(folder, options.shots), "mmlu", lambda items: lambda done: None)
+        ready = mmlu.mmlu(examinee, configuration(folder, options.shots), reader(examinee))
+        scores = ready.score(lambda done: None)
     return {
         "seconds": sum(seconds),
         "tokens": scores.metrics["tokens"],
@@ -165,11 +169,15 @@ def plain(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], options
 def prepared(examinee: Examinee, folder: Path, shots: int) -> tuple[Any, Any]:
     """Return the prompts that our benchmark would ask, and its letters."""
     config = configuration(folder, shots)
-    questions = dict(enumerate(mmlu._read(examinee, config, config, "mmlu")))
+    questions = dict(enumerate(mmlu._read(reader(examinee), config, config)))
     texts = Texts.of(examinee)
     letters = mmlu._letters(texts)
-    examples = mmlu._worked_examples(examinee, config, "mmlu", questions)
+    examples = mmlu._worked_examples(reader(examinee), config, questions)
     return mmlu._prompts(texts, letters, examinee, config, questions, examples), letters
+
+
+def reader(examinee: Examinee) -> ItemReader:
+    return ItemReader("mmlu", examinee.cache_dir, examinee.data_dir)
 
 
 def harness(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], options: Any) -> dict[str, Any]:

@@ -35,12 +35,13 @@ def prompts(make_rows: Any) -> list[Prompt]:
 def answered(subject: RunModel, task: PromptTask, path: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
     folder = EvaluationFolder(path, task.name, task.settings)
     with folder.lock():
-        metrics = task.execute(subject, folder)
-        return metrics, folder.answers()
+        found = task.execute(subject, folder)
+        assert found["revisions"] == task.revisions
+        return found["metrics"], folder.answers()
 
 
 def test_an_answer_is_saved_with_what_it_was_drawn_with(subject: RunModel, prompts: Any, tmp_path: Path) -> None:
-    task = PromptTask("own", SAMPLED, prompts)
+    task = PromptTask("own", SAMPLED, prompts, {"a/hub-set": "0123"})
     metrics, lines = answered(subject, task, tmp_path)
     assert [line["question"] for line in lines] == [prompt.question for prompt in prompts]
     file = EvaluationFolder(tmp_path, task.name, task.settings).path / "answers.jsonl"

@@ -30,7 +30,7 @@ def read(tmp_path: Path) -> Read:
         (tmp_path / name).write_text(content)
         config = PromptSetConfig(path=name, **settings)
         config.check("evaluation.prompts.mine")
-        return read_prompts("mine", config, data_dir=tmp_path, cache_dir=tmp_path)
+        return read_prompts("mine", config, data_dir=tmp_path, cache_dir=tmp_path, revisions={})
 
     return read
 
@@ -87,7 +87,7 @@ def test_a_bad_file_is_refused_by_line(read: Read, content: str, settings: dict[
 def test_a_missing_file_is_refused_by_its_own_key(tmp_path: Path) -> None:
     config = PromptSetConfig(path="none.jsonl")
     with pytest.raises(DataError, match=r"evaluation\.prompts\.mine\.path 'none\.jsonl' was not found"):
-        read_prompts("mine", config, data_dir=tmp_path, cache_dir=tmp_path)
+        read_prompts("mine", config, data_dir=tmp_path, cache_dir=tmp_path, revisions={})
 
 
 def test_the_digest_is_of_the_content(read: Read) -> None:

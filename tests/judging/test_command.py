@@ -68,6 +68,9 @@ def test_nothing_is_asked_twice_and_lost_ratings_come_back_from_the_cache(
         assert "line 1: judge-large was asked with other words or with {'temperature': 0.0" in capsys.readouterr().err
         assert run([*warmer, "--out", str(tmp_path / "warmer.jsonl")]) == 0
         assert len(server.bodies) == 8 + 6
+        assert run(words(tmp_path, server, settings=["model=judge-small", "name=judge-large"])) == 2
+        assert "is of another judge that is called judge-large as well" in capsys.readouterr().err
+        assert len(server.bodies) == 8 + 6
 
 
 def test_answers_that_are_the_same_to_the_letter_are_asked_about_once(tmp_path: Path) -> None:
@@ -158,9 +161,11 @@ def test_refusals_are_waited_for_and_an_hour_of_them_ends_the_command_which_then
     hour = {"headers": {"Retry-After": "3600"}}
     with endpoint(lambda body, number: Says(**limited, **hour) if number >= 2 else prefers_x(body)) as server:
         assert run(words(tmp_path / "hour", server, settings=["concurrency=1"])) == 1
-        said = capsys.readouterr()
-        assert "429: slow down" in said.err and "it asks to wait 3600 s more" in said.err and said.err.count("\n") == 1
-        assert len(ratings(tmp_path / "hour")) == 2 and "1 of them" not in said.err
+        said = capsys.readouterr().err
+        [error] = [line for line in said.splitlines() if line.startswith("error")]
+        assert "429: slow down" in error and "it asks to wait 3600 s more" in error and said.endswith(f"{error}\n")
+        assert "judging:  33%" in said  # how far it was
+        assert len(ratings(tmp_path / "hour")) == 2
         server.script = prefers_x
         assert run(words(tmp_path / "hour", server)) == 0
         assert len(ratings(tmp_path / "hour")) == 6 and len(server.bodies) == 3 + 4
@@ -245,6 +250,7 @@ def test_a_pair_that_is_too_long_does_not_stop_the_others(tmp_path: Path, capsys
         assert "2 comparisons got no reply (question 0, x and y: " in capsys.readouterr().err
         assert len(ratings(tmp_path)) == 4
     with endpoint(lambda body, number: Says(status=400, message="no temperature, please")) as server:
+        (tmp_path / "ratings.jsonl").unlink()  # those of another endpoint
         assert run(words(tmp_path, server, settings=["concurrency=1"])) == 2
         assert len(server.bodies) == 1
         assert "no temperature, please); change the judge's settings" in capsys.readouterr().err
@@ -270,6 +276,7 @@ def test_a_file_of_other_ratings_is_refused_before_anything_is_paid(
         command = words(tmp_path, server)
         for content, sentence in (
             (json.dumps(line), "holds ratings of somebody"),
+            (json.dumps(line | {"judge": "judge-large"}), "line 1 is of another judge that is called judge-large"),
             ("{torn\n", "ratings.jsonl, line 1"),
         ):
             (tmp_path / "ratings.jsonl").write_text(content)

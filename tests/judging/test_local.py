@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluation.finished_runs import finished, planned
 from tests.judging.helpers import answer_files, ratings, run
 
 LONGER = "model.max_length_tokens=4096,model.architecture.max_position=4096"
@@ -28,3 +29,27 @@ def test_a_local_model_judges_and_is_asked_once(tmp_path: Path, capsys: pytest.C
     assert "0 answered in the cache, 4 to ask" in capsys.readouterr().out  # other weights are another judge
     assert run([*command, *out, "--set", "max_tokens=4000"]) == 1
     assert "tiny_random has room for 96 before a reply of 4000" in capsys.readouterr().err
+
+
+def test_a_finished_run_judges_with_its_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    longer = ("optim.learning_rate=0.05", *LONGER.split(","))
+    folder = finished(tmp_path / "runs", *longer)
+    base = f"overrides=[model=tiny_random,{LONGER}]"
+    said = {}
+    for name, settings in (
+        ("base", [base]),
+        ("run", [f"run={folder.run_id}", f"overrides=[paths.runs_dir={tmp_path}/runs]"]),
+    ):
+        (place := tmp_path / name).mkdir()
+        files = answer_files(place, "x", "y", questions=1)
+        out = ("--out", str(place / "ratings.jsonl"), "--cache", str(tmp_path / "c.sqlite"))
+        assert run([*files, "--judge", "local_model", *out, "--set", *settings, "max_tokens=8"]) == 0
+        said[name] = [row["text"] for row in ratings(place)]
+    assert said["run"] != said["base"] and {row["judge"] for row in ratings(tmp_path / "run")} == {folder.run_id}
+    begun = planned(tmp_path / "runs", *longer, "seed=1")
+    assert run([*files, "--judge", "local_model", *out, "--set", f"run={begun.path}"]) == 2
+    assert f"run {begun.run_id} is new, and only finished runs are evaluated" in capsys.readouterr().err
+    assert run([*files, "--judge", "local_model", *out, "--set", "run=12e345678901"]) == 2  # no number
+    assert "'12e345678901' is no run in" in capsys.readouterr().err
+    assert run([*files, "--judge", "openai", *out, "--set", "run=0123456789ab", "model=gpt-4"]) == 2
+    assert "run is for a local judge" in capsys.readouterr().err

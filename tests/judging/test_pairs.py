@@ -31,7 +31,6 @@ def test_answers_that_cannot_be_compared_are_named() -> None:
     x, y = made_up("x"), made_up("y")
     for answers, sentence in (
         (x, "two systems or more; got x"),
-        ([*x, *y, y[1]], "y answers question 1 in two files"),
         ([*x[:1], *y[1:]], "x and y have answered no question in common"),
         ([x[0], replace(y[0], prompt="What is 1?")], "question 0 is another one for x and y"),
         ([replace(x[0], prompt=""), replace(y[0], prompt="")], "question 0 is not known: give the file of questions"),

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from qlora_lab.errors import DataError
-from qlora_lab.ratings.answers import Answer
-from qlora_lab.ratings.files import AnswerFiles, load_ratings
+from qlora_lab.ratings.answers import Answer, answer_line
+from qlora_lab.ratings.files import AnswerFiles, load_answers, load_ratings
 from qlora_lab.ratings.judgments import FIRST, TIE, Judgment, RatingsWarning, read_judgments, write_judgments
 from qlora_lab.ratings.scores import ScoredPair, write_scores
 
@@ -59,6 +59,25 @@ def test_a_system_without_answers_is_refused_by_file(tmp_path: Path) -> None:
     known = AnswerFiles(answers=[Answer("1", "", "?", "!", name) for name in ("a", "c")])
     with pytest.raises(DataError, match=r"j.jsonl: a system must be one of a, c; got 'b'"):
         load_ratings([tmp_path], known)
+
+
+def test_two_judges_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    for name, asked in (("1", "ab"), ("2", "cd")):
+        row = {**vars(ONE), "question": name, "judge_sha256": asked}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    assert len(load_ratings([tmp_path / "1.jsonl"], AnswerFiles()).judgments) == 1
+    with pytest.raises(DataError, match=r"1.jsonl and .*2.jsonl are of two judges that are both called j"):
+        load_ratings([tmp_path], AnswerFiles())
+
+
+def test_an_answer_in_two_files_is_one_and_two_answers_are_refused(tmp_path: Path) -> None:
+    for name, text in (("1", "So."), ("2", "So."), ("3", "No.")):
+        row = answer_line(Answer("q", "", "Why?", text, "mine"))
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    files = [tmp_path / f"{name}.jsonl" for name in "123"]
+    assert [answer.answer for answer in load_answers(files[:2]).answers] == ["So."]
+    with pytest.raises(DataError, match=r"mine answers question q otherwise in .*1.jsonl than in .*3.jsonl"):
+        load_answers(files)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

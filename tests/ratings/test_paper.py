@@ -51,6 +51,19 @@ def test_the_printed_rank_correlations_are_not_those_of_the_printed_columns() ->
     assert spearman_rho(*columns) == pytest.approx(1 - 6 * 32 / (8 * 63))  # 0.619
 
 
+def test_the_printed_scores_depend_on_the_order_and_their_mean_is_not_that_of_the_columns() -> None:
+    names = ("chatgpt_vs_system_percent", "system_vs_chatgpt_percent", "percent_of_chatgpt")
+    with (PAPER / "relative_to_chatgpt.csv").open() as file:
+        scores = {row["system"]: [float(row[name]) for name in names] for row in csv.DictReader(file)}
+    gained = {system: round(first - second, 1) for system, (second, first, _) in scores.items()}
+    assert [system for system, points in gained.items() if points < 0] == ["GPT-4"]
+    assert max(gained.values()) == gained["FLAN v2 13B"] == 28.8 and len(scores) == 21
+    off = {system: round(mean - (first + second) / 2, 2) for system, (second, first, mean) in scores.items()}
+    assert (min(off.values()), off["Alpaca 13B"]) == (-0.85, -0.85)
+    assert (max(off.values()), off["Unnatural Instructions 13B"]) == (0.3, 0.3)
+    assert scores["Open Assistant 33B"] == scores["Vicuna 13B"]
+
+
 @pytest.fixture(scope="module")
 def release(data_slices: Path) -> tuple[list[Judgment], AnswerFiles]:
     known = load_answers([data_slices / "qlora_eval" / "generations"])

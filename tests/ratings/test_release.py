@@ -1,6 +1,7 @@
 """A study's evidence as a folder: whole or absent, checked by its hashes, replayed to the same table, not private."""
 
 import json
+import shlex
 import shutil
 import socket
 from pathlib import Path
@@ -112,6 +113,34 @@ def test_the_manifest_is_looked_through_as_well(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_short_name_is_looked_for_as_a_word_and_told(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("USER", "bc")
+    monkeypatch.setenv("LOGNAME", "oo")  # only inside of words
+    main([str(tmp_path / "out"), *sources])
+    said = capsys.readouterr().err
+    assert "warning: 'bc', which is the name of its user, stands in " in said and "first in answers/" in said
+    assert "'oo'" not in said
+
+
+def test_what_to_run_is_told_for_every_judge(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(tmp_path / "out"), *sources])
+    lines = (tmp_path / "out/README.md").read_text().splitlines()
+    commands = [shlex.split(line)[2:] for line in lines if line.startswith("    python -m qlora_lab.")]
+    assert [command[0] for command in commands] == [
+        *("qlora_lab.release", "qlora_lab.tournament", "qlora_lab.tournament", "qlora_lab.tournament"),
+        "qlora_lab.agreement",
+    ]
+    assert [command[command.index("--judge") + 1] for command in commands[1:4]] == ["human", "made up", "made up"]
+    monkeypatch.chdir(tmp_path / "out")
+    tournament.main([*commands[2][1:], "--orders", "50", *QUICK])
+    tournament.main([*commands[3][1:], "--orders", "50", *QUICK])
+    assert "scores as a part of" in capsys.readouterr().out
+
+
 def test_a_run_is_released_with_its_settings_and_answers(tmp_path: Path) -> None:
     config = tiny(tmp_path / "runs", "model=tiny_random")
     run = RunFolder.create(tmp_path / "runs", "0123456789ab", config)
@@ -129,7 +158,25 @@ def test_a_run_is_released_with_its_settings_and_answers(tmp_path: Path) -> None
     told = json.loads((out / "runs" / "0123456789ab.json").read_text())
     assert told["config"]["model"]["name"] == config.model.name and "paths" not in told["config"]
     assert told["environment"]["command"] == ["train.py", "paths.runs_dir=runs"] and "cpu" not in told["environment"]
-    assert told["evaluations"]["vicuna-1a2b"]["config"] == {"temperature": 0.7, "path": "questions.jsonl"}
+    (interrupted := run.path / "evaluations" / "probes-3c4d").mkdir()
+    (interrupted / "config.yaml").write_text("temperature: 0.1\n")
+    (interrupted / "answers.jsonl").write_text(json.dumps(answer_line(Answer("p", "", "Who?", "Me.", "mine"))) + "\n")
+    alone = tmp_path / "runs" / "bases" / "tiny-5e6f" / "evaluations" / "vicuna-1a2b"
+    shutil.copytree(evaluation, alone)
+    (alone / "answers.jsonl").write_text(json.dumps(answer_line(Answer("1", "", "Why?", "No.", "base"))) + "\n")
+    main([str(tmp_path / "more"), str(run.path), str(alone.parents[1])])
+    of = {
+        str(file.relative_to(tmp_path / "more/evaluations")): json.loads(file.read_text())
+        for file in (tmp_path / "more/evaluations").rglob("*.json")
+    }
+    settings = {"temperature": 0.7, "path": "questions.jsonl"}
+    assert of == {
+        "0123456789ab/vicuna-1a2b.json": {"config": settings, "result": {"answered": 1}},
+        "0123456789ab/probes-3c4d.json": {"config": {"temperature": 0.1}, "result": None},
+        "tiny-5e6f/vicuna-1a2b.json": {"config": settings, "result": {"answered": 1}},
+    }
+    main([str(tmp_path / "one"), str(alone)])
+    assert [file.name for file in (tmp_path / "one/evaluations").rglob("*.json")] == ["vicuna-1a2b.json"]
     assert json.loads((out / "answers" / "mine.jsonl").read_text())["answer"] == "So."
     assert str(tmp_path) not in "".join(file.read_text() for file in out.rglob("*") if file.is_file())
 
@@ -174,7 +221,10 @@ def test_two_answers_to_one_question_are_not_released_together(
 ) -> None:
     again = tmp_path / "again.jsonl"
     again.write_text(json.dumps(answer_line(Answer("7", "", "What?", "Another.", "good"))) + "\n")
-    assert "good answers question 7 2 times" in refusal([str(tmp_path / "out"), *sources, str(again)], capsys)
+    assert "good answers question 7 otherwise in" in refusal([str(tmp_path / "out"), *sources, str(again)], capsys)
+    again.write_text(json.dumps(answer_line(Answer("7", "", "What?", "see /usr/bin/bc good", "good"))) + "\n")
+    main([str(tmp_path / "same"), *sources, str(again)])
+    assert len((tmp_path / "same/answers/good.jsonl").read_text().splitlines()) == 40
 
 
 def test_files_that_are_no_evidence_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

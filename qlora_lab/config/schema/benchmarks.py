@@ -75,6 +75,11 @@ class BenchmarkConfig(RowsConfig):
                 "have no regression head; try a causal or seq2seq model.task",
             )
 
+    @property
+    def is_answered_in_words(self) -> bool:
+        """Whether the model writes answers, or chooses classes, instead of being scored on given ones."""
+        return self.task == "natural_instructions" or self.task.startswith("glue_")
+
     def sources(self) -> list[RowsConfig]:
         """Return where its rows come from, those of the worked examples too."""
         return [self] if self.examples is None else [self, self.examples]

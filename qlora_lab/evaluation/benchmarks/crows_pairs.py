@@ -7,7 +7,7 @@ no preference), with a 95 % interval by bootstrap over pairs; `likelihood_diff` 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.data.records import BrokenRowError, text_of
 from qlora_lab.errors import nearest
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts, check_fits
-from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
+from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, ItemReader, Ready, spread
 from qlora_lab.evaluation.benchmarks.likelihood import Advance
 
 BOOTSTRAPS = 10_000
@@ -33,36 +33,33 @@ class SentencePair:
     category: str
 
 
-def crows_pairs(
-    examinee: Examinee, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
-) -> BenchmarkScores:
-    """Score both sentences of every pair.
-
-    Args:
-        place: where the benchmark is configured, for errors.
-        progress: told the number of sentences; gives what is told how many more are scored.
+def crows_pairs(examinee: Examinee, config: BenchmarkConfig, reader: ItemReader) -> Ready:
+    """Make both sentences of every pair ready; items are sentences.
 
     Raises:
         DataError: rows of another schema, or a sentence that does not fit the model's context.
     """
-    read = read_items(config, sentence_pair, place=place, cache_dir=examinee.cache_dir, data_dir=examinee.data_dir)
-    pairs = spread(read, config.rows)
+    pairs = spread(reader.read(config, sentence_pair), config.rows)
     sentences = [("", sentence) for pair in pairs.values() for sentence in (pair.more, pair.less)]
     encoded = Texts.of(examinee).pairs(sentences)
     for place_of, sentence in enumerate(encoded):
-        check_fits(sentence.tokens, examinee, f"a sentence of pair {list(pairs)[place_of // 2] + 1} of {place}")
-    scores = examinee.log_likelihoods(encoded, progress(len(encoded)))
-    items = [
-        {
-            "item": number,
-            "category": pair.category,
-            "log_likelihood_more": more,
-            "log_likelihood_less": less,
-            "stereotype": more > less,
-        }
-        for (number, pair), more, less in zip(pairs.items(), scores[::2], scores[1::2], strict=True)
-    ]
-    return BenchmarkScores(preferences(items, config.bootstrap_seed), items)
+        check_fits(sentence.tokens, examinee, f"a sentence of pair {list(pairs)[place_of // 2] + 1} of {reader.place}")
+
+    def score(advance: Advance) -> BenchmarkScores:
+        scores = examinee.log_likelihoods(encoded, advance)
+        items = [
+            {
+                "item": number,
+                "category": pair.category,
+                "log_likelihood_more": more,
+                "log_likelihood_less": less,
+                "stereotype": more > less,
+            }
+            for (number, pair), more, less in zip(pairs.items(), scores[::2], scores[1::2], strict=True)
+        ]
+        return BenchmarkScores(preferences(items, config.bootstrap_seed), items)
+
+    return Ready(len(encoded), score)
 
 
 def preferences(items: Sequence[Mapping[str, Any]], seed: int) -> dict[str, float]:

@@ -6,18 +6,18 @@ did. A prompt that is too long loses worked examples, the last first, as in the 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qlora_lab.config.schema import BenchmarkConfig
+from qlora_lab.config.schema import BenchmarkConfig, RowsConfig
 from qlora_lab.data.prompts import data_ids
 from qlora_lab.errors import DataError, ModelError
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts, check_fits
-from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
+from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, ItemReader, Ready, spread
 from qlora_lab.evaluation.benchmarks.likelihood import Advance, next_token_logits
 from qlora_lab.evaluation.benchmarks.mmlu_rows import LETTERS, Question, question_of
 
@@ -47,40 +47,38 @@ class Letters:
     ids: tuple[int, ...]
 
 
-def mmlu(
-    examinee: Examinee, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
-) -> BenchmarkScores:
-    """Ask every question.
-
-    Args:
-        place: where the benchmark is configured, for errors.
-        progress: told the number of questions; gives what is told how many more are done.
+def mmlu(examinee: Examinee, config: BenchmarkConfig, reader: ItemReader) -> Ready:
+    """Make every question ready.
 
     Raises:
         DataError: rows of another schema, a subject without enough worked examples, or a question that does not fit.
         ModelError: the tokenizer has no token each for the letters.
     """
     texts = Texts.of(examinee)
-    questions = spread(_read(examinee, config, config, place), config.rows)
-    shots = _worked_examples(examinee, config, place, questions)
+    questions = spread(_read(reader, config, config), config.rows)
+    shots = _worked_examples(reader, config, questions)
     letters = _letters(texts)
     prompts = _prompts(texts, letters, examinee, config, questions, shots)
-    logits, tokens = _logits(examinee, prompts, letters, progress(len(prompts)))
-    items = [
-        _item(number, questions[number], prompts[row], logits[row].tolist()) for row, number in enumerate(questions)
-    ]
-    fewer = sum(item["shots"] < config.shots for item in items)
-    unshared = sum(prompt.shots > 0 and not prompt.shared for prompt in prompts)
-    return BenchmarkScores(
-        {
-            **accuracies(items),
-            "questions": len(items),
-            "questions_with_fewer_shots": fewer,
-            "questions_without_shared_prefix": unshared,
-            "tokens": tokens,
-        },
-        items,
-    )
+
+    def score(advance: Advance) -> BenchmarkScores:
+        logits, tokens = _logits(examinee, prompts, letters, advance)
+        items = [
+            _item(number, questions[number], prompts[row], logits[row].tolist()) for row, number in enumerate(questions)
+        ]
+        fewer = sum(item["shots"] < config.shots for item in items)
+        unshared = sum(prompt.shots > 0 and not prompt.shared for prompt in prompts)
+        return BenchmarkScores(
+            {
+                **accuracies(items),
+                "questions": len(items),
+                "questions_with_fewer_shots": fewer,
+                "questions_without_shared_prefix": unshared,
+                "tokens": tokens,
+            },
+            items,
+        )
+
+    return Ready(len(prompts), score)
 
 
 def accuracies(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -94,30 +92,25 @@ def accuracies(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _read(examinee: Examinee, config: BenchmarkConfig, source: Any, place: str) -> list[Question]:
-    return read_items(
-        source,
-        lambda columns: question_of(columns, config.header),
-        place=place,
-        cache_dir=examinee.cache_dir,
-        data_dir=examinee.data_dir,
-    )
+def _read(reader: ItemReader, config: BenchmarkConfig, source: RowsConfig, key: str = "") -> list[Question]:
+    return reader.read(source, lambda columns: question_of(columns, config.header), key)
 
 
 def _worked_examples(
-    examinee: Examinee, config: BenchmarkConfig, place: str, questions: Mapping[int, Question]
+    reader: ItemReader, config: BenchmarkConfig, questions: Mapping[int, Question]
 ) -> dict[str, list[str]]:
     """Return the worked examples of each subject, where some questions do not bring enough of their own."""
     lacking = {question.subject: None for question in questions.values() if len(question.own_shots) < config.shots}
     if not lacking:
         return {}
+    place = reader.place
     if config.examples is None:
         raise DataError(
             f"{place}.shots is {config.shots}, but questions of {', '.join(list(lacking)[:3])} bring fewer worked "
             f"examples in their input; give {place}.examples (a source of solved questions), or set {place}.shots=0"
         )
     found: dict[str, list[str]] = defaultdict(list)
-    for example in _read(examinee, config, config.examples, f"{place}.examples"):
+    for example in _read(reader, config, config.examples, ".examples"):
         found[example.subject].append(example.solved)
     for subject in lacking:
         if len(found[subject]) < config.shots:

@@ -15,7 +15,7 @@ from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.data.glue import number_of
 from qlora_lab.data.records import BrokenRowError, kind_of, require_text, text_of
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts, check_fits
-from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
+from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, ItemReader, Ready, spread
 from qlora_lab.evaluation.benchmarks.likelihood import Advance
 
 Columns = Mapping[str, Any]
@@ -41,31 +41,33 @@ def multiple_choice(
     to_question: Callable[[Columns], ChoiceQuestion | None],
     examinee: Examinee,
     config: BenchmarkConfig,
-    place: str,
-    progress: Callable[[int], Advance],
-) -> BenchmarkScores:
-    """Ask every question of a set.
+    reader: ItemReader,
+) -> Ready:
+    """Make every question of a set ready; items are choices.
 
     Args:
         to_question: reads a row; None where it has no label.
-        place: where the benchmark is configured, for errors.
-        progress: told the number of choices; gives what is told how many more are scored.
 
     Raises:
         DataError: rows of another schema, or a question that does not fit the model's context.
     """
-    read = read_items(config, to_question, place=place, cache_dir=examinee.cache_dir, data_dir=examinee.data_dir)
-    questions = spread(read, config.rows)
+    questions = spread(reader.read(config, to_question), config.rows)
     pairs = Texts.of(examinee).pairs([pair for question in questions.values() for pair in question.pairs])
     owners = [number for number, question in questions.items() for _ in question.pairs]
     for number, pair in zip(owners, pairs, strict=True):
-        check_fits(pair.tokens, examinee, f"question {number + 1} of {place}")
-    scores = iter(examinee.log_likelihoods(pairs, progress(len(pairs))))
-    items = [_item(number, question, [next(scores) for _ in question.pairs]) for number, question in questions.items()]
-    names = ("acc", "acc_norm", "acc_bytes") if items[0].keys() >= {"acc_norm"} else ("acc",)
-    return BenchmarkScores(
-        {**{name: sum(item[name] for item in items) / len(items) for name in names}, "questions": len(items)}, items
-    )
+        check_fits(pair.tokens, examinee, f"question {number + 1} of {reader.place}")
+
+    def score(advance: Advance) -> BenchmarkScores:
+        scores = iter(examinee.log_likelihoods(pairs, advance))
+        items = [
+            _item(number, question, [next(scores) for _ in question.pairs]) for number, question in questions.items()
+        ]
+        names = ("acc", "acc_norm", "acc_bytes") if items[0].keys() >= {"acc_norm"} else ("acc",)
+        return BenchmarkScores(
+            {**{name: sum(item[name] for item in items) / len(items) for name in names}, "questions": len(items)}, items
+        )
+
+    return Ready(len(pairs), score)
 
 
 def _item(number: int, question: ChoiceQuestion, scores: list[float]) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def winogrande(columns: Columns) -> ChoiceQuestion | None:
     return ChoiceQuestion(pairs, (), int(answer) - 1)
 
 
-TASKS: dict[str, Callable[..., BenchmarkScores]] = {
+TASKS: dict[str, Callable[..., Ready]] = {
     "hellaswag": partial(multiple_choice, hellaswag),
     "piqa": partial(multiple_choice, piqa),
     "arc": partial(multiple_choice, arc),

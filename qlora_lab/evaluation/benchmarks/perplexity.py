@@ -8,7 +8,7 @@ cuts.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qlora_lab.config.schema import CAUSAL, BenchmarkConfig
@@ -17,26 +17,21 @@ from qlora_lab.data.records import text_of
 from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import ConfigError, DataError
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts
-from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, read_items, spread
+from qlora_lab.evaluation.benchmarks.items import BenchmarkScores, ItemReader, Ready, spread
 from qlora_lab.evaluation.benchmarks.likelihood import Advance, check_finite
 from qlora_lab.evaluation.target_loss import score_examples
 
 LARGEST_EXPONENT = 700.0  # of e, in a 64-bit float
 
 
-def perplexity(
-    examinee: Examinee, config: BenchmarkConfig, place: str, progress: Callable[[int], Advance]
-) -> BenchmarkScores:
-    """Score every document; those without text are left out.
-
-    Args:
-        place: where the benchmark is configured, for errors.
-        progress: told the number of windows; gives what is told how many more are scored.
+def perplexity(examinee: Examinee, config: BenchmarkConfig, reader: ItemReader) -> Ready:
+    """Make every document ready, those without text left out; items are windows.
 
     Raises:
         DataError: rows without the column of the text, or no text at all.
         ConfigError: a window is longer than what the model reads, or a stride than a window.
     """
+    place = reader.place
     room = examinee.max_length_tokens - 1  # the start token, or that before the window, takes one
     window = room if config.window_tokens is None else config.window_tokens
     if window > room:
@@ -53,7 +48,7 @@ def perplexity(
     def text(columns: Mapping[str, Any]) -> str:
         return text_of(columns, config.text_column)
 
-    documents = read_items(config, text, place=place, cache_dir=examinee.cache_dir, data_dir=examinee.data_dir)
+    documents = reader.read(config, text)
     chosen = {number: document for number, document in spread(documents, config.rows).items() if document.strip()}
     if not chosen:
         raise DataError(f"{place} has no text to score: all of its {len(documents)} documents are empty")
@@ -61,28 +56,32 @@ def perplexity(
     tokens = data_ids(list(chosen.values()), examinee.tokenizer)
     cut = [list(windows([start, *ids], window, stride)) for ids in tokens]
     examples = [example for document in cut for example in document]
-    scores = score_examples(
-        examinee.model,
-        examples,
-        pad_id=examinee.pad_id,
-        batch_tokens=examinee.batch_tokens,
-        chunk_tokens=examinee.loss_chunk_tokens,
-        device=examinee.device,
-        advance=progress(len(examples)),
-    )
-    losses = iter([scored.loss_sum for scored in scores])
-    check_finite([scored.loss_sum for scored in scores])
-    items = [
-        {
-            "item": number,
-            "loss_sum": math.fsum(next(losses) for _ in document),
-            "tokens": len(ids),
-            "bytes": len(chosen[number].encode()),
-            "windows": len(document),
-        }
-        for number, ids, document in zip(chosen, tokens, cut, strict=True)
-    ]
-    return BenchmarkScores(pooled(items), items)
+
+    def score(advance: Advance) -> BenchmarkScores:
+        scores = score_examples(
+            examinee.model,
+            examples,
+            pad_id=examinee.pad_id,
+            batch_tokens=examinee.batch_tokens,
+            chunk_tokens=examinee.loss_chunk_tokens,
+            device=examinee.device,
+            advance=advance,
+        )
+        losses = iter([scored.loss_sum for scored in scores])
+        check_finite([scored.loss_sum for scored in scores])
+        items = [
+            {
+                "item": number,
+                "loss_sum": math.fsum(next(losses) for _ in document),
+                "tokens": len(ids),
+                "bytes": len(chosen[number].encode()),
+                "windows": len(document),
+            }
+            for number, ids, document in zip(chosen, tokens, cut, strict=True)
+        ]
+        return BenchmarkScores(pooled(items), items)
+
+    return Ready(len(examples), score)
 
 
 def pooled(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:

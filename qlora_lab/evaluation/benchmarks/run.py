@@ -4,9 +4,8 @@ BENCHMARKS names those that exist; a new one is a function there, and its metric
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,15 +14,13 @@ from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.evaluation.benchmarks import glue, multiple_choice
 from qlora_lab.evaluation.benchmarks.crows_pairs import crows_pairs
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
-from qlora_lab.evaluation.benchmarks.items import BenchmarkScores
-from qlora_lab.evaluation.benchmarks.likelihood import Advance
+from qlora_lab.evaluation.benchmarks.items import ItemReader, Ready
 from qlora_lab.evaluation.benchmarks.mmlu import mmlu
 from qlora_lab.evaluation.benchmarks.natural_instructions import natural_instructions, rouge_l_scorer
 from qlora_lab.evaluation.benchmarks.perplexity import perplexity
-from qlora_lab.evaluation.progress import progress_bar
+from qlora_lab.runs.progress import progress_bar
 
-# From an examinee, a benchmark's configuration, where that stands, and what is told the number of items.
-Benchmark = Callable[[Examinee, BenchmarkConfig, str, Callable[[int], Advance]], BenchmarkScores]
+Benchmark = Callable[[Examinee, BenchmarkConfig, ItemReader], Ready]
 BENCHMARKS: dict[str, Benchmark] = {
     "mmlu": mmlu,
     **multiple_choice.TASKS,
@@ -36,10 +33,14 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 @dataclass(frozen=True)
 class BenchmarkOutcome:
-    """Metrics by their whole names, and by the benchmark's name the records of its items."""
+    """Metrics by their whole names, and by the benchmark's name the records of its items.
+
+    `revisions` are the commits of the hub sets that were read, by the benchmark's name and the set's id.
+    """
 
     metrics: dict[str, float]
     items: dict[str, list[dict[str, Any]]]
+    revisions: dict[str, dict[str, str]]
 
 
 def check_packages(benchmarks: Iterable[BenchmarkConfig]) -> None:
@@ -50,6 +51,16 @@ def check_packages(benchmarks: Iterable[BenchmarkConfig]) -> None:
     """
     if any(config.task == "natural_instructions" for config in benchmarks):
         rouge_l_scorer()
+
+
+def check_benchmarks(examinee: Examinee, benchmarks: Mapping[str, BenchmarkConfig]) -> None:
+    """Read and tokenize the rows of every benchmark and keep nothing, so that bad ones are refused before training.
+
+    Raises:
+        ConfigError, DataError, ModelError: as `run_benchmarks`, whatever is not about what the model says.
+    """
+    for name, config in benchmarks.items():
+        BENCHMARKS[config.task](examinee, config, _reader(examinee, name))
 
 
 def run_benchmarks(
@@ -70,22 +81,24 @@ def run_benchmarks(
     """
     metrics: dict[str, float] = {}
     items: dict[str, list[dict[str, Any]]] = {}
+    revisions: dict[str, dict[str, str]] = {}
     model = examinee.model
     was_training = model.training
     model.eval()
     try:
         with weights_context(model):
             for name, config in benchmarks.items():
-                place = f"evaluation.benchmarks.{name}"
-                with ExitStack() as bars:
-                    scores = BENCHMARKS[config.task](examinee, config, place, partial(_bar, bars, name))
+                reader = _reader(examinee, name)
+                ready = BENCHMARKS[config.task](examinee, config, reader)
+                with progress_bar(ready.size, what=name, unit="item") as bar:
+                    scores = ready.score(bar.update)
                 prefix = config.metric_prefix(name)
                 metrics.update({f"{prefix}/{metric}": value for metric, value in scores.metrics.items()})
-                items[name] = scores.items
+                items[name], revisions[name] = scores.items, reader.revisions
     finally:
         model.train(was_training)
-    return BenchmarkOutcome(metrics, items)
+    return BenchmarkOutcome(metrics, items, {name: found for name, found in revisions.items() if found})
 
 
-def _bar(bars: ExitStack, name: str, items: int) -> Advance:
-    return bars.enter_context(progress_bar(items, what=name, unit="item")).update
+def _reader(examinee: Examinee, name: str) -> ItemReader:
+    return ItemReader(f"evaluation.benchmarks.{name}", examinee.cache_dir, examinee.data_dir)

@@ -43,8 +43,8 @@ class BenchmarkTask:
     def check(self, candidate: Candidate) -> None:
         self.config.check_model(f"evaluation.benchmarks.{self.name}", candidate.base.model.task)
 
-    def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, float]:
-        """Run the benchmark, write a record of each item, and return the metrics.
+    def execute(self, subject: RunModel, folder: EvaluationFolder) -> dict[str, Any]:
+        """Run the benchmark, write a record of each item, and return what belongs into result.json.
 
         Raises:
             DataError, ModelError: as `run_benchmarks`; ModelError also where a model of no run scales its logits.
@@ -63,7 +63,7 @@ class BenchmarkTask:
         )
         outcome = run_benchmarks(examinee, {self.name: self.config})
         folder.write_items(outcome.items[self.name])
-        return outcome.metrics
+        return {"metrics": outcome.metrics, "revisions": outcome.revisions.get(self.name, {})}
 
 
 def benchmark_tasks(

@@ -69,6 +69,6 @@ def run(tmp_path: Path, make_examinee: MakeExaminee) -> Run:
         assert set(outcome.metrics) <= set(config.metric_names(task))
         prefix = config.metric_prefix(task) + "/"
         metrics = {name.removeprefix(prefix): value for name, value in outcome.metrics.items()}
-        return BenchmarkOutcome(metrics, outcome.items)
+        return BenchmarkOutcome(metrics, outcome.items, outcome.revisions)
 
     return run_one

@@ -7,9 +7,11 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from qlora_lab.config.schema import BenchmarkConfig
 from qlora_lab.errors import ConfigError, DataError
+from qlora_lab.evaluation.benchmarks import answers as in_words
 from qlora_lab.evaluation.benchmarks import glue
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.natural_instructions import same
+from qlora_lab.evaluation.generate import Stops
 from tests.evaluation.benchmarks.conftest import MakeExaminee, Run
 
 COLA = [
@@ -112,11 +114,9 @@ def test_the_best_of_several_references_counts(
 
     said = {"Name a bird.": "the small wren", "Add.": "3!"}
 
-    def answers(examinee: Examinee, config: Any, place: str, rows: Any, progress: Any) -> list[Generation]:
-        return [
-            Generation([], next(text for asked, text in said.items() if asked in row.source), "eos")
-            for row in rows.values()
-        ]
+    def answers(examinee: Examinee, config: Any, prompts: Any, advance: Any) -> list[Generation]:
+        asked = [examinee.tokenizer.decode(prompt) for prompt in prompts]
+        return [Generation([], next(said[words] for words in said if words in prompt), "eos") for prompt in asked]
 
     monkeypatch.setattr(natural_instructions, "written_answers", answers)
     outcome = run("natural_instructions", INSTRUCTIONS)
@@ -137,3 +137,30 @@ def test_answers_are_generated_and_long_prompts_refused(run: Run, make_examinee:
         DataError, match=r"the prompt of item 1 of .* tokens and does not fit in 20 .*items are never cut"
     ):
         run("natural_instructions", INSTRUCTIONS, max_new_tokens=6, max_source_tokens=20)
+
+
+def test_an_answer_ends_with_its_turn(run: Run, make_examinee: MakeExaminee, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the template of a chat model has it, which may never write the end of the whole text."""
+    scores = [{"sentence1": "A cat sat.", "sentence2": "Birds fly.", "label": 3.1}] * 2
+    [answer, _] = run("glue_stsb", scores, max_new_tokens=12).items["glue_stsb"]
+    end = answer["answer"][1]
+
+    def ends(prompt_format: str, tokenizer: Any) -> Stops:
+        assert prompt_format == "plain"
+        return Stops(texts=(end,))
+
+    monkeypatch.setattr(in_words, "turn_ends", ends)
+    shorter = run("glue_stsb", scores, max_new_tokens=12).items["glue_stsb"]
+    assert [item["answer"] for item in shorter] == [answer["answer"].partition(end)[0].strip()] * 2
+
+
+def test_scores_of_stsb_are_not_rounded_as_those_a_model_is_trained_on() -> None:
+    columns = {"sentence1": "A cat sat.", "sentence2": "Birds fly.", "label": 3.1}
+    found = glue.labelled("stsb", columns)
+    assert found is not None and (found.label, found.row.target) == (3.1, "3.2")
+    assert glue.labelled("stsb", columns | {"label": -1}) is None
+    named = glue.labelled("cola", COLA[0])
+    assert named is not None and named.label == named.row.target == "acceptable"
+    rounded = glue.metrics("stsb", ["1.2", "3.2", "5.0"], ["1.2", "3.2", "5.0"])
+    exact = glue.metrics("stsb", [1.1, 3.1, 5.0], ["1.2", "3.2", "5.0"])
+    assert rounded["pearson"] == 1.0 > exact["pearson"]

@@ -1,6 +1,8 @@
 """Benchmarks as a run's configuration names them."""
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from hydra import compose
 from qlora_lab.config.hardware import Hardware
 from qlora_lab.config.refusals import explain
 from qlora_lab.config.resolve import resolve
-from qlora_lab.config.schema import BenchmarkConfig, RunConfig
+from qlora_lab.config.schema import BenchmarkConfig, RowsConfig, RunConfig
+from qlora_lab.data import sources
+from qlora_lab.data.records import Record
 from qlora_lab.errors import ConfigError, DataError
 from qlora_lab.evaluation.benchmarks.run import run_benchmarks
 from qlora_lab.runs.fingerprint import source_fingerprint
-from qlora_lab.runs.folder import FINISHED, RunFolder
+from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
 from qlora_lab.runs.identity import run_id
 from qlora_lab.sweep.metric_names import check_metric, metric_names
 from tests.evaluation.benchmarks.choice_rows import piqa_rows
@@ -59,6 +63,36 @@ def test_a_run_ends_with_its_benchmarks(config: RunConfig, tmp_path: Path) -> No
     assert json.loads((folder.path / "metrics.jsonl").read_text().splitlines()[-1]).keys() >= {
         "eval/ways/dev_5rows/0shot/acc_norm"
     }
+
+
+def test_bad_rows_are_refused_before_there_is_training_to_lose(config: RunConfig, tmp_path: Path) -> None:
+    from qlora_lab.run import execute
+
+    with (tmp_path / "ways.jsonl").open("a") as file:
+        file.write('{"goal": "warm up", "sol1": "sit", "sol2": "run", "label": 7}\n')
+    planned = resolved(config)
+    folder = RunFolder.create(tmp_path, run_id(planned), planned)
+    assert execute(folder.path) == FAILED
+    error = (folder.status() or {})["error"]
+    assert re.search(r"ways.jsonl.*line 13: column 'label' must be a number from 0 to 1", error["message"])
+    assert folder.last_metrics() is None and not folder.adapter.exists()
+
+
+def test_the_commit_of_a_hub_set_is_recorded(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qlora_lab.run import execute
+
+    def read_hub(source: RowsConfig, revisions: dict[str, str], place: str) -> Iterator[Record]:
+        revisions[str(source.hub_id)] = f"{source.revision} is 0123"
+        yield from (Record(f"row {number}", row) for number, row in enumerate(piqa_rows(4)))
+
+    monkeypatch.setattr(sources, "read_hub", read_hub)
+    hub = BenchmarkConfig(task="piqa", kind="hub", hub_id="a/piqa", revision="v1", split="dev")
+    planned = resolved(with_benchmarks(config, {**config.evaluation.benchmarks, "hub": hub}))
+    folder = RunFolder.create(tmp_path, run_id(planned), planned)
+    assert execute(folder.path) == FINISHED
+    assert folder.result()["benchmark_revisions"] == {"hub": {"a/piqa": "v1 is 0123"}}
 
 
 def test_other_rows_are_another_run_and_no_benchmarks_change_no_id(config: RunConfig, tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ def test_a_model_gets_a_folder_of_items_once(tmp_path: Path, capsys: pytest.Capt
     assert "12/12" in ask("ways.jsonl")  # two choices a question
     (folder,) = tmp_path.glob("bases/*/evaluations/piqa-*")
     items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
-    metrics = json.loads((folder / "result.json").read_text())["metrics"]
-    assert metrics["eval/piqa/validation/0shot/acc"] == sum(item["acc"] for item in items) / 6
+    result = json.loads((folder / "result.json").read_text())
+    assert result["metrics"]["eval/piqa/validation/0shot/acc"] == sum(item["acc"] for item in items) / 6
+    assert result["revisions"] == {}  # of hub sets
     (tmp_path / "ways.jsonl").rename(tmp_path / "moved.jsonl")
     assert "12/12" not in ask("moved.jsonl")  # the same rows: nothing is asked again
     write_rows(tmp_path / "moved.jsonl", piqa_rows(7))

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from qlora_lab.config.schema import BenchmarkConfig, RowsConfig
 from qlora_lab.errors import DataError
-from qlora_lab.evaluation.benchmarks.items import read_items
+from qlora_lab.evaluation.benchmarks.items import ItemReader
 from qlora_lab.evaluation.benchmarks.mmlu_rows import question_of
 from qlora_lab.evaluation.benchmarks.run import run_benchmarks
 from tests.evaluation.benchmarks.conftest import MakeExaminee, Run, write_rows
@@ -203,9 +203,7 @@ def test_questions_and_worked_examples_come_from_splits_of_a_hub_set(
 
 def test_the_file_of_the_study_is_read_whole(data_slices: Path) -> None:
     source = RowsConfig(kind="file", path="qlora_eval/zero_shot_mmlu_val.json")
-    found = read_items(
-        source, lambda columns: question_of(columns, ""), place="mmlu", cache_dir=data_slices, data_dir=data_slices
-    )
+    found = ItemReader("mmlu", data_slices, data_slices).read(source, lambda columns: question_of(columns, ""))
     assert len(found) == 1531 and len({question.subject for question in found}) == 57
     assert all(not question.own_shots and question.text.count("\nB. ") >= 1 for question in found)
     assert found[0].header == HEADER.format("abstract algebra") and found[0].answer == "A"

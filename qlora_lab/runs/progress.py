@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar in a terminal, a line now and then in a log."""
+"""How far a long evaluation or judging is: a bar in a terminal, a line now and then in a log."""
 
 import sys
 from typing import TextIO
