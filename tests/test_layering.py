@@ -30,10 +30,10 @@ LIGHT = [
     "agreement",
     "release",
 ]
-HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation"]
+HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation", "merging"]
 SHARED = {"errors", "hashing", "config", "wheels", "runs", "ratings"}  # what the heavy chain may use of the light one
 COMMAND_LINES = {"__main__.py"}
-TOP = {"run.py", "evaluate.py", "doctor.py", "plugins", "__init__.py"}  # may import anything, or nothing
+TOP = {"run.py", "evaluate.py", "merge.py", "doctor.py", "plugins", "__init__.py"}  # may import anything, or nothing
 
 
 def imported(file: Path) -> set[str]:

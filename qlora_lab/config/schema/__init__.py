@@ -26,6 +26,7 @@ from qlora_lab.config.schema.data import (
 )
 from qlora_lab.config.schema.evaluate import BASE, TRAINED, EvaluateConfig
 from qlora_lab.config.schema.evaluation import HELD_OUT, EvaluationConfig, EvaluationSetConfig
+from qlora_lab.config.schema.merge import DEQUANTIZED, ORIGINAL, QUANTIZED, MergeConfig
 from qlora_lab.config.schema.model import (
     BYTE_LEVEL,
     CAUSAL,
@@ -70,15 +71,18 @@ __all__ = [
     "CLASSIFICATION",
     "COMPUTE_DTYPES",
     "DATA_SOURCES",
+    "DEQUANTIZED",
     "DEVICES",
     "HELD_OUT",
     "MAX_SEED",
     "MODEL_SOURCES",
     "OPTIMIZERS",
+    "ORIGINAL",
     "OWN_PART",
     "PLACEMENTS",
     "PROBES",
     "PROMPT_FORMATS",
+    "QUANTIZED",
     "QUANT_FORMATS",
     "QUESTIONS",
     "SCHEDULES",
@@ -95,6 +99,7 @@ __all__ = [
     "EvaluationSetConfig",
     "FilterConfig",
     "LauncherConfig",
+    "MergeConfig",
     "MixPartConfig",
     "ModelConfig",
     "OptimConfig",
