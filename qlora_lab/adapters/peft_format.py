@@ -43,6 +43,14 @@ class SavedAdapter:
     further: dict[str, Tensor]  # parameters trained as a whole, by their name in the model
 
     @property
+    def rank(self) -> int:
+        return int(self.settings["r"])
+
+    @property
+    def scaling(self) -> float:
+        return scaling_of(self.rank, float(self.settings["lora_alpha"]), bool(self.settings.get("use_rslora")))
+
+    @property
     def trained_modules(self) -> list[str]:
         """The modules they belong to; PEFT may list others, which the model does not have."""
         listed = self.settings.get("modules_to_save") or []
@@ -127,9 +135,8 @@ def load_adapter(model: nn.Module, folder: Path) -> list[str]:
             model is unchanged.
     """
     saved = _read(folder)
-    settings, weights = saved.settings, saved.weights
-    rank, dropout = int(settings["r"]), float(settings.get("lora_dropout") or 0.0)
-    scaling = scaling_of(rank, float(settings["lora_alpha"]), bool(settings.get("use_rslora")))
+    weights, rank, scaling = saved.weights, saved.rank, saved.scaling
+    dropout = float(saved.settings.get("lora_dropout") or 0.0)
     present = adapted_layers(model)
     if present:
         _check_same(folder, present, weights, rank, scaling)
@@ -151,6 +158,21 @@ def load_adapter(model: nn.Module, folder: Path) -> list[str]:
             layer.lora_A.copy_(weights[name]["lora_A"])
             layer.lora_B.copy_(weights[name]["lora_B"])
     return names
+
+
+def read_adapter(model: nn.Module, folder: Path, linears: list[str]) -> SavedAdapter:
+    """Read a saved adapter that fits a model, which is left as it is; its tensors stay on the host.
+
+    Args:
+        linears: the paths of the model's linear layers.
+
+    Raises:
+        ModelError: as `load_adapter`.
+    """
+    saved = _read(folder)
+    _check_known(folder, saved.weights, linears)
+    _check_shapes(model, folder, saved.weights, saved.rank)
+    return saved
 
 
 def _read(folder: Path) -> SavedAdapter:
