@@ -30,10 +30,11 @@ LIGHT = [
     "agreement",
     "release",
 ]
-HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation", "merging"]
+HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation", "serving", "merging"]
 SHARED = {"errors", "hashing", "config", "wheels", "runs", "ratings"}  # what the heavy chain may use of the light one
 COMMAND_LINES = {"__main__.py"}
-TOP = {"run.py", "evaluate.py", "merge.py", "doctor.py", "plugins", "__init__.py"}  # may import anything, or nothing
+# may import anything, or nothing
+TOP = {"run.py", "evaluate.py", "merge.py", "serve.py", "chat.py", "doctor.py", "plugins", "__init__.py"}
 
 
 def imported(file: Path) -> set[str]:
@@ -51,8 +52,8 @@ def imported(file: Path) -> set[str]:
 def allowed(part: str) -> set[str]:
     if part in LIGHT:
         return set(LIGHT[: LIGHT.index(part) + 1])
-    # train and evaluation stand side by side
-    chain = HEAVY[: HEAVY.index(part) + 1] if part != "evaluation" else [name for name in HEAVY if name != "train"]
+    # train stands beside evaluation and serving
+    chain = [name for name in HEAVY[: HEAVY.index(part) + 1] if name != "train" or part in ("train", "merging")]
     return set(chain) | SHARED
 
 

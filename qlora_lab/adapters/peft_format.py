@@ -111,8 +111,9 @@ def load_adapter(model: nn.Module, folder: Path) -> list[str]:
         check_shapes(model, folder, saved)
         names = list(present)
     else:
-        check_fits(model, folder, saved)
-        names = [name for name in linear_names(model) if name in saved.weights]
+        linears = linear_names(model)
+        check_fits(model, folder, saved, linears)
+        names = [name for name in linears if name in saved.weights]
     check_whole(model, folder, saved, list(trained_modules(model)) if present else heads_of_a_classifier(model))
     if not present:
         adapt_layers(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qlora_lab.adapters.lora import scaling_of
-from qlora_lab.adapters.placement import linear_names
 from qlora_lab.errors import ModelError, nearest
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -104,34 +103,34 @@ def _check_settings(folder: Path, settings: Any) -> None:
         )
 
 
-def check_base_name(folder: Path, saved: SavedAdapter, names: Collection[str]) -> None:
+def check_base_name(adapter: str, saved: SavedAdapter, names: Sequence[str]) -> None:
     """Refuse an adapter that says it was trained on another base, whose layers may well have the same shapes.
 
     Args:
-        names: what the base at hand is called: its hub id, its name. Folders before the last `/` do not count.
+        adapter: how it is called in the refusal.
+        names: what the base at hand is called, its usual name first; folders and owners of names do not count.
 
     Raises:
         ModelError: names both.
     """
     told = saved.settings.get("base_model_name_or_path")
-    if told and _last_name(told) not in map(_last_name, names):
+    if told and Path(told).name.casefold() not in {Path(name).name.casefold() for name in names}:
         raise ModelError(
-            f"the adapter in {folder} was trained on '{told}', but the base model is '{next(iter(names))}'; give the "
-            f"base it was trained on, or, where both are the same model, model.name='{told}'"
+            f"{adapter} is for the base '{told}', and this one is '{names[0]}'; take its own base, or if they are the "
+            f"same model, write '{names[0]}' as base_model_name_or_path into its {CONFIG}"
         )
 
 
-def _last_name(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2].casefold()
-
-
-def check_fits(model: nn.Module, folder: Path, saved: SavedAdapter) -> None:
+def check_fits(model: nn.Module, folder: Path, saved: SavedAdapter, linears: Sequence[str]) -> None:
     """Refuse an adapter that does not fit a model without adapters; the model may lie on the meta device.
+
+    Args:
+        linears: the paths of the model's linear layers.
 
     Raises:
         ModelError: it adapts layers that the model does not have, or has matrices or modules of another shape.
     """
-    _check_known(folder, saved.weights, linear_names(model))
+    _check_known(folder, saved.weights, linears)
     check_shapes(model, folder, saved)
 
 
@@ -141,7 +140,7 @@ def check_shapes(model: nn.Module, folder: Path, saved: SavedAdapter) -> None:
     _check_further(model, folder, saved)
 
 
-def _check_known(folder: Path, weights: Weights, linears: list[str]) -> None:
+def _check_known(folder: Path, weights: Weights, linears: Sequence[str]) -> None:
     for name in weights:
         if name not in linears:
             raise ModelError(

@@ -83,7 +83,7 @@ def merge(request: Request, *, cache_dir: Path, cache_bases: bool = True) -> dic
     check_free(request.out)
     saved = read_adapter(request.adapter)
     if request.run is None:
-        check_base_name(request.adapter, saved, _names(request.base))
+        check_base_name(f"the adapter in {request.adapter}", saved, _names(request.base))
     opened = open_base(request.base, cache_dir)
     tensors = MergedTensors(opened, saved, request.adapter, request.into, DTYPES[request.dtype])
     tensors.check()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qlora_lab.adapters.placement import linear_names
 from qlora_lab.adapters.saved_adapter import SavedAdapter, check_fits, check_whole
 from qlora_lab.adapters.trained_modules import heads_of_a_classifier
 from qlora_lab.config.schema import ORIGINAL, QUANTIZED
@@ -42,7 +43,7 @@ class MergedTensors:
             ConfigError: there is no such form of this base.
         """
         base, model = self.base, self.base.model
-        check_fits(model, self.folder, self.adapter)
+        check_fits(model, self.folder, self.adapter, linear_names(model))
         check_whole(model, self.folder, self.adapter, heads_of_a_classifier(model))
         if self.into == QUANTIZED and base.quantization is None:
             raise ConfigError(
