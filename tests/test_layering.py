@@ -28,7 +28,9 @@ LIGHT = [
     "annotation",
     "annotate",
     "agreement",
+    "publishing",
     "release",
+    "export",
 ]
 HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation", "serving", "merging"]
 SHARED = {"errors", "hashing", "config", "wheels", "runs", "ratings"}  # what the heavy chain may use of the light one
