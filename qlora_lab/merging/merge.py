@@ -98,10 +98,11 @@ def merge(request: Request, *, cache_dir: Path, cache_bases: bool = True) -> dic
     }
     with partial_merge(request.out, made_from) as partial:
         write_weights(tensors, partial, request.shard_bytes)
+        _write_companions(opened, request, partial)
         comparison = _compared(request, opened, partial, cache_dir, cache_bases) if request.check_rows else None
         print("not compared: check_rows=0" if comparison is None else str(comparison), flush=True)
         _check(request, comparison, partial)
-        _write_configuration(opened, request, partial)
+        _write_config(opened, request, partial)
         record = {
             "format": f"qlora_lab.merge {FORMAT}",
             "run": request.run_id,
@@ -197,8 +198,18 @@ def _written_config(opened: OpenedBase, request: Request) -> Any:
     return config
 
 
-def _write_configuration(opened: OpenedBase, request: Request, partial: PartialMerge) -> None:
-    """Write what makes of the weights a model's folder: config, generation config, tokenizer."""
+def _write_companions(opened: OpenedBase, request: Request, partial: PartialMerge) -> None:
+    """Write what stands beside the weights of a model: its generation config and its tokenizer."""
+    if opened.model.can_generate():
+        GenerationConfig.from_model_config(_written_config(opened, request)).save_pretrained(partial.folder)
+    if request.base.model.tokenizer == BYTE_LEVEL:
+        print("no tokenizer is written: the byte-level one of this project has no files", flush=True)
+    else:
+        opened.tokenizer.save_pretrained(partial.folder)
+
+
+def _write_config(opened: OpenedBase, request: Request, partial: PartialMerge) -> None:
+    """Write config.json, which makes a model of the folder."""
     config = _written_config(opened, request)
     if request.into == QUANTIZED:
         assert opened.quantization is not None  # checked by MergedTensors
@@ -208,12 +219,6 @@ def _write_configuration(opened: OpenedBase, request: Request, partial: PartialM
             if isinstance(module, nn.Linear) and name not in opened.quantized
         ]
         config.quantization_config = written_quantization(opened.quantization, kept)
-    if opened.model.can_generate():
-        GenerationConfig.from_model_config(config).save_pretrained(partial.folder)
-    if request.base.model.tokenizer == BYTE_LEVEL:
-        print("no tokenizer is written: the byte-level one of this project has no files", flush=True)
-    else:
-        opened.tokenizer.save_pretrained(partial.folder)
     settings = json.loads(config.to_json_string(use_diff=True))
     settings.pop("_name_or_path", None)
     (partial.folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
