@@ -14,6 +14,7 @@ from qlora_lab.publishing.study_index import ADAPTERS
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+LONGEST = 96  # characters of a repository's name and its owner
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 
@@ -44,7 +45,9 @@ def planned_uploads(out: Path, namespace: str, study: str | None) -> list[Upload
     """
     uploads = []
     for folder in sorted((out / ADAPTERS).iterdir()):
-        repository = f"{namespace}/{folder.name}" if study is None else f"{namespace}/{study}-{folder.name}"
+        name = folder.name if study is None else f"{study}-{folder.name}"
+        room = LONGEST - len(namespace) - 1
+        repository = f"{namespace}/{name[-room:].lstrip('-._')}"  # the run's id, at the end, tells it from others
         try:
             validate_repo_id(repository)
         except HFValidationError as error:
