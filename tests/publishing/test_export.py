@@ -104,7 +104,7 @@ def test_every_finished_run_is_exported_with_a_card_that_the_hub_reads(runs_dir:
         "licence: CC BY-NC 4.0",
         "held in nf4 while the adapter was trained, in blocks of 64",
         file_sha256(folder / "adapter_model.safetensors"),
-        "| `adapter.rank` | 16 |",
+        "| `adapter.rank` | 8 |",
         f"| `eval/loss` | nats per token | {loss.metric_value:.3f} (",
         ", 16 rows) |",
         "has one finished run (seed 0)",
