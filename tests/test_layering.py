@@ -13,6 +13,7 @@ PACKAGE = Path(qlora_lab.__file__).parent
 LIGHT = [
     "errors",
     "hashing",
+    "listening",
     "config",
     "wheels",
     "fetch",
@@ -33,9 +34,10 @@ LIGHT = [
     "export",
 ]
 HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation", "serving", "merging"]
-SHARED = {"errors", "hashing", "config", "wheels", "runs", "ratings"}  # what the heavy chain may use of the light one
+# What the heavy chain may use of the light one.
+SHARED = {"errors", "hashing", "listening", "config", "wheels", "runs", "ratings"}
 COMMAND_LINES = {"__main__.py"}
-# may import anything, or nothing
+# May import anything, or nothing.
 TOP = {"run.py", "evaluate.py", "merge.py", "serve.py", "chat.py", "doctor.py", "plugins", "__init__.py"}
 
 

@@ -135,10 +135,11 @@ def _loading(run: PublishedRun) -> str:
         f'model = PeftModel.from_pretrained({auto}.from_pretrained({where}), "{run.name}")\n'
         "```"
         f"{note}\n\n"
-        "With qlora_lab, merged into the base as it was trained on:\n\n"
+        "With qlora_lab, to talk with it, on the base as it was trained on:\n\n"
         "```bash\n"
-        f"python -m qlora_lab.merge adapter={run.name} {' '.join(base_arguments(run))} out=merged\n"
+        f"python -m qlora_lab.chat {' '.join(base_arguments(run))} +adapters.tuned={run.name}\n"
         "```\n\n"
+        "`python -m qlora_lab.merge` with `adapter=` in the place of `+adapters.tuned=`, and `out=FOLDER`, merges it.\n\n"
         f"Prompts were written in the format `{run.config.data.prompt_format or model.prompt_format}`."
     )
 

@@ -8,6 +8,7 @@ that copy alone.
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -35,7 +36,7 @@ class Registered:
     description: str
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def ready_bytes(self) -> int:
         """Memory of its ready copy."""
         matrices = [tensor for pair in self.saved.weights.values() for tensor in pair.values()]

@@ -109,7 +109,7 @@ def test_every_finished_run_is_exported_with_a_card_that_the_hub_reads(runs_dir:
         ", 16 rows) |",
         "has one finished run (seed 0)",
         'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("org/tiny_7b", revision="c0ffee"), "tiny_7b-',
-        "merge adapter=tiny_7b-chip2-seed-0-000000000001 model=hub model.hub_id=org/tiny_7b quant=nf4 out=merged",
+        "chat model=hub model.hub_id=org/tiny_7b quant=nf4 +adapters.tuned=tiny_7b-chip2-seed-0-000000000001",
         "It was trained for",
     ):
         assert said in card.text, said

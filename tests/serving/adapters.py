@@ -57,9 +57,7 @@ def saved_adapter(folder: Path, config: AdapterConfig, seed: int, base: Base | N
 
 
 def saved_adapters(folder: Path) -> dict[str, Path]:
-    return {
-        name: saved_adapter(folder / name, config, seed) for seed, (name, config) in enumerate(ADAPTERS.items(), 1)
-    }
+    return {name: saved_adapter(folder / name, config, seed) for seed, (name, config) in enumerate(ADAPTERS.items(), 1)}
 
 
 def shared_base(folder: Path, adapters: dict[str, Path], budget_bytes: int | None = None) -> SharedBase:

@@ -71,9 +71,7 @@ def test_rows_with_adapters_of_their_own_get_what_they_get_alone(
         torch.testing.assert_close(mixed[row], alone[name][row], rtol=1e-4, atol=1e-4)  # sums in another order
 
 
-def test_the_base_product_is_worked_out_once_for_all_rows(
-    shared: SharedBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_base_product_is_worked_out_once_for_all_rows(shared: SharedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
     forward = QuantizedLinear.forward
     monkeypatch.setattr(QuantizedLinear, "forward", lambda self, x: rows.append(len(x)) or forward(self, x))
@@ -120,7 +118,7 @@ def test_the_least_recently_used_leave_the_device_and_come_back(adapters: dict[s
     assert torch.equal(logits(shared), before)
     with pytest.raises(ModelError, match=r"4 adapters at a time take [\d,]+ bytes, more than the budget of"):
         shared.rows(["a", "b", "c", "d"]).__enter__()
-    with pytest.raises(ModelError, match="adapter 'a' takes .* more than the whole budget of 1,000"):
+    with pytest.raises(ModelError, match=r"adapter 'a' takes .* more than the whole budget of 1,000"):
         shared_base(tmp_path, adapters, budget_bytes=1000)
 
 
@@ -135,7 +133,7 @@ def test_runs_are_served_by_their_ids_and_digits(tmp_path: Path) -> None:
     int4 = SharedBase(opened_base(tmp_path, in_int4(tiny_base())), tmp_path / "runs")
     assert "was trained on tiny_random in nf4" in int4.register("mine", run.path).notes[0]
     (run.adapter / "adapter_model.safetensors").write_bytes(b"x")
-    with pytest.raises(ModelError, match="is not what run .* ended with"):
+    with pytest.raises(ModelError, match=r"is not what run .* ended with"):
         shared.register("other", run.run_id)
     with pytest.raises(RunFolderError, match="is new, and only finished runs"):
         shared.register("new", planned(tmp_path / "runs", "seed=3").run_id)
@@ -175,7 +173,8 @@ def test_ranks_targets_and_damage_are_refused_and_nothing_is_registered(
     renamed = {key.replace("layers.1.", "layers.9."): value for key, value in weights.items()}
     save_file(renamed, tmp_path / "target/adapter_model.safetensors")
     assert "which is no linear layer of this model" in refusal("target")
-    save_file({key: value[:, :1].clone() for key, value in weights.items()}, tmp_path / "shape/adapter_model.safetensors")
+    cut = {key: value[:, :1].clone() for key, value in weights.items()}
+    save_file(cut, tmp_path / "shape/adapter_model.safetensors")
     assert "is it an adapter of another model?" in refusal("shape")
     file = tmp_path / "damaged/adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -200,7 +199,7 @@ def test_what_is_no_adapter_here_is_refused(shared: SharedBase, adapters: dict[s
     tokens = ("model.new_tokens=['<a>']", "adapter.trained_modules=[embed_tokens]", "optim.learning_rate=0.05")
     run = finished(tmp_path / "runs", *tokens)
     with_tokens = SharedBase(opened_base(tmp_path, tiny_base(tokens[0])), tmp_path / "runs")
-    with pytest.raises(ModelError, match="adapter 'x' trained 'lm_head.weight' as a whole"):
+    with pytest.raises(ModelError, match=r"adapter 'x' trained 'lm_head\.weight' as a whole"):
         with_tokens.register("x", run.path)
     full = finished(tmp_path / "runs", "adapter=none", "quant=none")
     with pytest.raises(ModelError, match="trained every weight and has no adapter"):

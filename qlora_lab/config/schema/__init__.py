@@ -44,6 +44,7 @@ from qlora_lab.config.schema.model import (
 )
 from qlora_lab.config.schema.prompts import PROBES, QUESTIONS, PromptSetConfig
 from qlora_lab.config.schema.run import RunConfig
+from qlora_lab.config.schema.serve import ChatConfig, OpenConfig, ServeConfig
 from qlora_lab.config.schema.study import (
     SWEEP_ACTIONS,
     LauncherConfig,
@@ -93,6 +94,7 @@ __all__ = [
     "AdapterConfig",
     "ArchitectureConfig",
     "BenchmarkConfig",
+    "ChatConfig",
     "DataConfig",
     "EvaluateConfig",
     "EvaluationConfig",
@@ -102,12 +104,14 @@ __all__ = [
     "MergeConfig",
     "MixPartConfig",
     "ModelConfig",
+    "OpenConfig",
     "OptimConfig",
     "PathsConfig",
     "PromptSetConfig",
     "QuantConfig",
     "RowsConfig",
     "RunConfig",
+    "ServeConfig",
     "SlurmConfig",
     "SourceConfig",
     "StudyConfig",
