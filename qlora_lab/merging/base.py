@@ -15,7 +15,7 @@ from qlora_lab.config.placement import CLASSIFIER_HEADS
 from qlora_lab.config.schema import CLASSIFICATION, QuantConfig
 from qlora_lab.errors import ModelError
 from qlora_lab.evaluation.candidates import Base
-from qlora_lab.merging.checkpoint import Checkpoint, FileCheckpoint, ModelCheckpoint
+from qlora_lab.merging.checkpoint import Checkpoint, FileCheckpoint, ModelCheckpoint, fetched
 from qlora_lab.models.checksums import check_weight_files
 from qlora_lab.models.load import empty_model, find_checkpoint, load_model, load_tokenizer
 from qlora_lab.models.special_tokens import fill_new_rows, fit_vocabulary
@@ -46,6 +46,7 @@ class OpenedBase:
         stored: what is in the checkpoint, by its name in the model, or where the model has no such, by its own.
         quantization: what training quantized the layers `quantized` to; None: nothing.
         compute_dtype: of everything else in training.
+        generation_config: its file; None where the base has none.
     """
 
     base: Base
@@ -57,6 +58,7 @@ class OpenedBase:
     quantization: QloraLabConfig | None
     quantized: frozenset[str]
     compute_dtype: torch.dtype
+    generation_config: Path | None
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -135,10 +137,11 @@ def open_base(base: Base, cache_dir: Path) -> OpenedBase:
             seed=base.seed,
             labels=base.labels,
         )
-        config = drawn.config
+        config, generation_config = drawn.config, None
         opened: Checkpoint = ModelCheckpoint(drawn)
     else:
         location, config = find_checkpoint(base.model, quant, base.labels, cache_dir)
+        generation_config = fetched(location, "generation_config.json")
         opened = FileCheckpoint(location)
         check_weight_files(location)
         if hasattr(config, "quantization_config"):
@@ -152,7 +155,16 @@ def open_base(base: Base, cache_dir: Path) -> OpenedBase:
     if quantization is not None and not layers:  # otherwise the checkpoint says which
         layers = linears_to_quantize(model, quantization)
     found = OpenedBase(
-        base, model.config, model, tokenizer, opened, stored, quantization, frozenset(layers), compute_dtype
+        base=base,
+        config=model.config,
+        model=model,
+        tokenizer=tokenizer,
+        checkpoint=opened,
+        stored=stored,
+        quantization=quantization,
+        quantized=frozenset(layers),
+        compute_dtype=compute_dtype,
+        generation_config=generation_config,
     )
     _check_complete(found)
     return found

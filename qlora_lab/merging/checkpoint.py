@@ -106,16 +106,16 @@ def checkpoint_files(location: Location) -> list[Path]:
         ModelError: there are none, or some are missing.
     """
     for index, single in LAYOUTS:
-        listing = _fetched(location, index)
+        listing = fetched(location, index)
         if listing is not None:
             with explained(location, "model"):
                 names = sorted(set(json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values()))
-            files = {name: _fetched(location, name) for name in names}
+            files = {name: fetched(location, name) for name in names}
             missing = [name for name, file in files.items() if file is None]
             if missing:
                 raise ModelError(f"{location.name} lacks {missing[0]}, which its {index} names; {location.remedy}")
             return [file for file in files.values() if file is not None]
-        alone = _fetched(location, single)
+        alone = fetched(location, single)
         if alone is not None:
             return [alone]
     raise ModelError(
@@ -124,7 +124,8 @@ def checkpoint_files(location: Location) -> list[Path]:
     )
 
 
-def _fetched(location: Location, name: str) -> Path | None:
+def fetched(location: Location, name: str) -> Path | None:
+    """Return a file of a model, from the hub where it is not in its cache; None where the model has none such."""
     if not location.on_hub:
         file = Path(location.name) / name
         return file if file.is_file() else None

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -200,7 +201,9 @@ def _written_config(opened: OpenedBase, request: Request) -> Any:
 
 def _write_companions(opened: OpenedBase, request: Request, partial: PartialMerge) -> None:
     """Write what stands beside the weights of a model: its generation config and its tokenizer."""
-    if opened.model.can_generate():
+    if opened.generation_config is not None:
+        shutil.copyfile(opened.generation_config, partial.folder / "generation_config.json")
+    elif opened.model.can_generate():
         GenerationConfig.from_model_config(_written_config(opened, request)).save_pretrained(partial.folder)
     if request.base.model.tokenizer == BYTE_LEVEL:
         print("no tokenizer is written: the byte-level one of this project has no files", flush=True)

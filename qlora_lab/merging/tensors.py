@@ -109,8 +109,8 @@ class MergedTensors:
                 return {f"{written.removesuffix('.weight')}.{end}": tensor for end, tensor in parts.items()}
             weight = layer.dequantize(torch.float32 if change is not None else base.compute_dtype)
         else:
-            # what the layer is before it is quantized, or what was in memory while it was trained
-            weight = base.dense(name, torch.float32 if base.is_quantized(name) else base.compute_dtype)
+            # as it was before training came to it, or as it was in memory then
+            weight = base.dense(name, torch.float32 if self.into == ORIGINAL else base.compute_dtype)
         if change is not None:
             weight = weight.float() + change
         return {written: weight.to(self.dtype) if weight.is_floating_point() else weight}

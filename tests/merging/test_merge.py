@@ -69,7 +69,9 @@ def test_a_merged_model_computes_what_was_trained(name: str, tmp_path: Path) -> 
 
 
 def test_the_original_weights_are_taken_where_asked(asked: Request, tmp_path: Path) -> None:
+    (tmp_path / "base/generation_config.json").write_text('{"max_new_tokens": 7}')
     merged(replace(asked, into="original", dtype="bfloat16", tolerance=9.0))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.max_new_tokens == 7
     source, found = load_file(tmp_path / "base/model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     adapter = load_file(tmp_path / "adapter/adapter_model.safetensors")
     name = "model.layers.1.mlp.down_proj"
