@@ -62,16 +62,19 @@ class PartialMerge:
         told = left.get("files", {}) if left.get("key") == self.key else {}
         self.files = {name: sha256 for name, sha256 in told.items() if _has(self.folder / name, sha256)}
         for path in self.folder.iterdir():
-            if path.name not in self.files and path != self.journal:
+            if path.is_dir():  # of a tokenizer's templates
+                shutil.rmtree(path)
+            elif path.name not in self.files and path != self.journal:
                 path.unlink()
         self.record()
 
     def finish(self, out: Path) -> None:
         """Put the folder in its place, whole."""
         self.journal.unlink()
-        for path in self.folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         self.folder.rename(out)
 
 
