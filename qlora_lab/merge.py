@@ -49,11 +49,11 @@ def request_of(config: MergeConfig) -> "Request":
     from qlora_lab.evaluation.run_model import check_weights
     from qlora_lab.merging.merge import Request
 
-    if config.adapter is not None:
+    if config.adapter_folder is not None:
         asked = EvaluateConfig(
             run=BASE, model=config.model, quant=config.quant, compute_dtype=config.dtype, evaluation=EvaluationConfig()
         )
-        base, adapter, run, run_id = asked_base(asked, hardware.detect()), Path(config.adapter), None, None
+        base, adapter, run, run_id = asked_base(asked, hardware.detect()), Path(config.adapter_folder), None, None
     else:
         folder = find_run(Path(config.paths.runs_dir), run_name(config.run))
         base, run, run_id, adapter = trained(folder).base, folder.config(), folder.run_id, folder.adapter

@@ -139,7 +139,7 @@ def _loading(run: PublishedRun) -> str:
         "```bash\n"
         f"python -m qlora_lab.chat {' '.join(base_arguments(run))} +adapters.tuned={run.name}\n"
         "```\n\n"
-        "`python -m qlora_lab.merge` merges it, with `adapter=` in place of `+adapters.tuned=`, and `out=FOLDER`.\n\n"
+        "`python -m qlora_lab.merge` merges it, with `adapter_folder=` for `+adapters.tuned=`, and `out=FOLDER`.\n\n"
         f"Prompts were written in the format `{run.config.data.prompt_format or model.prompt_format}`."
     )
 

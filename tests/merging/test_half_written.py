@@ -65,6 +65,7 @@ def test_a_stopped_merge_goes_on_and_ends_with_the_same_bytes(
     (partial / "model-00002-of-00001.safetensors").write_bytes(b"no file of this merge")
     first = sorted(hashes(partial))[0]
     (partial / first).write_bytes(b"damaged meanwhile")
+    monkeypatch.undo()
     written = stopped_after(99, monkeypatch)
     merged(asked)
     assert written() == files - 2, "two files were there, whole"

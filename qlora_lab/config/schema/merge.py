@@ -19,7 +19,7 @@ class MergeConfig:
 
     out: str = MISSING  # the folder to write
     run: Any = None  # an id, the first digits of one, or a run folder
-    adapter: str | None = None  # instead: a folder in PEFT's format, with its model and quant
+    adapter_folder: str | None = None  # instead: a folder in PEFT's format, with its model and quant
     model: ModelConfig | None = None
     quant: QuantConfig | None = None  # what the adapter's base was quantized to while it was trained
     # dequantized: the base as it was trained on; original: the base before it was quantized; quantized: dequantized,
@@ -41,17 +41,17 @@ class MergeConfig:
         if self.tolerance is not None:
             require_above_zero("tolerance", self.tolerance)
         require(
-            (self.run is None) != (self.adapter is None),
-            "give either run=ID (or a run's folder), or adapter=FOLDER with its model and quant, and not both",
+            (self.run is None) != (self.adapter_folder is None),
+            "give either run=ID (or a run's folder), or adapter_folder=FOLDER with its model and quant, and not both",
         )
         given = [key for key in OF_AN_ADAPTER if getattr(self, key) is not None]
         require(
             self.run is None or not given,
-            f"{', '.join(given)} can be given with adapter=FOLDER only: a run knows what it was trained on",
+            f"{', '.join(given)} can be given with adapter_folder only: a run knows what it was trained on",
         )
         require(
-            self.adapter is None or len(given) == len(OF_AN_ADAPTER),
-            "adapter=FOLDER needs the base it was trained on: model=NAME, and quant=nf4 (or another format, or none), "
+            self.adapter_folder is None or len(given) == len(OF_AN_ADAPTER),
+            "adapter_folder needs the base it was trained on: model=NAME, and quant=nf4 (or another format, or none), "
             "which the folder does not say",
         )
         require(
