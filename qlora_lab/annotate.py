@@ -8,8 +8,6 @@ python -m qlora_lab.annotate --db study.sqlite --export ratings.jsonl           
 
 import argparse
 import importlib.util
-import ipaddress
-import os
 import signal
 import socket
 import sys
@@ -20,6 +18,7 @@ from pathlib import Path
 from qlora_lab.annotation.schedule import MOST_REPEATS, asked, comparisons, unanswered
 from qlora_lab.annotation.store import Store
 from qlora_lab.errors import DataError, QloraLabError
+from qlora_lab.listening import is_loopback, listen
 from qlora_lab.ratings.files import load_answers
 from qlora_lab.runs.files import write_json_lines
 
@@ -65,26 +64,6 @@ def export(store: Store, file: Path, *, repeats: bool) -> int:
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror}; the votes are safe in the study") from error
     return len(rows)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        DataError: the address cannot be had.
-    """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else error  # names that nobody knows have no number
-        raise DataError(f"cannot listen on {host}, port {port}: {why}; try another --port or --host") from error
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def serve(store: Store, host: str, port: int) -> None:

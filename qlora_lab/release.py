@@ -8,9 +8,7 @@ still names this machine, its user or a secret of the environment is refused.
 
 import argparse
 import shlex
-import shutil
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,19 +19,18 @@ from omegaconf import OmegaConf
 
 from analysis.study.plan import planned_folders, read_plan, runs_folder
 from qlora_lab.errors import DataError
-from qlora_lab.hashing import file_sha256
+from qlora_lab.publishing.manifest import publish, verify
+from qlora_lab.publishing.public import public, slug
 from qlora_lab.ratings.answers import Answer, Question, read_answers
 from qlora_lab.ratings.command import is_person, run
 from qlora_lab.ratings.files import AnswerFiles, files_in, load_answers, read_ratings
 from qlora_lab.ratings.judgments import HUMAN, Judgment, json_rows
-from qlora_lab.ratings.public import public, refuse_private, slug
 from qlora_lab.ratings.scores import ScoredPair
-from qlora_lab.runs.environment import PACKAGES, git_commit, package_version
 from qlora_lab.runs.files import read_json, write_json, write_json_lines
 from qlora_lab.runs.folder import RunFolder
 from qlora_lab.runs.identity import of_the_result
 
-MANIFEST, README = "manifest.json", "README.md"
+README = "README.md"
 CONFIG, ANSWERS = "config.yaml", "answers.jsonl"  # of runs and evaluations
 FORMAT = "qlora_lab.release 1"
 OF_THE_LAYOUT = {  # fields that are told by this project's own
@@ -63,54 +60,9 @@ def write_release(out: Path, sources: Sequence[Path], questions: Path | None, *,
     Raises:
         DataError: `out` is there already, a source is none, or something private would be published.
     """
-    if out.exists():
-        raise DataError(f"{out} is there already; a release is never written over: give another folder, or remove it")
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir(parents=True)
-        told = _write_evidence(partial, sources, questions, names=names)
-        files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
-        write_json(
-            partial / MANIFEST,
-            {
-                "format": FORMAT,
-                **told,
-                "files": {str(file.relative_to(partial)): _of_file(file) for file in files},
-                "versions": {name: package_version(name) for name in PACKAGES},
-                "python": sys.version.split()[0],
-                "git_commit": git_commit(Path(__file__).parent),
-                "command": public(command),
-            },
-        )
-        refuse_private(partial)
-        partial.rename(out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def verify(folder: Path) -> str:
-    """Say that a release is as it was written.
-
-    Raises:
-        DataError: it has no manifest, or a file is missing, changed or added; names them.
-    """
-    try:
-        told = read_json(folder / MANIFEST)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder} is no whole release: {MANIFEST} cannot be read ({error})") from error
-    there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {MANIFEST}
-    wrong = [f"{name} is missing" for name in sorted(set(told) - there)]
-    wrong += [f"{name} is not in {MANIFEST}" for name in sorted(there - set(told))]
-    wrong += [
-        f"{name} has changed"
-        for name in sorted(there & set(told))
-        if file_sha256(folder / name) != told[name]["sha256"]
-    ]
-    if wrong:
-        raise DataError(f"{folder} is not as it was released: {'; '.join(wrong)}")
-    return f"{folder}: {len(told)} files as released"
+    publish(
+        out, lambda folder: _write_evidence(folder, sources, questions, names=names), layout=FORMAT, command=command
+    )
 
 
 def _write_evidence(folder: Path, sources: Sequence[Path], questions: Path | None, *, names: bool) -> dict[str, Any]:
@@ -259,10 +211,6 @@ def _evaluation(folder: Path) -> dict[str, Any]:
         "config": public(OmegaConf.to_container(OmegaConf.load(folder / CONFIG))),
         "result": public(read_json(result)) if result.is_file() else None,
     }
-
-
-def _of_file(file: Path) -> dict[str, Any]:
-    return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import wandb
 
-from analysis.wandb_log import read_wandb_file
-from analysis.wandb_runs import wandb_files
+from analysis.sources.wandb_log import read_wandb_file
+from analysis.sources.wandb_runs import wandb_files
 from qlora_lab.runs.mirror import RECORDS, STEP
 
 QUIET = {

@@ -13,6 +13,7 @@ PACKAGE = Path(qlora_lab.__file__).parent
 LIGHT = [
     "errors",
     "hashing",
+    "listening",
     "config",
     "wheels",
     "fetch",
@@ -28,12 +29,16 @@ LIGHT = [
     "annotation",
     "annotate",
     "agreement",
+    "publishing",
     "release",
+    "export",
 ]
-HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation"]
-SHARED = {"errors", "hashing", "config", "wheels", "runs", "ratings"}  # what the heavy chain may use of the light one
+HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation", "serving", "merging"]
+# What the heavy chain may use of the light one.
+SHARED = {"errors", "hashing", "listening", "config", "wheels", "runs", "ratings"}
 COMMAND_LINES = {"__main__.py"}
-TOP = {"run.py", "evaluate.py", "doctor.py", "plugins", "__init__.py"}  # may import anything, or nothing
+# May import anything, or nothing.
+TOP = {"run.py", "evaluate.py", "merge.py", "serve.py", "chat.py", "doctor.py", "plugins", "__init__.py"}
 
 
 def imported(file: Path) -> set[str]:
@@ -51,8 +56,8 @@ def imported(file: Path) -> set[str]:
 def allowed(part: str) -> set[str]:
     if part in LIGHT:
         return set(LIGHT[: LIGHT.index(part) + 1])
-    # train and evaluation stand side by side
-    chain = HEAVY[: HEAVY.index(part) + 1] if part != "evaluation" else [name for name in HEAVY if name != "train"]
+    # train stands beside evaluation and serving
+    chain = [name for name in HEAVY[: HEAVY.index(part) + 1] if name != "train" or part in ("train", "merging")]
     return set(chain) | SHARED
 
 

@@ -1,52 +1,30 @@
 """Adapters on disk, in PEFT's format: what we save loads in PEFT, and what PEFT saved loads here."""
 
 import json
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
 
-from qlora_lab.adapters.lora import LoraLinear, adapt_layers, adapted_layers, scaling_of
+from qlora_lab.adapters.lora import LoraLinear, adapt_layers, adapted_layers
 from qlora_lab.adapters.new_folder import new_folder
 from qlora_lab.adapters.placement import linear_names
+from qlora_lab.adapters.saved_adapter import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    SavedAdapter,
+    check_fits,
+    check_shapes,
+    check_whole,
+    read_adapter,
+)
 from qlora_lab.adapters.trained_modules import heads_of_a_classifier, train_modules, trained_modules
 from qlora_lab.config.schema import AdapterConfig
-from qlora_lab.errors import ModelError, nearest
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."
-KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.(?P<matrix>lora_[AB])\.weight")
-# Settings of PEFT that change what an adapter computes, or which other weights it brings, in ways we do not have.
-UNSUPPORTED = (
-    *("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "bias"),
-    *("layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora"),
-)
-OFF: tuple[Any, ...] = (None, False, "none", {}, [])
-# Other ways to initialise change the base weights as well.
-PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
-
-Weights = dict[str, dict[str, Tensor]]  # layer path -> lora_A and lora_B
-
-
-@dataclass(frozen=True)
-class SavedAdapter:
-    """What lies in a folder."""
-
-    settings: dict[str, Any]
-    weights: Weights
-    further: dict[str, Tensor]  # parameters trained as a whole, by their name in the model
-
-    @property
-    def trained_modules(self) -> list[str]:
-        """The modules they belong to; PEFT may list others, which the model does not have."""
-        listed = self.settings.get("modules_to_save") or []
-        return [name for name in listed if any(f".{name}." in f".{key}" for key in self.further)]
+from qlora_lab.errors import ModelError
 
 
 def save_adapter(model: nn.Module, folder: Path, config: AdapterConfig, base_model_name: str) -> None:
@@ -126,85 +104,38 @@ def load_adapter(model: nn.Module, folder: Path) -> list[str]:
         ModelError: the adapter is missing, damaged, of another model, or of a kind that is not plain LoRA; the
             model is unchanged.
     """
-    saved = _read(folder)
-    settings, weights = saved.settings, saved.weights
-    rank, dropout = int(settings["r"]), float(settings.get("lora_dropout") or 0.0)
-    scaling = scaling_of(rank, float(settings["lora_alpha"]), bool(settings.get("use_rslora")))
+    saved = read_adapter(folder)
     present = adapted_layers(model)
     if present:
-        _check_same(folder, present, weights, rank, scaling)
+        _check_same(folder, present, saved)
+        check_shapes(model, folder, saved)
         names = list(present)
     else:
         linears = linear_names(model)
-        _check_known(folder, weights, linears)
-        names = [name for name in linears if name in weights]
-    _check_shapes(model, folder, weights, rank)
-    _check_further(model, folder, saved)
-    _check_whole(model, folder, saved, list(trained_modules(model)) if present else heads_of_a_classifier(model))
+        check_fits(model, folder, saved, linears)
+        names = [name for name in linears if name in saved.weights]
+    check_whole(model, folder, saved, list(trained_modules(model)) if present else heads_of_a_classifier(model))
     if not present:
-        adapt_layers(model, names, rank=rank, scaling=scaling, dropout=dropout, generator=torch.Generator())
+        adapt_layers(
+            model,
+            names,
+            rank=saved.rank,
+            scaling=saved.scaling,
+            dropout=saved.dropout,
+            generator=torch.Generator(),
+        )
         train_modules(model, [name for name in saved.trained_modules if name not in heads_of_a_classifier(model)])
     with torch.no_grad():
         for name, values in saved.further.items():
             model.get_parameter(name).copy_(values)
         for name, layer in adapted_layers(model).items():
-            layer.lora_A.copy_(weights[name]["lora_A"])
-            layer.lora_B.copy_(weights[name]["lora_B"])
+            layer.lora_A.copy_(saved.weights[name]["lora_A"])
+            layer.lora_B.copy_(saved.weights[name]["lora_B"])
     return names
 
 
-def _read(folder: Path) -> SavedAdapter:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ModelError(f"{folder} must hold {CONFIG} and {WEIGHTS}; it has no {name}")
-    try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (ValueError, SafetensorError) as error:
-        raise ModelError(f"the adapter in {folder} is damaged ({error}); save or copy it again") from error
-    _check_settings(folder, settings)
-    whole = settings.get("modules_to_save") or []
-    weights: Weights = {}
-    further: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        found, name = KEY.fullmatch(key), key.removeprefix(PREFIX)
-        if found is not None:
-            weights.setdefault(found["layer"], {})[found["matrix"]] = tensor
-        elif any(f".{module}." in f".{name}" for module in whole):
-            further[name] = tensor
-        else:
-            raise ModelError(
-                f"{folder} must hold only lora_A and lora_B weights of linear layers, and modules_to_save; got '{key}'"
-            )
-    return SavedAdapter(settings, weights, further)
-
-
-def _check_settings(folder: Path, settings: Any) -> None:
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        raise ModelError(f"{folder} must hold an adapter with peft_type 'LORA'; got {json.dumps(settings)[:60]}")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(settings.get(key), int | float):
-            raise ModelError(f"{folder / CONFIG} must say {key} as a number; got {json.dumps(settings.get(key))}")
-    for key in UNSUPPORTED:
-        if settings.get(key) not in OFF:
-            raise ModelError(f"{folder} must hold a plain LoRA adapter; got {key} {json.dumps(settings[key])}")
-    if settings.get("init_lora_weights") not in PLAIN_INITIALISATIONS:
-        raise ModelError(
-            f"{folder} was initialised with '{settings['init_lora_weights']}', which changes the base model too; "
-            "convert it to plain LoRA with PEFT first"
-        )
-
-
-def _check_known(folder: Path, weights: Weights, linears: list[str]) -> None:
-    for name in weights:
-        if name not in linears:
-            raise ModelError(
-                f"{folder} adapts '{name}', which is no linear layer of this model (heads are not adapted)"
-                f"{nearest(name, linears)}"
-            )
-
-
-def _check_same(folder: Path, present: dict[str, LoraLinear], weights: Weights, rank: int, scaling: float) -> None:
+def _check_same(folder: Path, present: dict[str, LoraLinear], saved: SavedAdapter) -> None:
+    weights, rank, scaling = saved.weights, saved.rank, saved.scaling
     odd = sorted(present.keys() ^ weights.keys())
     if odd:
         where = "the model" if odd[0] in present else folder
@@ -217,43 +148,6 @@ def _check_same(folder: Path, present: dict[str, LoraLinear], weights: Weights, 
                 f"{folder} has adapters of rank {rank} and scaling {scaling:g}, but the model's have rank "
                 f"{layer.rank} and scaling {layer.scaling:g}; adapter.rank, alpha and rslora must be the same"
             )
-
-
-def _check_shapes(model: nn.Module, folder: Path, weights: Weights, rank: int) -> None:
-    for name, matrices in weights.items():
-        layer: Any = model.get_submodule(name)
-        expected = {"lora_A": (rank, layer.in_features), "lora_B": (layer.out_features, rank)}
-        for matrix, shape in expected.items():
-            found = tuple(matrices[matrix].shape) if matrix in matrices else "nothing"
-            if found != shape:
-                raise ModelError(
-                    f"{folder} must hold {matrix} of shape {shape} for '{name}'; got {found}; "
-                    "is it an adapter of another model?"
-                )
-
-
-def _check_further(model: nn.Module, folder: Path, saved: SavedAdapter) -> None:
-    """Refuse modules that the model does not have, or has in another size."""
-    parameters = model.named_parameters(remove_duplicate=False)
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
-    for name, values in saved.further.items():
-        if shapes.get(name) != tuple(values.shape):
-            raise ModelError(
-                f"{folder} holds '{name}' of shape {tuple(values.shape)}, but the model's is "
-                f"{shapes.get(name, 'not there')}; is it an adapter of another model, or without model.new_tokens?"
-            )
-
-
-def _check_whole(model: nn.Module, folder: Path, saved: SavedAdapter, modules: list[str]) -> None:
-    """Refuse an adapter that lacks values of the modules that are trained as a whole: they would stay as drawn."""
-    given = {id(model.get_parameter(name)) for name in saved.further}  # one file may name a shared weight once
-    for path in modules:
-        for name, parameter in model.get_submodule(path).named_parameters():
-            if id(parameter) not in given:
-                raise ModelError(
-                    f"{folder} holds no values of '{path}.{name}', which the model trains besides its adapters; "
-                    "is it an adapter of another task, or of a run with other adapter.trained_modules?"
-                )
 
 
 def save_full(model: PreTrainedModel, folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.config.hardware import Hardware, product_dtype
-from qlora_lab.config.schema import AUTO, EvaluateConfig, ModelConfig, QuantConfig, RunConfig
+from qlora_lab.config.schema import AUTO, EvaluateConfig, ModelConfig, OpenConfig, QuantConfig, RunConfig
 from qlora_lab.runs.evaluations import settings_hash
 from qlora_lab.runs.find import check_finished
 from qlora_lab.runs.fingerprint import model_fingerprint
@@ -88,13 +88,13 @@ def alone(base: Base, runs_dir: Path, name: str | None = None) -> Candidate:
     return Candidate(name or base.name, runs_dir / BASES / f"{readable}-{settings_hash(base.settings())}", base)
 
 
-def asked_base(config: EvaluateConfig, machine: Hardware) -> Base:
-    """Return the model of `run=base`, with nothing left to choose.
+def asked_base(config: EvaluateConfig | OpenConfig, machine: Hardware) -> Base:
+    """Return the model that is asked for without a run, with nothing left to choose.
 
     Raises:
         ModelError: its files are missing.
     """
-    assert config.model is not None  # EvaluateConfig refuses that
+    assert config.model is not None  # both refuse that
     device = config.device if config.device != AUTO else "cuda" if machine.gpus else "cpu"
     dtype = config.compute_dtype
     if dtype == AUTO:

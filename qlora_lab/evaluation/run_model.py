@@ -79,7 +79,7 @@ def open_model(
     _check_device(base.device)
     cache_dir = cache_dir or default_cache_dir()
     if run is not None:
-        _check_weights(run)
+        check_weights(run)
     check_model_fingerprint(base.model)
     tokenizer = load_tokenizer(base.model, cache_dir)
     config = run.config() if run is not None else None
@@ -141,8 +141,12 @@ def _check_device(device: str) -> None:
         )
 
 
-def _check_weights(run: RunFolder) -> None:
-    """Refuse a run whose weights are not those of its result."""
+def check_weights(run: RunFolder) -> None:
+    """Refuse a run whose weights are not those of its result.
+
+    Raises:
+        ModelError: they are missing, or have changed.
+    """
     files = [file for file in (run.adapter / name for name in (ADAPTER_WEIGHTS, FULL_WEIGHTS)) if file.is_file()]
     if not files:
         raise ModelError(f"run {run.run_id} has no weights in {run.adapter}; restore them, or execute the run again")

@@ -22,7 +22,7 @@ from qlora_lab.models.base_cache import CachedBase, cached_base
 from qlora_lab.models.byte_level import BYTE_LEVEL, ByteLevelTokenizer
 from qlora_lab.models.checksums import check_weight_files
 from qlora_lab.models.gguf import gguf_model, wheel_model
-from qlora_lab.models.location import Location, damaged, explained
+from qlora_lab.models.location import HALF_WRITTEN, Location, damaged, explained
 from qlora_lab.models.progress_bars import bars_in_terminals_only
 from qlora_lab.models.special_tokens import settle_special_tokens
 from qlora_lab.models.tasks import AUTO_CLASSES, check_own_head, give_own_head, name_classes
@@ -93,15 +93,9 @@ def load_model(
             assert model.architecture is not None  # checked by ModelConfig
             loaded = _random_model(model.architecture, model.task, labels, quantization, compute_dtype, device)
         else:
-            location = locate(model, cache_dir)
-            config = _config(location)
-            location = location.at_its_commit()
-            _check_config(config, model, location)
-            if model.task == CLASSIFICATION:
-                name_classes(config, list(labels))
+            location, config = find_checkpoint(model, quant, labels, cache_dir)
             base = None
             if getattr(config, "quantization_config", None) is not None:
-                _check_quantization(config.quantization_config, quant, location)
                 config.quantization_config = quantization.to_dict() if quantization is not None else None
                 quantization = None  # the checkpoint's own; transformers takes no second one
             elif cache_bases and quantization is not None and model.task != CLASSIFICATION:
@@ -112,6 +106,29 @@ def load_model(
     use_fast_attention(loaded, compute_dtype)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
+
+
+def load_unconfigured(
+    folder: Path, config: PreTrainedConfig, *, task: str, compute_dtype: torch.dtype, device: str
+) -> PreTrainedModel:
+    """Load a model whose folder has no config.json yet, in evaluation mode; `config` stands for it.
+
+    Raises:
+        ModelError: its files are damaged, or are not those of `config`.
+    """
+    location = Location(str(folder), "main", "write it again")
+    with bars_in_terminals_only():
+        loaded = _model_of(location, Wanted(config, task, None, compute_dtype, device), None)
+    use_fast_attention(loaded, compute_dtype)
+    return loaded.eval()
+
+
+def empty_model(config: PreTrainedConfig, task: str) -> PreTrainedModel:
+    """Build a model on the meta device, with the shapes and ties of its parameters and no values."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AUTO_CLASSES[task].from_config(config)
+        give_own_head(model)
+    return model
 
 
 def load_tokenizer(model: ModelConfig, cache_dir: Path) -> PreTrainedTokenizerBase:
@@ -163,10 +180,33 @@ def locate(model: ModelConfig, cache_dir: Path) -> Location:
         return Location(str(folder), revision, f"delete it, and it is converted again from {model.path}")
     if model.source == "folder":
         folder = Path(model.path or "")
+        if (folder / HALF_WRITTEN).is_file():
+            raise ModelError(
+                f"{folder} is a merge that was not finished; the same `python -m qlora_lab.merge` goes on with it"
+            )
         if not (folder / "config.json").is_file():
             raise ModelError(f"model.path must be a folder with a config.json; got '{folder}', which has none")
         return Location(str(folder), revision, "copy or save it again")
     return Location(str(model.hub_id), revision, "download it again with `hf download --force-download`")
+
+
+def find_checkpoint(
+    model: ModelConfig, quant: QuantConfig, labels: Sequence[str], cache_dir: Path
+) -> tuple[Location, PreTrainedConfig]:
+    """Return where a model that is not random lies, and its configuration; no weight is read.
+
+    Raises:
+        ModelError: it is missing, is not of the architecture that `model` says, or quantized otherwise than `quant`.
+    """
+    location = locate(model, cache_dir)
+    config = _config(location)
+    location = location.at_its_commit()
+    _check_config(config, model, location)
+    if model.task == CLASSIFICATION:
+        name_classes(config, list(labels))
+    if getattr(config, "quantization_config", None) is not None:
+        _check_quantization(config.quantization_config, quant, location)
+    return location, config
 
 
 def _tokenizer_location(model: ModelConfig, cache_dir: Path) -> Location:

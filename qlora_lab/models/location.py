@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 
 from qlora_lab.errors import ModelError
 
+HALF_WRITTEN = "merge_journal.json"  # in a folder that a merge has not finished (merging/write.py)
+
 
 @dataclass(frozen=True)
 class Location:

@@ -143,6 +143,24 @@ def row_losses(model: PreTrainedModel, batch: dict[str, Tensor], chunk_tokens: i
     return sums, counts
 
 
+@torch.no_grad()
+def target_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the logits from which each target of a batch is predicted, and the targets, row by row.
+
+    Args:
+        batch: as in `target_loss`.
+
+    Returns:
+        (targets, vocabulary or classes), in float32 at least, and (targets,) int64.
+    """
+    if task_of(model) == CLASSIFICATION:
+        return class_logits(model, batch), batch["labels"][:, 1]
+    hidden, labels = _hidden_and_labels(model, batch)
+    chosen = labels != IGNORE_INDEX
+    head = output_head(model)
+    return logits_of(hidden[chosen], head.weight, head.bias, head.softcap), labels[chosen]
+
+
 def class_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     """Run a classifier: (rows, classes), in float32 at least."""
     logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

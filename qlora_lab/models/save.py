@@ -1,6 +1,7 @@
 """A quantized base model on disk."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -44,13 +45,18 @@ def save_quantized(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTo
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
         file = fresh / "config.json"
+        kept = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         settings = json.loads(file.read_text(encoding="utf-8"))
-        settings["quantization_config"] = _quantization_config(model, quantizer.quantization_config)
+        settings["quantization_config"] = written_quantization(quantizer.quantization_config, kept)
         file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _quantization_config(model: PreTrainedModel, config: QloraLabConfig) -> dict[str, object]:
-    """Return what config.json says of the quantization."""
+def written_quantization(config: QloraLabConfig, kept: Sequence[str]) -> dict[str, object]:
+    """Return what a config.json says of the quantization.
+
+    Args:
+        kept: paths of the linear layers that are not quantized.
+    """
     if config.format not in QUANT_TYPES:
         return config.to_dict()
     theirs = BitsAndBytesConfig(
@@ -58,6 +64,6 @@ def _quantization_config(model: PreTrainedModel, config: QloraLabConfig) -> dict
         bnb_4bit_quant_type=QUANT_TYPES[config.format],
         bnb_4bit_use_double_quant=config.double_quant,
         bnb_4bit_compute_dtype=DTYPES[config.compute_dtype],
-        llm_int8_skip_modules=[name for name, module in model.named_modules() if isinstance(module, nn.Linear)],
+        llm_int8_skip_modules=list(kept),
     )
     return {**theirs.to_dict(), "quant_method": "bitsandbytes"}

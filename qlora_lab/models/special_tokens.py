@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_lab.config.schema import ModelConfig
@@ -79,6 +80,10 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     places = tokenizer.convert_tokens_to_ids(new_tokens)
-    means = {id(layer.weight): (layer.weight, layer.weight[:known].float().mean(0)) for layer in layers if layer}
-    for weight, mean in means.values():  # once where they are one
-        weight[places] = mean.to(weight.dtype)
+    for weight in {id(layer.weight): layer.weight for layer in layers if layer}.values():  # once where they are one
+        fill_new_rows(weight, known, places)
+
+
+def fill_new_rows(weight: Tensor, known: int, places: list[int]) -> None:
+    """Give the rows at `places` of (tokens, hidden size) the mean of the first `known`, in place."""
+    weight[places] = weight[:known].float().mean(0).to(weight.dtype)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +20,20 @@ DTYPE_NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
     torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write named tensors to `path`, flushed to the disk, and return the file's SHA-256.
 
     Raises:
         OSError: the disk is full or not writable; part of the file may be there.
     """
-    return write_hashed(path, _safetensors_chunks(tensors))
+    return write_hashed(path, _safetensors_chunks(tensors, metadata or {}))
 
 
 def write_hashed(path: Path, chunks: Iterator[bytes | memoryview]) -> str:
@@ -44,9 +48,9 @@ def write_hashed(path: Path, chunks: Iterator[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def _safetensors_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _safetensors_chunks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     """The format: length of the header (8 bytes, little endian), the header in JSON, the tensors' bytes."""
-    header = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, tensor in tensors.items():
         end = offset + tensor.numel() * tensor.element_size()

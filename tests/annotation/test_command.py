@@ -137,7 +137,7 @@ def test_a_port_in_use_is_said(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = refusal(capsys, "--db", tmp_path / "s.sqlite", "--port", port)
-    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; try another --port" in said
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; try another port" in said
 
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])

@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from qlora_lab.doctor import report
 from qlora_lab.errors import KernelError
 from qlora_lab.ops.formats import FORMATS
 from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE
-from qlora_lab.ops.native.load import CudaKernels, find_cuda_library
+from qlora_lab.ops.native.load import CudaKernels, find_cuda_library, load_cuda_kernels
 from qlora_lab.ops.registry import CUDA_KERNELS
 
 
@@ -51,6 +52,20 @@ def test_every_reason_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(PATH_VARIABLE, "reference")
     with pytest.raises(KernelError, match=f"{PATH_VARIABLE}=reference asks for it"):
         find_cuda_library()
+
+
+def test_a_gpu_that_is_too_old_runs_the_references(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4, whatever library lies there: nothing is registered for it, and the line for the run's record says why."""
+    (folder / CUDA_FILE).write_bytes(b"built for newer ones")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    registered: list[str] = []
+    own = torch.library.Library("qlora_lab_test_of_a_t4", "FRAGMENT")
+    monkeypatch.setattr(own, "impl", lambda name, *_: registered.append(name))
+    kernels = load_cuda_kernels(own)
+    assert registered == [] and kernels.library is None
+    assert str(kernels) == (
+        "reference (pure torch): the GPU has compute capability 7.5, and the kernels need 8.0 (Ampere) or more"
+    )
 
 
 def test_a_library_of_another_version_is_refused(emulated: CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:

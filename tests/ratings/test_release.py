@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from qlora_lab import agreement, tournament
+from qlora_lab.publishing.public import public
 from qlora_lab.ratings.answers import Answer, answer_line
 from qlora_lab.ratings.judgments import FIRST, Judgment, write_judgments
-from qlora_lab.ratings.public import public
 from qlora_lab.ratings.scores import ScoredPair, write_scores
 from qlora_lab.release import main
 from qlora_lab.runs.folder import RunFolder
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qlora_lab.release.write_json", full)
+    monkeypatch.setattr("qlora_lab.publishing.manifest.write_json", full)
     assert "cannot be written: [Errno 28] No space left" in refusal([str(tmp_path / "out"), *sources], capsys)
     assert [file for file in tmp_path.iterdir() if "out" in file.name] == []
 

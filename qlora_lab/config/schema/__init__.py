@@ -26,6 +26,7 @@ from qlora_lab.config.schema.data import (
 )
 from qlora_lab.config.schema.evaluate import BASE, TRAINED, EvaluateConfig
 from qlora_lab.config.schema.evaluation import HELD_OUT, EvaluationConfig, EvaluationSetConfig
+from qlora_lab.config.schema.merge import DEQUANTIZED, ORIGINAL, QUANTIZED, MergeConfig
 from qlora_lab.config.schema.model import (
     BYTE_LEVEL,
     CAUSAL,
@@ -43,6 +44,7 @@ from qlora_lab.config.schema.model import (
 )
 from qlora_lab.config.schema.prompts import PROBES, QUESTIONS, PromptSetConfig
 from qlora_lab.config.schema.run import RunConfig
+from qlora_lab.config.schema.serve import ChatConfig, OpenConfig, ServeConfig
 from qlora_lab.config.schema.study import (
     SWEEP_ACTIONS,
     LauncherConfig,
@@ -70,15 +72,18 @@ __all__ = [
     "CLASSIFICATION",
     "COMPUTE_DTYPES",
     "DATA_SOURCES",
+    "DEQUANTIZED",
     "DEVICES",
     "HELD_OUT",
     "MAX_SEED",
     "MODEL_SOURCES",
     "OPTIMIZERS",
+    "ORIGINAL",
     "OWN_PART",
     "PLACEMENTS",
     "PROBES",
     "PROMPT_FORMATS",
+    "QUANTIZED",
     "QUANT_FORMATS",
     "QUESTIONS",
     "SCHEDULES",
@@ -89,20 +94,24 @@ __all__ = [
     "AdapterConfig",
     "ArchitectureConfig",
     "BenchmarkConfig",
+    "ChatConfig",
     "DataConfig",
     "EvaluateConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
     "FilterConfig",
     "LauncherConfig",
+    "MergeConfig",
     "MixPartConfig",
     "ModelConfig",
+    "OpenConfig",
     "OptimConfig",
     "PathsConfig",
     "PromptSetConfig",
     "QuantConfig",
     "RowsConfig",
     "RunConfig",
+    "ServeConfig",
     "SlurmConfig",
     "SourceConfig",
     "StudyConfig",

@@ -1,5 +1,6 @@
 """What may be published: values without the folders, hosts and secrets of the machine they come from."""
 
+import mmap
 import os
 import re
 import socket
@@ -16,6 +17,8 @@ PRIVATE_FIELD = re.compile(
     r"(?:^|_)(token|api_?key|key|secret|password|authorization|cookie|host|hostname|user|email|ip)$", re.IGNORECASE
 )
 SECRET_VARIABLE = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)", re.IGNORECASE)
+BINARY = (".safetensors", ".parquet", ".bin")  # in which short words stand by chance
+NEWLINE = b"\n"
 SHORTEST = 6  # characters: shorter names are ordinary words too, such as root, and shorter secrets are none
 
 
@@ -37,27 +40,31 @@ def refuse_private(folder: Path) -> None:
         DataError: names file, line and kind, never the secret.
     """
     private = dict(_private())
-    words = {text: re.compile(rf"(?<!\w){re.escape(text)}(?!\w)") for text in private if len(text) < SHORTEST}
+    words = {text: re.compile(rf"(?<!\w){re.escape(text)}(?!\w)".encode()) for text in private if len(text) < SHORTEST}
     places: dict[str, list[str]] = {text: [] for text in words}
     for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-                place = f"{file.relative_to(folder)}, line {number}"
-                for text, kind in private.items():
-                    if text not in line:
-                        continue
-                    if text not in words:
-                        raise DataError(f"{place} would publish {kind}; take it out of the source")
-                    if words[text].search(line):
-                        places[text].append(place)
-    for text, found in places.items():
-        if found:
+        if not file.is_file() or not file.stat().st_size:
+            continue
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for text, kind in private.items():
+                if text in words:
+                    if file.suffix not in BINARY:
+                        places[text] += [_place(folder, file, content, m.start()) for m in words[text].finditer(content)]
+                elif (found := content.find(text.encode())) >= 0:
+                    place = _place(folder, file, content, found)
+                    raise DataError(f"{place} would publish {kind}; take it out of the source")
+    for text, found_at in places.items():
+        if found_at:
             warnings.warn(
-                f"'{text}', which is {private[text]}, stands in {len(found)} lines, first in {found[0]}; it may be an "
-                "ordinary word there: look before you publish",
+                f"'{text}', which is {private[text]}, stands in {len(found_at)} places, first in {found_at[0]}; it may "
+                "be an ordinary word there: look before you publish",
                 RatingsWarning,
                 stacklevel=2,
             )
+
+
+def _place(folder: Path, file: Path, content: mmap.mmap, start: int) -> str:
+    return f"{file.relative_to(folder)}, line {content[:start].count(NEWLINE) + 1}"
 
 
 def slug(name: str) -> str:

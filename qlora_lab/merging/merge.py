@@ -1,0 +1,227 @@
+"""An adapter merged into its base: weights, configuration and tokenizer written, and compared with what was trained."""
+
+import gc
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from qlora_lab.adapters.peft_format import load_adapter
+from qlora_lab.adapters.saved_adapter import WEIGHTS, check_base_name, read_adapter
+from qlora_lab.config.schema import (
+    BYTE_LEVEL,
+    HELD_OUT,
+    QUANTIZED,
+    DataConfig,
+    EvaluationConfig,
+    RunConfig,
+    SourceConfig,
+)
+from qlora_lab.data.prepare import data_of_run, prepare_data
+from qlora_lab.data.tokenization import Example
+from qlora_lab.errors import ModelError
+from qlora_lab.evaluation.candidates import Base, alone
+from qlora_lab.evaluation.run_model import open_model
+from qlora_lab.hashing import file_sha256
+from qlora_lab.merging.base import OpenedBase, open_base
+from qlora_lab.merging.compare import Comparison, compare, tolerance_of
+from qlora_lab.merging.tensors import MergedTensors
+from qlora_lab.merging.write import PartialMerge, check_free, partial_merge, write_weights
+from qlora_lab.models.load import load_unconfigured
+from qlora_lab.models.save import written_quantization
+from qlora_lab.ops.blockwise.checks import DTYPES
+from qlora_lab.runs.environment import git_commit, package_version
+from qlora_lab.runs.files import write_json
+
+FORMAT = 1  # raised whenever other bytes would be written for the same merge
+RECORD = "merge.json"
+GB = 10**9
+VERSIONS = ("qlora_lab", "torch", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is merged into what.
+
+    Attributes:
+        adapter: its folder.
+        base: what it was trained on.
+        run: the configuration of the run that trained it, whose held-out rows are compared; None: made-up rows.
+        into, dtype, tolerance, check_rows: as in MergeConfig; dtype is settled.
+        shard_bytes: of a file.
+    """
+
+    adapter: Path
+    base: Base
+    out: Path
+    into: str
+    dtype: str
+    run: RunConfig | None = None
+    run_id: str | None = None
+    tolerance: float | None = None
+    check_rows: int = 16
+    shard_bytes: int = 4 * GB
+
+
+def merge(request: Request, *, cache_dir: Path, cache_bases: bool = True) -> dict[str, Any]:
+    """Merge, compare, and put the folder in its place; an interrupted merge of the same goes on where it was.
+
+    Returns:
+        The content of merge.json.
+
+    Raises:
+        ModelError: the adapter or the base is missing or damaged, they do not fit, or the merged model differs from
+            base and adapter by more than it may; the folder is then not there.
+        OSError: the disk is full or not writable.
+    """
+    check_free(request.out)
+    saved = read_adapter(request.adapter)
+    if request.run is None:
+        check_base_name(f"the adapter in {request.adapter}", saved, _names(request.base))
+    opened = open_base(request.base, cache_dir)
+    tensors = MergedTensors(opened, saved, request.adapter, request.into, DTYPES[request.dtype])
+    tensors.check()
+    made_from = {
+        "format": FORMAT,
+        "adapter_sha256": file_sha256(request.adapter / WEIGHTS),
+        "settings": saved.settings,
+        "base": request.base.settings(),
+        "into": request.into,
+        "dtype": request.dtype,
+        "shard_bytes": request.shard_bytes,
+    }
+    with partial_merge(request.out, made_from) as partial:
+        write_weights(tensors, partial, request.shard_bytes)
+        _write_companions(opened, request, partial)
+        comparison = _compared(request, opened, partial, cache_dir, cache_bases) if request.check_rows else None
+        print("not compared: check_rows=0" if comparison is None else str(comparison), flush=True)
+        _check(request, comparison, partial)
+        _write_config(opened, request, partial)
+        record = {
+            "format": f"qlora_lab.merge {FORMAT}",
+            "run": request.run_id,
+            "adapter_sha256": made_from["adapter_sha256"],
+            "base": request.base.model.hub_id or Path(request.base.model.name).name,
+            "base_revision": getattr(opened.config, "_commit_hash", None) or request.base.model.revision,
+            "quantization": asdict(request.base.quant),
+            "into": request.into,
+            "dtype": request.dtype,
+            "tolerance": _tolerance(request),
+            "comparison": None if comparison is None else comparison.to_dict(),
+            "files": partial.files,
+            "versions": {name: package_version(name) for name in VERSIONS},
+            "git_commit": git_commit(Path(__file__).parent),
+        }
+        write_json(partial.folder / RECORD, record)
+        partial.finish(request.out)
+    return record
+
+
+def _names(base: Base) -> list[str]:
+    model = base.model
+    return [name for name in (model.hub_id, model.name, model.path, model.wheel) if name]
+
+
+def _tolerance(request: Request) -> float:
+    return tolerance_of(request.into, request.dtype) if request.tolerance is None else request.tolerance
+
+
+def _check(request: Request, comparison: Comparison | None, partial: PartialMerge) -> None:
+    """Refuse a merge that changes the model by more than it may."""
+    if comparison is not None and not comparison.relative_difference <= _tolerance(request):
+        raise ModelError(
+            f"the merged model differs from base and adapter by {comparison.relative_difference:.2%} of the logits' "
+            f"spread, and {_tolerance(request):.2%} is allowed for into={request.into} in {request.dtype}; it stays "
+            f"unfinished in {partial.folder}: give tolerance={comparison.relative_difference * 1.1:.2g} to take it as "
+            "it is, or a dtype with more bits"
+        )
+
+
+def _compared(
+    request: Request, opened: OpenedBase, partial: PartialMerge, cache_dir: Path, cache_bases: bool
+) -> Comparison:
+    base = replace(request.base, device=request.base.device if torch.cuda.is_available() else "cpu")
+
+    @contextmanager
+    def before() -> Iterator[PreTrainedModel]:
+        run_model = open_model(alone(base, request.out.parent), cache_dir=cache_dir, cache_bases=cache_bases)
+        load_adapter(run_model.model, request.adapter)
+        with run_model.computing():
+            yield run_model.model.eval()
+
+    @contextmanager
+    def after() -> Iterator[PreTrainedModel]:
+        gc.collect()  # the model before is gone now, and not later
+        config = _written_config(opened, request)
+        if request.into == QUANTIZED:
+            assert opened.quantization is not None  # checked by MergedTensors
+            config.quantization_config = opened.quantization.to_dict()
+        dtype = opened.compute_dtype if request.into == QUANTIZED else DTYPES[request.dtype]
+        yield load_unconfigured(partial.folder, config, task=base.model.task, compute_dtype=dtype, device=base.device)
+
+    rows = _rows(request, opened, cache_dir)
+    pad_id: Any = opened.tokenizer.pad_token_id
+    return compare(before, after, rows, pad_id)
+
+
+def _rows(request: Request, opened: OpenedBase, cache_dir: Path) -> Sequence[Example]:
+    """Return held-out rows of the run, or made-up ones for an adapter without a run."""
+    if request.run is not None:
+        data = data_of_run(request.run, opened.tokenizer, cache_dir)
+    else:
+        source = SourceConfig(kind="procedural", template="procedural")
+        data = prepare_data(
+            DataConfig(name="procedural", source=source, rows=1),
+            EvaluationConfig(rows=request.check_rows),
+            prompt_format=request.base.prompt_format,
+            tokenizer=opened.tokenizer,
+            seed=0,
+            cache_dir=cache_dir,
+            data_dir=cache_dir,
+            task=request.base.model.task,
+        )
+    held_out = data.held_out.get(HELD_OUT) or [row for rows in data.held_out.values() for row in rows]
+    return [replace(row.example, loss_start=row.example.target_start) for row in held_out[: request.check_rows]]
+
+
+def _written_config(opened: OpenedBase, request: Request) -> Any:
+    config = type(opened.config).from_dict(opened.config.to_dict())
+    config.dtype = DTYPES[request.dtype]
+    config.architectures = [type(opened.model).__name__]
+    config.use_cache = True
+    return config
+
+
+def _write_companions(opened: OpenedBase, request: Request, partial: PartialMerge) -> None:
+    """Write what stands beside the weights of a model: its generation config and its tokenizer."""
+    if opened.generation_config is not None:
+        shutil.copyfile(opened.generation_config, partial.folder / "generation_config.json")
+    elif opened.model.can_generate():
+        GenerationConfig.from_model_config(_written_config(opened, request)).save_pretrained(partial.folder)
+    if request.base.model.tokenizer == BYTE_LEVEL:
+        print("no tokenizer is written: the byte-level one of this project has no files", flush=True)
+    else:
+        opened.tokenizer.save_pretrained(partial.folder)
+
+
+def _write_config(opened: OpenedBase, request: Request, partial: PartialMerge) -> None:
+    """Write config.json, which makes a model of the folder."""
+    config = _written_config(opened, request)
+    if request.into == QUANTIZED:
+        assert opened.quantization is not None  # checked by MergedTensors
+        kept = [
+            name
+            for name, module in opened.model.named_modules()
+            if isinstance(module, nn.Linear) and name not in opened.quantized
+        ]
+        config.quantization_config = written_quantization(opened.quantization, kept)
+    settings = json.loads(config.to_json_string(use_diff=True))
+    settings.pop("_name_or_path", None)
+    (partial.folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,179 @@
+"""A merged model is what was trained, for every way in which architectures keep their weights."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from qlora_lab.adapters.lora import adapted_layers
+from qlora_lab.config.schema import AdapterConfig, ModelConfig
+from qlora_lab.errors import ModelError
+from qlora_lab.merging.checkpoint import FileCheckpoint
+from qlora_lab.merging.merge import Request
+from qlora_lab.merging.tensors import MergedTensors
+from qlora_lab.models.load import load_model
+from qlora_lab.models.location import Location
+from qlora_lab.models.save import save_quantized
+from qlora_lab.quant.linear import QuantizedLinear
+from qlora_lab.quant.quantizer import quantize_model
+from qlora_lab.quant.settings import QloraLabConfig
+from tests.command_line import call
+from tests.evaluation.finished_runs import finished
+from tests.merging.bases import NF4, PLAIN, logits, request, saved_base, trained
+from tests.merging.conftest import merged
+
+BASES = {
+    "llama": ("llama", {}),
+    "llama, tied": ("llama", {"tie_embeddings": True}),
+    "fused QKV under an older name of its head": ("gpt_neox", {}),
+    "fused QKV, tied": ("bloom", {"tie_embeddings": True}),
+    "encoder-decoder": ("t5", {}),
+    "encoder-decoder, tied": ("t5", {"tie_embeddings": True}),
+}
+
+
+def plainly(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Load a folder with transformers alone."""
+    auto = AutoModelForSeq2SeqLM if model.config.is_encoder_decoder else AutoModelForCausalLM
+    return auto.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_merged_model_computes_what_was_trained(name: str, tmp_path: Path) -> None:
+    model_type, changes = BASES[name]
+    base = saved_base(tmp_path / "base", model_type, **changes)
+    before = trained(base, tmp_path / "adapter")
+    record = merged(request(base, tmp_path / "adapter", tmp_path / "out"))
+
+    after = plainly(before, tmp_path / "out")
+    assert after.dtype == torch.float32
+    torch.testing.assert_close(logits(after), logits(before), rtol=1e-4, atol=1e-3)  # order of float32 sums
+    bare = load_model(base.model, NF4, compute_dtype=torch.float32, device="cpu", cache_dir=Path(), seed=0)
+    assert (logits(after) - logits(bare)).abs().max() > 0.1, "the adapter does something"
+    for path, layer in adapted_layers(before).items():
+        assert isinstance(layer.base, QuantizedLinear)
+        expected = layer.base.dequantize(torch.float32) + layer.scaling * layer.lora_B @ layer.lora_A
+        torch.testing.assert_close(after.get_submodule(path).weight, expected, rtol=1e-6, atol=1e-7)
+    assert record["comparison"]["relative_difference"] < 1e-3
+    assert record["comparison"]["perplexity_after"] == pytest.approx(
+        record["comparison"]["perplexity_before"], rel=1e-3
+    )
+    assert record == json.loads((tmp_path / "out/merge.json").read_text())
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing is left behind"
+
+
+def test_the_original_weights_are_taken_where_asked(asked: Request, tmp_path: Path) -> None:
+    (tmp_path / "base/generation_config.json").write_text('{"max_new_tokens": 7}')
+    merged(replace(asked, into="original", dtype="bfloat16", tolerance=9.0))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.max_new_tokens == 7
+    source, found = load_file(tmp_path / "base/model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    adapter = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    name = "model.layers.1.mlp.down_proj"
+    change = 3 * adapter[f"base_model.model.{name}.lora_B.weight"] @ adapter[f"base_model.model.{name}.lora_A.weight"]
+    assert torch.equal(found[f"{name}.weight"], (source[f"{name}.weight"] + change).bfloat16())
+    assert torch.equal(found["lm_head.weight"], source["lm_head.weight"].bfloat16())
+    assert found.keys() == source.keys()
+
+
+def test_a_base_is_quantized_again(asked: Request, base, tmp_path: Path) -> None:
+    """Layers with an adapter are quantized anew, and others keep their bytes."""
+    config = AdapterConfig(rank=4, alpha=12, placement="attention")
+    before = trained(base, tmp_path / "attention", config)
+    merged(replace(asked, adapter=tmp_path / "attention", into="quantized", tolerance=9.0))
+    again = ModelConfig("q", "folder", path=str(tmp_path / "out"), tokenizer="byte_level", max_length_tokens=512)
+    after = load_model(again, NF4, compute_dtype=torch.float32, device="cpu", cache_dir=tmp_path, seed=0)
+    for path, layer in after.named_modules():
+        if not isinstance(layer, QuantizedLinear):
+            continue
+        was = before.get_submodule(path)
+        if "self_attn" not in path:
+            assert torch.equal(layer.packed, was.packed) and torch.equal(layer.absmax, was.absmax)
+            continue
+        expected = was.base.dequantize(torch.float32) + (was.lora_B @ was.lora_A) * was.scaling  # a half is not rounded
+        linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+        linear.weight.data = expected.detach()
+        anew = QuantizedLinear.from_linear(linear, **QloraLabConfig("nf4").layer_arguments())
+        assert torch.equal(layer.dequantize(), anew.dequantize())
+    told = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert told["quant_method"] == "bitsandbytes" and told["bnb_4bit_quant_type"] == "nf4"
+
+
+def test_checkpoints_of_other_kinds_give_the_same(asked: Request, base, tmp_path: Path) -> None:
+    """torch's own files in shards, and a base that was quantized before it came here."""
+    merged(asked)
+    expected = load_file(tmp_path / "out/model.safetensors")
+    tensors = load_file(tmp_path / "base/model.safetensors")
+    in_shards, names = tmp_path / "in_shards", list(tensors)
+    in_shards.mkdir()
+    shutil.copy(tmp_path / "base/config.json", in_shards)
+    files = {name: f"pytorch_model-{number % 2}.bin" for number, name in enumerate(names)}
+    for file in set(files.values()):
+        torch.save({name: tensors[name] for name in names if files[name] == file}, in_shards / file)
+    (in_shards / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    plain = load_model(base.model, PLAIN, compute_dtype=torch.float32, device="cpu", cache_dir=Path(), seed=0)
+    save_quantized(quantize_model(plain, QloraLabConfig("nf4")), tmp_path / "quantized")
+    for folder in (in_shards, tmp_path / "quantized"):
+        other = replace(base, model=replace(base.model, path=str(folder)))
+        merged(replace(asked, base=other, out=tmp_path / f"out_{folder.name}"))
+        found = load_file(tmp_path / f"out_{folder.name}/model.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_base_in_the_hub_cache_is_read_from_there(base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub/models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("0" * 40)
+    shutil.copytree(tmp_path / "base", repository / "snapshots" / ("0" * 40))
+    read = FileCheckpoint(Location("some/model", "main", "download it again"))
+    assert set(read.names) == set(load_file(tmp_path / "base/model.safetensors"))
+
+
+def test_a_run_is_merged_with_its_new_tokens_and_trained_embeddings(tmp_path: Path) -> None:
+    """Tied, and trained as a whole: embeddings and head stay one, with a row for the new token."""
+    run = finished(
+        tmp_path / "runs",
+        "model.new_tokens=['<tool>']",
+        "adapter.trained_modules=[embed_tokens]",
+        "optim.learning_rate=0.05",
+    )
+    done = call(
+        "qlora_lab.merge",
+        *(f"run={run.run_id[:6]}", "out=out", "dtype=float32", "check_rows=4", f"paths.runs_dir={tmp_path}/runs"),
+        f"paths.cache_dir={tmp_path}/cache",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "logits differ by" in done.stdout and "perplexity" in done.stdout
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.config.vocab_size == 385
+    adapter = load_file(run.adapter / "adapter_model.safetensors")
+    assert torch.equal(model.get_input_embeddings().weight, adapter["base_model.model.model.embed_tokens.weight"])
+    assert json.loads((tmp_path / "out/merge.json").read_text())["run"] == run.run_id
+
+
+def test_a_merge_that_loses_the_adapter_fails(asked: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MergedTensors, "_change", lambda self, name: None)
+    with pytest.raises(ModelError, match=r"differs from base and adapter by \d+\.\d+% .* 0\.10% is allowed"):
+        merged(asked)
+    assert not asked.out.exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bits_are_within_their_tolerance_and_can_be_told_a_tighter_one(
+    dtype: str, asked: Request, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=f"0.00% is allowed for into=dequantized in {dtype}; it stays unfinished in "):
+        merged(replace(asked, dtype=dtype, tolerance=1e-7))
+    record = merged(replace(asked, dtype=dtype))
+    assert 1e-7 < record["comparison"]["relative_difference"] < record["tolerance"]
+    assert AutoModelForCausalLM.from_pretrained(asked.out).dtype == getattr(torch, dtype)
