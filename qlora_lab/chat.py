@@ -1,6 +1,7 @@
 """python -m qlora_lab.chat run=ID: talk with a base and its adapters in the terminal."""
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -34,7 +35,7 @@ class Chat:
 
         self._shared = shared
         self._asking = Asking(shared, config.max_new_tokens)
-        self._scheduler = Scheduler(shared, max_rows=1)
+        self._new_scheduler = lambda: Scheduler(shared, max_rows=1)
         self._choice = Choice(config.temperature, config.top_p, config.seed)
         self._opening = [] if config.system is None else [Turn(SYSTEM, config.system)]
         self._turns = list(self._opening)
@@ -72,22 +73,24 @@ class Chat:
         """
         turns = [*self._turns, Turn(USER, text)]
         job = self._asking.chat(self._adapter, turns, self._choice, _show)
-        self._scheduler.submit(job)
-        try:
-            with self._shared.opened.computing():
-                while self._scheduler.work():
-                    pass
-        except KeyboardInterrupt:
-            job.cancelled = True
-            self._scheduler.work()
+        scheduler = self._new_scheduler()  # Ctrl-C may leave one in the middle of a step
+        scheduler.submit(job)
+        with suppress(KeyboardInterrupt):
+            while scheduler.work():
+                pass
         print()
         self._turns = [*turns, Turn(ASSISTANT, job.writing.text)]
 
 
 def chat(node: DictConfig) -> None:
-    """Talk until the input ends."""
+    """Open what the configuration names, and talk until the input ends."""
     config = typed_from_hydra(node, ChatConfig)
-    talk = Chat(open_shared(config), config)
+    shared = open_shared(config)
+    with shared.opened.computing():
+        converse(Chat(shared, config))
+
+
+def converse(talk: Chat) -> None:
     terminal = sys.stdin.isatty()
     if terminal:
         print(f"{talk.name} answers; /help lists what else you can do.")

@@ -1,5 +1,6 @@
 """From messages or a text to the tokens that a model is asked, in the prompt format of its adapter."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 from qlora_lab.data.prompts import data_ids, find_prompt_format
@@ -26,6 +27,8 @@ class Asking:
     def __init__(self, shared: SharedBase, most_new_tokens: int) -> None:
         self._shared = shared
         self._most_new_tokens = most_new_tokens
+        # The model's thread decodes while others encode, which changes settings inside a tokenizer.
+        self._decoder = copy.deepcopy(shared.tokenizer)
 
     @property
     def context_tokens(self) -> int:
@@ -99,7 +102,7 @@ class Asking:
             )
         if max_tokens is not None and max_tokens > self._most_new_tokens:
             raise DataError(f"max_tokens must be at most {self._most_new_tokens} here; got {max_tokens}")
-        writing = Writing(self._shared.tokenizer, choice, stops, max_tokens or min(room, self._most_new_tokens))
+        writing = Writing(self._decoder, choice, stops, max_tokens or min(room, self._most_new_tokens))
         return Job(prompt, adapter, writing, deliver)
 
 
