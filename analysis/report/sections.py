@@ -16,7 +16,8 @@ from analysis.report.samples import Sample
 from analysis.report.tables import arm_table, comparison_table, to_html
 from analysis.report.terminal import metric_line, seed_text, what_happened
 from analysis.sources.run_folders import read_history
-from analysis.statistics.estimates import DRAWS, FALSE_POSITIVES
+from analysis.statistics.rows import DRAWS
+from analysis.statistics.verdicts import FALSE_POSITIVES
 from analysis.study.answer import Answer
 from analysis.study.metrics import describe, format_value
 from analysis.study.plan import StudyPlan
