@@ -26,6 +26,7 @@ BASE_COLUMNS = (
     "attempt",
     "traceback",
     "folder",
+    "also_in",
 )
 
 

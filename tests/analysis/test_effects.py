@@ -34,7 +34,9 @@ def test_power_and_seeds_are_those_of_a_paired_t_test() -> None:
 
 
 def test_seeds_do_not_help_against_too_few_rows() -> None:
-    few_rows = Estimate(0.1, -0.5, 0.7, 0.3, 9.0, (0.1, 0.11), 20, row_variance=0.09, seed_variance=1e-4, seed_freedom=1)
+    few_rows = Estimate(
+        0.1, -0.5, 0.7, 0.3, 9.0, (0.1, 0.11), 20, row_variance=0.09, seed_variance=1e-4, seed_freedom=1
+    )
     assert power_of_seeds(few_rows, MOST_SEEDS) < 0.8
     assert seeds_needed(few_rows) is None
     assert seeds_needed(estimate_over_seeds([0.1])) is None, "one seed tells no spread"
