@@ -3,7 +3,7 @@
 study_report   `summarize_study`: table.csv, report.html and the block of text of one study
 page           the look of a page
 sections       the parts of a report
-figures        the answer drawn
+figures        every figure, a family a module
 samples        what the arms wrote for the same prompts
 tables         tables as text, CSV and HTML
 terminal       the answer as a block of text

@@ -10,7 +10,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.report.figures import MOST_ARM_LINES, MOST_ARMS, arm_figure, curve_figure, row_difference_figure, to_svg
+from analysis.report.figures.answers import MOST_ARM_LINES, arm_figure, row_difference_figure
+from analysis.report.figures.curves import curve_figure
+from analysis.report.figures.style import to_svg
 from analysis.report.page import bullet_list, details, figure, paragraph, section, table
 from analysis.report.samples import Sample
 from analysis.report.tables import arm_table, comparison_table, to_html
@@ -21,6 +23,7 @@ from analysis.study.answer import Answer
 from analysis.study.metrics import describe, format_value
 from analysis.study.plan import StudyPlan
 
+MOST_ARMS = 12  # with curves that can be told apart
 MOST_PAIRS_DRAWN = 3
 MOST_PAIRS_LISTED = 200
 MOST_TRACEBACKS = 20
@@ -88,12 +91,18 @@ def training(answer: Answer) -> str:
     histories = {
         run_id: read_history(folder) for run_id, folder in folders.items() if (folder / "metrics.jsonl").exists()
     }
-    drawn = curve_figure(answer, histories)
+    groups = {str(run["run_id"]): str(run["arm"]) for run in drawn_arms.to_dict("records")}
+    history = pd.concat([frame.assign(run_id=run_id) for run_id, frame in histories.items()] or [pd.DataFrame()])
+    stopped = set(answer.not_counted["run_id"])
+    drawn = curve_figure(
+        history, dict(sorted(groups.items(), key=lambda run: answer.arms.index(run[1]))), stopped=stopped
+    )
     if drawn is None:
         return ""
     caption = (
-        "One line a run; a cross marks where a run that did not finish stopped. Each arm is trained on its own rows, "
-        "so these losses cannot be compared between arms as the held-out ones can."
+        "The mean of each arm's finished runs, with a band from the lowest to the highest; thin lines with a cross are "
+        "runs that did not finish. Each arm is trained on its own rows, so these losses cannot be compared between "
+        "arms as the held-out ones can."
     )
     if len(answer.arms) > MOST_ARMS:
         caption += f" Of {len(answer.arms)} arms the best {MOST_ARMS} are drawn."
