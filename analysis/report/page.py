@@ -30,6 +30,13 @@ th:last-child, td:last-child { padding-right: 0; }
 figure { margin: 1.4rem 0 0; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { margin-top: .35rem; }
+th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--accent); }
+th[aria-sort] button::after { content: " \25B2"; font-size: .7em; }
+th[aria-sort=descending] button::after { content: " \25BC"; }
+.filter { display: flex; gap: .8rem; align-items: baseline; }
+input[type=search], select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--faint);
+  border-radius: 5px; padding: .25rem .5rem; }
+.chart { position: relative; font-size: .88rem; } .chart svg.marks { width: auto; max-width: 100%; }
 .sample { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .sample .prompt { padding: .6rem .9rem; font-size: .92rem; background: var(--panel);
   white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -45,16 +52,25 @@ footer { margin-top: 2.6rem; padding-top: .8rem; border-top: 1px solid var(--lin
   font-size: .85rem; overflow-wrap: anywhere; }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --panel: #f5f5f5; }
   body { font-size: 11pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
-  figure, .sample, tr { break-inside: avoid; } .wide { overflow: visible; } }
+  figure, .sample, tr { break-inside: avoid; } .wide { overflow: visible; }
+  .filter, .vega-bindings, .chart details { display: none; } }
 """
 
 
-def page(title: str, body: str) -> str:
-    """Return a whole HTML document; `body` is HTML, `title` is text."""
+# Nothing may be loaded, whatever stands in the page. Vega makes functions of its expressions, hence 'unsafe-eval'.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+SCRIPTS_POLICY = "; script-src 'unsafe-inline' 'unsafe-eval'"
+
+
+def page(title: str, body: str, scripts: str = "") -> str:
+    """Return a whole HTML document; `body` is HTML, `title` is text, `scripts` are script elements to end with."""
+    policy = POLICY + (SCRIPTS_POLICY if scripts else "")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}</main>\n{scripts}</body>\n</html>\n"
     )
 
 
@@ -69,25 +85,30 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{attribute}>{escape(text)}</p>\n"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str], kind: str = "") -> str:
     """Return a table that scrolls where the page is narrow.
 
     Args:
         columns: headings, as text.
         rows: cells, as HTML.
         left: the columns that hold text; the others hold numbers and are set to the right.
+        kind: its class; a page's script makes tables of the class `many` sortable.
     """
+    attribute = f' class="{kind}"' if kind else ""
     kinds = ["" if column in left else ' class="number"' for column in columns]
     head = "".join(f"<th{kind}>{escape(column)}</th>" for kind, column in zip(kinds, columns, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>\n"
         for row in rows
     )
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
+    inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"
+    return f'<div class="wide"><table{attribute}>\n{inside}\n</table></div>\n'
 
 
-def figure(svg: str, caption: str) -> str:
-    return f"<figure>\n{svg}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
+def figure(svg: str, caption: str, name: str = "") -> str:
+    """Return a picture with its caption; a page's script may draw the chart called `name` in its place."""
+    picture = f'<div id="{name}">{svg}</div>' if name else svg
+    return f"<figure>\n{picture}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
 
 
 def details(summary: str, content: str) -> str:

@@ -12,21 +12,23 @@ import pandas as pd
 
 from analysis.report.figures.answers import MOST_ARM_LINES, arm_figure, row_difference_figure
 from analysis.report.figures.curves import curve_figure
+from analysis.report.figures.settings import MOST_VALUES, axis_figure, cost_figure, heat_map, parallel_figure
 from analysis.report.figures.style import to_svg
+from analysis.report.overview import MOST_ARMS, Overview, TrainingCurves
 from analysis.report.page import bullet_list, details, figure, paragraph, section, table
 from analysis.report.samples import Sample
 from analysis.report.tables import arm_table, comparison_table, to_html
 from analysis.report.terminal import metric_line, seed_text, what_happened
-from analysis.sources.run_folders import read_history
 from analysis.statistics.estimates import DRAWS, FALSE_POSITIVES
 from analysis.study.answer import Answer
 from analysis.study.metrics import describe, format_value
 from analysis.study.plan import StudyPlan
 
-MOST_ARMS = 12  # with curves that can be told apart
 MOST_PAIRS_DRAWN = 3
 MOST_PAIRS_LISTED = 200
+MOST_AXES_DRAWN, MOST_SERIES = 3, 6
 MOST_TRACEBACKS = 20
+MANY_ROWS = 8  # of a table that can be sorted and filtered
 MOST_CHARACTERS = 600  # of a prompt or a generation
 
 
@@ -85,18 +87,50 @@ def comparisons(answer: Answer) -> str:
     return section("Comparisons", *content)
 
 
-def training(answer: Answer) -> str:
-    drawn_arms = answer.runs[answer.runs["arm"].isin(answer.arms[:MOST_ARMS])]
-    folders = {str(run["run_id"]): Path(str(run["folder"])) for run in drawn_arms.to_dict("records")}
-    histories = {
-        run_id: read_history(folder) for run_id, folder in folders.items() if (folder / "metrics.jsonl").exists()
-    }
-    groups = {str(run["run_id"]): str(run["arm"]) for run in drawn_arms.to_dict("records")}
-    history = pd.concat([frame.assign(run_id=run_id) for run_id, frame in histories.items()] or [pd.DataFrame()])
-    stopped = set(answer.not_counted["run_id"])
-    drawn = curve_figure(
-        history, dict(sorted(groups.items(), key=lambda run: answer.arms.index(run[1]))), stopped=stopped
-    )
+def settings(overview: Overview) -> str:
+    """Draw the metric by each setting; nothing where only one varies, as the arms' figure shows it."""
+    if len(overview.axes) < 2:
+        return ""
+    metric, runs = overview.metric, overview.runs
+    few = [axis for axis in overview.axes if runs[axis].nunique() <= MOST_VALUES]
+    content = []
+    for axis in few[:MOST_AXES_DRAWN]:
+        others = [other for other in few if other != axis and runs[other].nunique() <= MOST_SERIES]
+        drawn = axis_figure(runs, axis, metric, by=min(others, key=lambda other: runs[other].nunique(), default=None))
+        caption = "Every run as a small mark, the mean of the runs as a large one, its 95 % t interval as a bar."
+        content.append(figure(to_svg(drawn, f"{metric} by {axis}"), caption))
+    if len(few) > 1:
+        row, column = sorted(few, key=lambda axis: runs[axis].nunique())[-2:]
+        drawn = heat_map(runs, row, column, metric, goal=overview.goal)
+        caption = (
+            "A mean over whatever else varies: where not all combinations have finished, cells differ in that too."
+        )
+        content.append(figure(to_svg(drawn, f"{metric} by {row} and {column}"), caption))
+    return section("By setting", *content)
+
+
+def explore(overview: Overview) -> str:
+    """Draw quality against cost, and parallel coordinates of the arms; the chart `explore` may take their place."""
+    pictures = []
+    if overview.runs.empty:
+        return ""
+    if overview.costs:
+        drawn = cost_figure(overview.runs, overview.costs[0], overview.metric, by=overview.told_apart_by())
+        pictures.append(to_svg(drawn, f"{overview.metric} of every run against {overview.costs[0]}"))
+    if len(overview.axes) > 1:
+        drawn = parallel_figure(overview.arms(), overview.axes, overview.metric, goal=overview.goal)
+        pictures.append(to_svg(drawn, f"Parallel coordinates of the settings and {overview.metric}"))
+    if not pictures:
+        return ""
+    caption = "Every counted run against what it cost." if overview.costs else ""
+    caption += " One line an arm through its settings to its mean." if len(overview.axes) > 1 else ""
+    return section("Quality and cost", figure("\n".join(pictures), caption.strip(), name="explore"))
+
+
+def training(answer: Answer, curves: TrainingCurves | None) -> str:
+    if curves is None:
+        return ""
+    drawn = curve_figure(curves.history, curves.groups, curves.metric, stopped=curves.stopped)
     if drawn is None:
         return ""
     caption = (
@@ -106,10 +140,9 @@ def training(answer: Answer) -> str:
     )
     if len(answer.arms) > MOST_ARMS:
         caption += f" Of {len(answer.arms)} arms the best {MOST_ARMS} are drawn."
-    damaged = sum(history.attrs["damaged_lines"] for history in histories.values())
-    if damaged:
-        caption += f" {damaged} damaged lines of metrics.jsonl are left out (a killed run leaves one)."
-    return section("Training", figure(to_svg(drawn, "Training loss over the steps"), caption))
+    if curves.damaged_lines:
+        caption += f" {curves.damaged_lines} damaged lines of metrics.jsonl are left out (a killed run leaves one)."
+    return section("Training", figure(to_svg(drawn, "Training loss over the steps"), caption, name="curves"))
 
 
 def samples(chosen: Sequence[Sample]) -> str:
@@ -135,21 +168,42 @@ def _shown(text: str) -> str:
     return escape(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} … (shortened)")
 
 
-def runs(answer: Answer, folder: Path) -> str:
-    """List every run, with a link relative to `folder`, its value or what became of it, and its traceback."""
-    not_counted = set(answer.not_counted["run_id"])
-    order = answer.runs["arm"].map(answer.arms.index)
-    records = answer.runs.assign(order=order).sort_values(["order", "seed"]).to_dict("records")
-    rows = [_run_cells(answer, run, folder, counted=run["run_id"] not in not_counted) for run in records]
-    traced = [run for run in records if run["run_id"] in not_counted and isinstance(run["traceback"], str)]
+def failures(answer: Answer) -> str:
+    """List the runs that are in no mean, each with what became of it, and their tracebacks."""
+    records = answer.not_counted.to_dict("records")
+    rows = [
+        [
+            f"<code>{escape(str(run['run_id']))}</code>",
+            escape(str(run["arm"])),
+            seed_text(run["seed"]),
+            f'<span class="failed">{escape(what_happened(answer, run))}</span>',
+        ]
+        for run in records
+    ]
+    traced = [run for run in records if isinstance(run["traceback"], str)]
     tracebacks = [
         details(f"Traceback of {run['run_id']}", f"<pre>{escape(run['traceback'])}</pre>\n")
         for run in traced[:MOST_TRACEBACKS]
     ]
     if len(traced) > MOST_TRACEBACKS:
         tracebacks.append(paragraph(f"The other {len(traced) - MOST_TRACEBACKS:,} are in their status.json.", "soft"))
+    columns = ["run", "arm", "seed", "what happened"]
+    listed = table(columns, rows, {"run", "arm", "what happened"}, _kind(rows)) if rows else ""
+    return section("Runs that are not counted", listed, *tracebacks)
+
+
+def runs(answer: Answer, folder: Path) -> str:
+    """List every run, with a link relative to `folder` and its value."""
+    not_counted = set(answer.not_counted["run_id"])
+    order = answer.runs["arm"].map({arm: number for number, arm in enumerate(answer.arms)})
+    records = answer.runs.assign(order=order).sort_values(["order", "seed"]).to_dict("records")
+    rows = [_run_cells(answer, run, folder, counted=run["run_id"] not in not_counted) for run in records]
     columns = ["run", "arm", "seed", answer.metric, "state"]
-    return section("Runs", table(columns, rows, left={"run", "arm", "state"}), *tracebacks)
+    return section("Runs", table(columns, rows, {"run", "arm", "state"}, _kind(rows)))
+
+
+def _kind(rows: Sequence[object]) -> str:
+    return "many" if len(rows) >= MANY_ROWS else ""
 
 
 def _run_cells(answer: Answer, run: Mapping[Hashable, Any], folder: Path, *, counted: bool) -> list[str]:
@@ -159,7 +213,7 @@ def _run_cells(answer: Answer, run: Mapping[Hashable, Any], folder: Path, *, cou
         link = quote(os.path.relpath(run_folder, folder).replace(os.sep, "/"))
         name = f'<a href="{link}/">{name}</a>'
     value = format_value(describe(answer.metric), float(run[answer.metric])) if counted else "–"
-    state = "finished" if counted else f'<span class="failed">{escape(what_happened(answer, run))}</span>'
+    state = "finished" if counted else f'<span class="failed">{escape(str(run["state"]).replace("_", " "))}</span>'
     return [name, escape(str(run["arm"])), seed_text(run["seed"]), value, state]
 
 

@@ -98,7 +98,13 @@ def dots_and_interval(axes: "Axes", place: float, points: "np.ndarray[Any, Any]"
     estimate = estimate_over_seeds(points)
     if math.isfinite(estimate.low):
         axes.plot([place] * 2, [estimate.low, estimate.high], color=colour, linewidth=6, alpha=0.25)
-    dots = {"color": colour, "marker": marker, "markersize": 3.5, "markerfacecolor": "none", "linestyle": "none"}
+    dots: dict[str, Any] = {
+        "color": colour,
+        "marker": marker,
+        "markersize": 3.5,
+        "markerfacecolor": "none",
+        "linestyle": "none",
+    }
     axes.plot(np.full(points.size, place), points, rasterized=points.size > RASTER_POINTS, **dots)
 
 
@@ -180,7 +186,11 @@ def parallel_figure(groups: pd.DataFrame, axes_names: Sequence[str], metric: str
     colours = LinearSegmentedColormap.from_list("better", [FAINT, COLOURS[0]])
     for at in np.argsort(rank):
         strength = rank[at] ** 3
-        line = {"color": colours(strength), "alpha": 0.3 + 0.7 * strength, "linewidth": 0.5 + 1.7 * strength}
+        line: dict[str, Any] = {
+            "color": colours(strength),
+            "alpha": 0.3 + 0.7 * strength,
+            "linewidth": 0.5 + 1.7 * strength,
+        }
         axes.plot(range(places.shape[1]), places[at], rasterized=places.size > RASTER_POINTS, **line)
     for number in range(places.shape[1]):
         axes.axvline(number, color=INK, linewidth=0.8)

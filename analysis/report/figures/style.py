@@ -82,7 +82,7 @@ def new_figure(height: float, panels: int = 1, width: float = WIDTH_INCHES) -> "
 
 
 def legend_above(axes: "Axes", columns: int = 1, **options: Any) -> None:
-    places = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handlelength": 2.4}
+    places: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handlelength": 2.4}
     axes.legend(ncols=columns, **(places | options))
 
 
