@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.report.figures.curves import group_curves, run_curves
+from analysis.report.figures.curves import group_curves, run_curves, thinned
 from analysis.report.figures.settings import ordered
 from analysis.report.figures.style import axis_label, look, scale_of
 from analysis.report.overview import Overview, TrainingCurves
@@ -261,10 +261,7 @@ def training_chart(curves: TrainingCurves | None) -> Chart | None:
         y="mean:Q", tooltip=[alt.Tooltip("group:N"), alt.Tooltip("step:Q"), *numbers]
     )
     chart = alt.layer(band, line.add_params(pick), points).properties(width=CONTAINER, height=300)
-    kept = pd.concat(
-        of_group.iloc[np.unique(np.linspace(0, len(of_group) - 1, CURVE_POINTS).round().astype(int))]
-        for _, of_group in lines.groupby("group", sort=False)
-    )
+    kept = pd.concat([thinned(of_group, CURVE_POINTS) for _, of_group in lines.groupby("group", sort=False)])
     return Chart(chart.to_dict() | {"config": CONFIG}, {"curves": _records(kept)})
 
 
@@ -277,5 +274,5 @@ def _seen(value: Any) -> Any:
     if value is None or pd.isna(value):
         return None
     if isinstance(value, float | np.floating):
-        return float(f"{value:.5g}")
+        return float(f"{value:.4g}")
     return int(value) if isinstance(value, np.integer) else value

@@ -146,7 +146,9 @@ def _default_entity() -> str:
 def _counted(answer: Answer) -> str:
     missed = len(answer.not_counted)
     counted = f"{len(answer.runs) - missed} of {len(answer.runs)} runs are counted"
-    return f"{counted}; the {missed} others are listed below." if missed else f"{counted}."
+    return (
+        f"{counted}; {missed} not counted {'is' if missed == 1 else 'are'} listed below." if missed else f"{counted}."
+    )
 
 
 def _arms_note(answer: Answer) -> str:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from analysis.report.figures.style import (
     LEGEND_LINE_INCHES,
-    RASTER_POINTS,
     axis_label,
     legend_above,
     legend_columns,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTHING_SHARE = 0.05  # of the steps: the window of the running mean over noisy training losses
-MARKED_POINTS = 8  # of a line
+DRAWN_POINTS, MARKED_POINTS = 300, 8  # of a line
 
 
 def run_curves(history: pd.DataFrame, run_ids: Collection[str], metric: str) -> tuple[pd.DataFrame, int]:
@@ -60,6 +60,13 @@ def group_curves(curves: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFram
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
+def thinned(points: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return at most so many of the rows, evenly apart, the first and the last among them."""
+    if len(points) <= most:
+        return points
+    return points.iloc[np.linspace(0, len(points) - 1, most).round().astype(int)]
+
+
 @styled()
 def curve_figure(
     history: pd.DataFrame,
@@ -85,12 +92,11 @@ def curve_figure(
     lines = group_curves(curves[[run for run in curves.columns if run not in stopped]], groups)
     columns = legend_columns(drawn)
     figure, [axes] = new_figure(height=3.0 + LEGEND_LINE_INCHES * math.ceil(len(drawn) / columns))
-    raster = curves.size > RASTER_POINTS * 4
     for number, group in enumerate(drawn):
-        its, of_group = look(number), lines[lines["group"] == group]
+        its, of_group = look(number), thinned(lines[lines["group"] == group], DRAWN_POINTS)
         if len(of_group) and of_group["seeds"].iloc[0] > 1:
             band = (of_group["low"].to_numpy(), of_group["high"].to_numpy())
-            axes.fill_between(of_group["step"], *band, color=its.colour, alpha=0.2, linewidth=0, rasterized=raster)
+            axes.fill_between(of_group["step"], *band, color=its.colour, alpha=0.2, linewidth=0)
         every = max(1, len(of_group) // MARKED_POINTS)
         marks = (number * every // max(1, len(drawn)), every)  # not at the same steps as the others'
         axes.plot(
@@ -106,7 +112,7 @@ def curve_figure(
         )
         for run in stopped:
             if groups.get(run) == group and run in curves:
-                points = curves[run].dropna()
+                points = thinned(curves[[run]].dropna(), DRAWN_POINTS)[run]
                 axes.plot(points.index, points, color=its.colour, linewidth=0.7, linestyle=its.dashes)
                 axes.plot(points.index[-1], points.iloc[-1], "x", color=its.colour, markersize=7, markeredgewidth=2)
     axes.grid(axis="y")

@@ -8,6 +8,7 @@ import pandas as pd
 from analysis.report.figures.settings import dots_and_interval, ordered
 from analysis.report.figures.style import (
     LEGEND_LINE_INCHES,
+    RASTER_MARKS,
     axis_label,
     legend_above,
     legend_columns,
@@ -44,7 +45,9 @@ def scaling_figure(
         means = []
         for parameters, values in found:
             points = scale_of(described) * values.to_numpy(dtype=float)
-            dots_and_interval(axes, float(parameters) * shift, points, its.colour, its.marker)
+            dots_and_interval(
+                axes, float(parameters) * shift, points, its.colour, its.marker, raster=len(runs) > RASTER_MARKS
+            )
             means.append((float(parameters) * shift, points.mean()))
         line = {"color": its.colour, "linestyle": its.dashes, "marker": its.marker, "linewidth": 1.3, "label": name}
         axes.plot([place for place, _ in means], [mean for _, mean in means], **line)

@@ -16,6 +16,7 @@ from analysis.report.figures.style import (
     LABEL_CHARACTERS,
     LEGEND_LINE_INCHES,
     PAPER,
+    RASTER_MARKS,
     RASTER_POINTS,
     axis_label,
     legend_above,
@@ -78,7 +79,7 @@ def axis_figure(runs: pd.DataFrame, axis: str, metric: str, *, by: str | None = 
             points = scale * of_series.loc[of_series[axis] == value, metric].dropna().to_numpy(dtype=float)
             if not points.size:
                 continue
-            dots_and_interval(axes, place + shift, points, its.colour, its.marker)
+            dots_and_interval(axes, place + shift, points, its.colour, its.marker, raster=len(runs) > RASTER_MARKS)
             places.append(place + shift)
             means.append(points.mean())
         axes.plot(
@@ -94,7 +95,9 @@ def axis_figure(runs: pd.DataFrame, axis: str, metric: str, *, by: str | None = 
     return figure
 
 
-def dots_and_interval(axes: "Axes", place: float, points: "np.ndarray[Any, Any]", colour: str, marker: str) -> None:
+def dots_and_interval(
+    axes: "Axes", place: float, points: "np.ndarray[Any, Any]", colour: str, marker: str, *, raster: bool
+) -> None:
     estimate = estimate_over_seeds(points)
     if math.isfinite(estimate.low):
         axes.plot([place] * 2, [estimate.low, estimate.high], color=colour, linewidth=6, alpha=0.25)
@@ -105,7 +108,7 @@ def dots_and_interval(axes: "Axes", place: float, points: "np.ndarray[Any, Any]"
         "markerfacecolor": "none",
         "linestyle": "none",
     }
-    axes.plot(np.full(points.size, place), points, rasterized=points.size > RASTER_POINTS, **dots)
+    axes.plot(np.full(points.size, place), points, rasterized=raster, **dots)
 
 
 @styled()
@@ -231,7 +234,7 @@ def cost_figure(runs: pd.DataFrame, cost: str, metric: str, *, by: str | None = 
             markersize=6,
             markeredgecolor=PAPER,
             label=name,
-            rasterized=len(runs) > RASTER_POINTS,
+            rasterized=len(runs) > RASTER_MARKS,
         )
     if (spread := runs[cost].max() / max(runs[cost].min(), 1e-12)) > 20 and math.isfinite(spread):
         axes.set_xscale("log")

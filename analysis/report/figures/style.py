@@ -23,7 +23,12 @@ INK, FAINT, PAPER = "#1f2428", "#9aa4ad", "#fffffe"  # become the page's own col
 WIDTH_INCHES = 7.6
 LABEL_CHARACTERS = 36  # longer ones are wrapped, or get a line of a legend for themselves
 LEGEND_LINE_INCHES = 0.22
-RASTER_POINTS = 5_000  # more points than this are drawn as an image inside the SVG, which stays small
+# More than this are drawn as an image inside the SVG, which stays small: points of lines, and marks with a shape.
+RASTER_POINTS, RASTER_MARKS = 5_000, 400
+COORDINATES, DIGITS = (
+    re.compile(r' (?:d|x|y|transform)="[^"]*"'),
+    re.compile(r"(\.\d\d)\d+"),
+)  # points have two decimals
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.size": 10.5,
@@ -116,6 +121,7 @@ def to_svg(figure: "Figure", description: str) -> str:
     svg = re.sub(r"^.*?<svg", "<svg", buffer.getvalue(), count=1, flags=re.DOTALL)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    svg = COORDINATES.sub(lambda found: DIGITS.sub(r"\1", found[0]), svg)
     # the browser's own font; matplotlib's is not on every machine
     svg = re.sub(r"font-family: [^;\"]+", "font-family: system-ui, sans-serif", svg)
     return svg.replace(INK, "currentColor").replace(FAINT, "var(--faint)").replace(PAPER, "var(--page)")
