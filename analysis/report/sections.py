@@ -19,7 +19,9 @@ from analysis.report.page import bullet_list, details, figure, paragraph, sectio
 from analysis.report.samples import Sample
 from analysis.report.tables import arm_table, comparison_table, to_html
 from analysis.report.terminal import metric_line, seed_text, what_happened
-from analysis.statistics.estimates import DRAWS, FALSE_POSITIVES
+from analysis.statistics.rows import DRAWS
+from analysis.statistics.variance import MOST_AXES, split_variance
+from analysis.statistics.verdicts import FALSE_POSITIVES
 from analysis.study.answer import Answer
 from analysis.study.metrics import describe, format_value
 from analysis.study.plan import StudyPlan
@@ -107,6 +109,33 @@ def settings(overview: Overview) -> str:
         )
         content.append(figure(to_svg(drawn, f"{metric} by {row} and {column}"), caption))
     return section("By setting", *content)
+
+
+def variance(overview: Overview) -> str:
+    """Say how much of the spread between runs goes with each setting, with the seed, and with the rest."""
+    if not 1 <= len(overview.axes) <= MOST_AXES:
+        return ""
+    parts = split_variance(overview.runs, overview.axes, overview.metric)
+    if parts.empty:
+        return ""
+    shown = pd.DataFrame(
+        {
+            "source": parts["source"],
+            "share of the variance": [f"{share:.1%}" for share in parts["share"]],
+            "95 % interval": [
+                "–" if pd.isna(low) else f"{low:.1%} to {high:.1%}"
+                for low, high in zip(parts["low"], parts["high"], strict=True)
+            ],
+            "p": ["–" if pd.isna(p) else f"{p:.2g}" for p in parts["p"]],
+        }
+    )
+    note = (
+        f"The variance of {overview.metric} between the counted runs, by what goes with it: main effects of the "
+        "settings, what they do only together, and the seed."
+    )
+    if (parts["overlap"] > 0.01).any():
+        note += " Not all combinations have as many runs, so the settings overlap: their shares are means over orders."
+    return section("What matters", to_html(shown), paragraph(note, "soft"))
 
 
 def explore(overview: Overview) -> str:

@@ -112,6 +112,7 @@ def write_report(folder: Path, answer: Answer, plan: StudyPlan, *, scripts: bool
         sections.arms(answer),
         sections.comparisons(answer),
         sections.settings(overview),
+        sections.variance(overview),
         sections.explore(overview),
         sections.training(answer, curves),
         sections.samples(choose_samples(answer)),

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.statistics.estimates import DRAWS, Estimate, Verdict, summarize
+from analysis.statistics.estimates import Estimate
+from analysis.statistics.rows import DRAWS
+from analysis.statistics.seeds import summarize
+from analysis.statistics.verdicts import Verdict
 from analysis.study.arms import AxisValues, arms_of_runs, axes_without_seed, label_arms
 from analysis.study.comparison import MOST_ARMS_PAIRED, Comparison, compare_pairs, estimate_of_arm
 from analysis.study.data_notes import ROWS_SEEN, data_notes

@@ -5,17 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from analysis.statistics.estimates import (
-    Estimate,
-    SeedSpread,
-    Verdict,
-    estimate_arm,
-    estimate_difference,
-    estimate_over_seeds,
-    holm,
-    judge,
-    pool_seed_spread,
-)
+from analysis.statistics.estimates import Estimate, estimate_arm, estimate_difference, estimate_over_seeds
+from analysis.statistics.holm import holm
+from analysis.statistics.seeds import SeedSpread, pool_seed_spread
+from analysis.statistics.verdicts import Verdict, judge
 from analysis.study.scores import Scores
 
 MOST_ARMS_PAIRED = 20  # 190 pairs; of more arms, each is compared with the best alone

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.load import load_rows
-from analysis.statistics.estimates import DRAWS, Ratios, Scored, score
+from analysis.statistics.rows import DRAWS, Ratios, Scored, score
 from analysis.study.metrics import counted_in, describe, row_ratios
 from qlora_lab.errors import RunFolderError
 

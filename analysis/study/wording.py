@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.statistics.estimates import Estimate, Verdict
+from analysis.statistics.estimates import Estimate
+from analysis.statistics.verdicts import Verdict
 from analysis.study.comparison import Comparison
 from analysis.study.metrics import Metric, format_differences, format_value
 

@@ -12,7 +12,7 @@ import pytest
 
 from analysis.load import load_runs
 from analysis.report.terminal import what_happened
-from analysis.statistics.estimates import Verdict
+from analysis.statistics.verdicts import Verdict
 from analysis.study.answer import Answer, compare
 from analysis.study.comparison import MOST_ARMS_PAIRED
 from qlora_lab.errors import ConfigError

@@ -16,7 +16,7 @@ import pytest
 from analysis.report.__main__ import main
 from analysis.report.samples import without_markup
 from analysis.report.study_report import summarize_study
-from analysis.statistics.estimates import FALSE_POSITIVES
+from analysis.statistics.verdicts import FALSE_POSITIVES
 from analysis.study.plan import plan_of
 from qlora_lab.data.prompts import chatml_markup
 from qlora_lab.data.rows import USER

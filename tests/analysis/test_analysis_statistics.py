@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics import estimates
-from analysis.statistics.estimates import (
-    DRAWS,
-    Estimate,
-    Ratios,
-    Scored,
-    SeedSpread,
-    Verdict,
-    estimate_arm,
-    estimate_difference,
-    estimate_over_seeds,
-    holm,
-    judge,
-    pool_seed_spread,
-    score,
-    summarize,
-)
+from analysis.statistics import rows
+from analysis.statistics.estimates import Estimate, estimate_arm, estimate_difference, estimate_over_seeds
+from analysis.statistics.holm import holm
+from analysis.statistics.rows import DRAWS, Ratios, Scored, score
+from analysis.statistics.seeds import SeedSpread, pool_seed_spread, summarize
+from analysis.statistics.verdicts import Verdict, judge
 
 T_975_DF1 = 12.706204736  # Student's t, from any table
 
@@ -133,7 +122,7 @@ def test_the_same_seed_gives_the_same_interval_also_in_pieces(monkeypatch: pytes
     arm = Ratios(random.gamma(2, 1, (2, 40)), np.ones((2, 40)))
     whole = arm_of([arm])
     assert arm_of([arm]) == whole
-    monkeypatch.setattr(estimates, "COUNTS_IN_MEMORY", 1000)
+    monkeypatch.setattr(rows, "COUNTS_IN_MEMORY", 1000)
     assert arm_of([arm]).low == pytest.approx(whole.low)
 
 
