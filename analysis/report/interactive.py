@@ -168,7 +168,9 @@ def explore_chart(overview: Overview) -> Chart | None:
         x = alt.X(
             "axis:N",
             scale=alt.Scale(type="point", domain=list(titles), padding=0.2),
-            axis=alt.Axis(orient="top", title=None, labelExpr=f"({json.dumps(titles)})[datum.value]", grid=True),
+            axis=alt.Axis(
+                orient="top", title=None, labelAngle=0, labelExpr=f"({json.dumps(titles)})[datum.value]", grid=True
+            ),
         )
         y = alt.Y("place:Q", axis=None, scale=alt.Scale(domain=[-0.06, 1.06], nice=False))
         lines = (
@@ -189,7 +191,9 @@ def explore_chart(overview: Overview) -> Chart | None:
             .encode(x=x, y=y, text="text:N")
         )
         views.append(alt.layer(lines, texts).properties(width=CONTAINER, height=320))
-    chart = alt.vconcat(*views, spacing=24).add_params(*parameters)
+    chart = (
+        alt.vconcat(*views, spacing=24).resolve_legend(color="independent", shape="independent").add_params(*parameters)
+    )
     return Chart(chart.to_dict() | {"config": CONFIG}, {"runs": runs, "ticks": ticks})
 
 

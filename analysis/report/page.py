@@ -27,8 +27,9 @@ th { text-align: left; font-weight: 600; color: var(--soft); }
 th, td { padding: .38rem .75rem .38rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; white-space: nowrap; }
+td:not(.number) { min-width: 5rem; } td code { white-space: nowrap; }
 figure { margin: 1.4rem 0 0; }
-figure svg { width: 100%; height: auto; display: block; }
+figure > svg, figure > div > svg { width: 100%; height: auto; display: block; }
 figcaption { margin-top: .35rem; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort] button::after { content: " \25B2"; font-size: .7em; }
@@ -36,7 +37,7 @@ th[aria-sort=descending] button::after { content: " \25BC"; }
 .filter { display: flex; gap: .8rem; align-items: baseline; }
 input[type=search], select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--faint);
   border-radius: 5px; padding: .25rem .5rem; }
-.chart { position: relative; font-size: .88rem; } .chart svg.marks { width: auto; max-width: 100%; }
+.chart { font-size: .88rem; } .chart svg.marks { max-width: 100%; height: auto; }
 .sample { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .sample .prompt { padding: .6rem .9rem; font-size: .92rem; background: var(--panel);
   white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -44,6 +45,7 @@ input[type=search], select { font: inherit; color: inherit; background: var(--pa
   gap: .25rem .9rem; font-size: .9rem; }
 .sample dt { color: var(--soft); overflow-wrap: anywhere; }
 .sample dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 34rem) { .sample dl { grid-template-columns: 1fr; } .sample dd { margin-bottom: .4rem; } }
 .right { color: var(--good); } .wrong, .failed { color: var(--bad); }
 details { margin: .5rem 0; } summary { cursor: pointer; color: var(--soft); font-size: .9rem; }
 pre { overflow-x: auto; padding: .7rem .9rem; background: var(--panel); border-radius: 6px; font-size: .8rem; }

@@ -26,7 +26,7 @@ from analysis.study.answer import Answer
 from analysis.study.metrics import describe, format_value
 from analysis.study.plan import StudyPlan
 
-MOST_PAIRS_DRAWN = 3
+MOST_PAIRS_DRAWN, MOST_PAIRS_SHOWN = 3, 20
 MOST_PAIRS_LISTED = 200
 MOST_AXES_DRAWN, MOST_SERIES = 3, 6
 MOST_TRACEBACKS = 20
@@ -67,13 +67,12 @@ def comparisons(answer: Answer) -> str:
     metric = describe(answer.metric)
     unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
     of_the_best = [pair for pair in answer.comparisons if pair.first == answer.arms[0]]
-    others = [pair for pair in answer.comparisons if pair.first != answer.arms[0]]
+    shown = of_the_best[:MOST_PAIRS_SHOWN]
+    others = [pair for pair in answer.comparisons if pair not in shown]
     content = [
-        to_html(comparison_table(answer, of_the_best[:MOST_PAIRS_LISTED]), text_columns=["verdict"]),
+        to_html(comparison_table(answer, shown), text_columns=["verdict"]),
         paragraph(f"First arm minus second in {answer.metric}{unit}, on the seeds and rows that both have.", "soft"),
     ]
-    if len(of_the_best) > MOST_PAIRS_LISTED:
-        content.append(paragraph(f"The first {MOST_PAIRS_LISTED} of {len(of_the_best):,} pairs.", "soft"))
     if others:
         hidden = to_html(comparison_table(answer, others[:MOST_PAIRS_LISTED]), text_columns=["verdict"])
         first = f", the first {MOST_PAIRS_LISTED} of them" if len(others) > MOST_PAIRS_LISTED else ""

@@ -148,7 +148,8 @@ def heat_map(runs: pd.DataFrame, row: str, column: str, metric: str, *, goal: st
     few, many = int(np.nanmin(counts.to_numpy(dtype=float))), int(np.nanmax(counts.to_numpy(dtype=float)))
     seeds = f"{few} to {many} runs" if few != many else "1 run" if few == 1 else f"{few} runs"
     better = "lower" if goal == "min" else "higher"
-    axes.set_title(f"{axis_label(described)}, mean of {seeds}; {better} is better and darker", loc="left")
+    title = f"{axis_label(described)}, mean of {seeds}; {better} is better and darker"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
     return figure
 
 
