@@ -21,7 +21,7 @@ from analysis.report.tables import arm_table, comparison_table, to_html
 from analysis.report.terminal import metric_line, seed_text, what_happened
 from analysis.statistics.rows import DRAWS
 from analysis.statistics.variance import MOST_AXES, split_variance
-from analysis.statistics.verdicts import FALSE_POSITIVES
+from analysis.statistics.verdicts import FALSE_POSITIVES, FEW_SEEDS
 from analysis.study.answer import Answer
 from analysis.study.metrics import describe, format_value
 from analysis.study.plan import StudyPlan
@@ -269,11 +269,12 @@ def _plain(value: object) -> str:
 
 def method(answer: Answer) -> str:
     pairs = answer.comparisons[0].n_comparisons if answer.comparisons else 0
+    sign = f"every shared seed's difference has the same sign (where they are fewer than {FEW_SEEDS})"
     corrected = (
-        "every shared seed's difference has the same sign, and the difference survives Holm's correction for "
-        f"{pairs:,} comparisons (those that two or more seeds allow) at 5 %."
+        f"{sign}, and the difference survives Holm's correction for {pairs:,} comparisons (those that two or more "
+        "seeds allow) at 5 %."
         if pairs > 1
-        else "and every shared seed's difference has the same sign."
+        else f"and {sign}."
     )
     text = (
         "An arm is a configuration without its seed. Its row in the table is the mean over its finished runs; runs "

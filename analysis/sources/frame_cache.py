@@ -1,43 +1,31 @@
-"""Data frames that are kept in Parquet files, and of which only what has changed is read again."""
+"""What was read of runs, kept in Parquet files, so that only what has changed is read again."""
 
 import hashlib
 import json
-import math
+import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.sources.row_table import AS_JSON, Entry, RowTable
 from qlora_lab.runs.files import write_atomic
 from qlora_lab.wheels import default_cache_dir
 
-KEY, STAMP = "_key", "_stamp"
-FORMAT = 2  # raised when what is kept changes its meaning, or rows are made otherwise
+FORMAT = 3  # raised when what is kept changes its meaning, or rows are made otherwise
 METADATA = b"qlora_lab"
-NUMBERS = "biuf"  # kinds of columns that Parquet keeps as they are
 
-Read = Callable[[list[str]], pd.DataFrame]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A part of a frame: what it is called, and what changes whenever its source does."""
-
-    key: str
-    stamp: str
+Read = Callable[[list[str]], RowTable]
 
 
-def stamp_of(files: Sequence[Path]) -> str:
+def stamp_of(files: list[str]) -> str:
     """Return a text that changes with the files: their sizes and times, or that one is missing."""
     parts = []
     for file in files:
         try:
-            found = file.stat()
+            found = os.stat(file)  # noqa: PTH116  # of ten thousands of files, Path.stat takes twice as long
             parts.append(f"{found.st_size}.{found.st_mtime_ns}")
         except OSError:
             parts.append("-")
@@ -45,10 +33,10 @@ def stamp_of(files: Sequence[Path]) -> str:
 
 
 class FrameCache:
-    """Rows of many entries in one Parquet file.
+    """Rows of many runs in one Parquet file.
 
     Args:
-        name: what the frame is of; each name has a file of its own.
+        name: what the rows are of; each name has a file of its own.
         folder: where the file lies; None: in the project's cache.
     """
 
@@ -56,30 +44,35 @@ class FrameCache:
         folder = folder if folder is not None else default_cache_dir() / "analysis"
         self.file = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.parquet"
 
-    def frame(self, entries: Sequence[Entry], read: Read) -> pd.DataFrame:
-        """Return the rows of all entries in their order, with KEY, reading those that are new or have changed.
+    def rows(self, stamps: Mapping[str, str], read: Read, listed: Collection[str] = ()) -> RowTable:
+        """Return the rows of runs in their order, reading those that are new or have changed.
 
         What cannot be kept (the disk is full) is read every time; that is said once, on stderr.
 
         Args:
-            read: returns the rows of some keys, with a column KEY.
+            stamps: of the runs, by key.
+            read: returns the rows of some keys.
+            listed: folders of which these are all the runs there are. Others of theirs are gone, and kept no longer;
+                runs elsewhere that nobody asks for now are kept for those who ask later.
         """
         kept = self._load()
-        stamps = {entry.key: entry.stamp for entry in entries}
+        stale = list(stamps)
         if kept is not None:
-            kept = kept[[stamps.get(key) == stamp for key, stamp in zip(kept[KEY], kept[STAMP], strict=True)]]
-        fresh = set() if kept is None else set(kept[KEY])
-        stale = [entry.key for entry in entries if entry.key not in fresh]
+            fresh = {entry.key for entry in kept.entries if stamps.get(entry.key) == entry.stamp}
+            stale = [key for key in stamps if key not in fresh]
+            others = [
+                entry.key
+                for entry in kept.entries
+                if entry.key not in stamps and entry.key.rpartition("/")[0] not in listed
+            ]
+            kept = kept.select([entry.key for entry in kept.entries if entry.key in fresh] + others)
         if stale or kept is None:
-            new = read(stale)
-            new = new.assign(**{STAMP: [stamps[key] for key in new[KEY]]})
-            kept = new if kept is None or kept.empty else _joined(kept, new)
+            new = read(stale).stamped(stamps)
+            kept = new if kept is None else RowTable.joined([kept, new])
             self._save(kept)
-        rank = {entry.key: number for number, entry in enumerate(entries)}
-        order = kept[KEY].map(rank).argsort(kind="stable")
-        return kept.iloc[order].drop(columns=STAMP)
+        return kept.select(list(stamps))
 
-    def _load(self) -> pd.DataFrame | None:
+    def _load(self) -> RowTable | None:
         try:
             table = pq.read_table(self.file)
             about = json.loads((table.schema.metadata or {})[METADATA])
@@ -87,38 +80,25 @@ class FrameCache:
             return None  # there is none, or it is damaged: everything is read again
         if about["format"] != FORMAT:
             return None
-        frame = table.to_pandas()
-        for column in about["json"]:
-            values = {text: json.loads(text) for text in frame[column].unique()}
-            frame[column] = [values[text] for text in frame[column]]
-        return frame
+        shapes = [tuple(shape) for shape in about["shapes"]]
+        entries = [Entry(key, run_id, shapes[shape], *rest) for key, run_id, shape, *rest in about["entries"]]
+        fields = [field.with_metadata(AS_JSON if field.name in about["json"] else None) for field in table.schema]
+        return RowTable(tuple(entries), pa.Table.from_arrays(table.columns, schema=pa.schema(fields)))
 
-    def _save(self, frame: pd.DataFrame) -> None:
-        as_json = [name for name in frame.columns if frame[name].dtype.kind not in NUMBERS and name not in (KEY, STAMP)]
-        columns: dict[str, Any] = {name: frame[name] for name in frame.columns}
-        for name in as_json:
-            columns[name] = [json.dumps(value) for value in frame[name]]
-        table = pa.Table.from_pandas(pd.DataFrame(columns, index=frame.index), preserve_index=False)
-        about = json.dumps({"format": FORMAT, "json": as_json}).encode()
+    def _save(self, rows: RowTable) -> None:
+        shapes = {shape: number for number, shape in enumerate(dict.fromkeys(entry.columns for entry in rows.entries))}
+        about = {
+            "format": FORMAT,
+            "json": [field.name for field in rows.table.schema if field.metadata],
+            "shapes": list(shapes),
+            "entries": [
+                [entry.key, entry.run_id, shapes[entry.columns], entry.damaged, entry.stamp] for entry in rows.entries
+            ],
+        }
+        table = rows.table.replace_schema_metadata({METADATA: json.dumps(about).encode()})
         sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({METADATA: about}), sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd")
         try:
             write_atomic(self.file, sink.getvalue().to_pybytes())
         except OSError as error:
             print(f"what was read is not kept for the next time ({error})", file=sys.stderr)
-
-
-def _joined(kept: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of both; a column that one of them lacks is missing there."""
-    if new.empty:
-        return kept
-    names = dict.fromkeys([*kept.columns, *new.columns])
-    # as lists, so that every column gets the type that it would have if all rows had been read at once
-    return pd.DataFrame({name: [*_values(kept, name), *_values(new, name)] for name in names})
-
-
-def _values(frame: pd.DataFrame, name: str) -> list[Any]:
-    if name not in frame:
-        return [math.nan] * len(frame)
-    column = frame[name]
-    return column.tolist() if column.dtype.kind in NUMBERS or column.notna().any() else [None] * len(frame)

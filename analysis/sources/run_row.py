@@ -1,5 +1,6 @@
 """One row of the table of runs, made of what is recorded about a run, wherever that lies."""
 
+import functools
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import yaml
 from qlora_lab.errors import RunFolderError
 from qlora_lab.sweep.dotted import flatten
 
+GROUP = re.compile(r"^(?=[A-Za-z_]\w*:)", re.MULTILINE)  # where a key of the outermost mapping begins
 STATES = ("finished", "failed", "interrupted", "running", "not_started", "missing", "unreadable")
 STATUS_STATES = ("finished", "failed", "interrupted", "running")  # what status.json may say
 BASE_COLUMNS = (
@@ -26,6 +28,7 @@ BASE_COLUMNS = (
     "attempt",
     "traceback",
     "folder",
+    "also_in",
 )
 
 
@@ -78,18 +81,43 @@ def run_row(name: str, place: str, records: Records, *, problems: Sequence[str] 
 
 
 def read_config_text(text: str, place: str) -> dict[str, Any]:
-    """Read a config.yaml.
+    """Read a config.yaml; what it returns is shared with others, and not to be changed.
 
     Raises:
         RunFolderError: it is no YAML, or no mapping.
     """
     try:
-        value = yaml.load(text, _YamlLoader)
+        value = _in_groups(text) or yaml.load(text, _YamlLoader)
     except (ValueError, yaml.YAMLError) as error:
         raise RunFolderError(f"{place} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise RunFolderError(f"{place} must hold keys and values; got {type(value).__name__}")
     return value
+
+
+def _in_groups(text: str) -> dict[str, Any] | None:
+    """Read a text whose groups stand for themselves, as the ones that runs write; None where it has another form.
+
+    Most groups are the same in all runs of a study, and are read once.
+    """
+    groups = GROUP.split(text)
+    if groups[0].strip() or "&" in text or "*" in text or "\n---" in text or "\t" in text:
+        return None
+    values: dict[str, Any] = {}
+    for group in groups[1:]:
+        value = _read_group(group)
+        if not isinstance(value, dict) or len(value) != 1 or not values.keys().isdisjoint(value):
+            return None
+        values |= value
+    return values
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_group(text: str) -> Any:
+    try:
+        return yaml.load(text, _YamlLoader)
+    except (ValueError, yaml.YAMLError):
+        return None  # the whole file says what is wrong with it
 
 
 def _config_columns(place: str, config: dict[str, Any]) -> dict[str, Any]:

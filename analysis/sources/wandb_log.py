@@ -56,8 +56,11 @@ class WandbRun:
     ended: bool = False
 
 
-def read_wandb_file(file: Path) -> WandbRun:
+def read_wandb_file(file: Path, *, with_history: bool = True) -> WandbRun:
     """Read one file as far as it is whole: a killed run leaves a torn last part, or nothing but the header.
+
+    Args:
+        with_history: read the logged steps, which are nearly all of the file.
 
     Raises:
         OSError: it cannot be read.
@@ -66,7 +69,8 @@ def read_wandb_file(file: Path) -> WandbRun:
     for record in _records(file.read_bytes()):
         for number, value in _fields(record):
             if number == HISTORY:
-                run.history.append(_items(value))
+                if with_history:
+                    run.history.append(_items(value))
             elif number == SUMMARY:
                 run.summary.update(_items(value))
             elif number == CONFIG:

@@ -5,14 +5,13 @@ which they began: of a step's metrics the last file wins, as does the last one t
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from analysis.sources.row_table import Entry, RowTable
+from analysis.sources.run_folders import history_of
 from analysis.sources.run_row import Records, run_row
 from analysis.sources.wandb_log import WandbRun, read_wandb_file
 from qlora_lab.errors import RunFolderError
@@ -20,7 +19,6 @@ from qlora_lab.runs.mirror import RECORDS, STEP
 
 INTERNAL = "_"  # W&B's own keys begin with it
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as W&B's server spells them, whose JSON has no such numbers
-FILES_FOR_PROCESSES = 64  # fewer are read before another process has started
 SHORTEST_S = 15  # W&B writes nothing of a run to its file any earlier
 
 
@@ -38,9 +36,20 @@ class MirroredRun:
         """Return the run's row of `load_runs`."""
         return run_row(self.run_id, self.place, self.records, problems=self.problems)
 
-    def history(self) -> pd.DataFrame:
-        """Return one row a step, sorted by step."""
-        return pd.DataFrame([self.steps[step] for step in sorted(self.steps)])
+    def history(self) -> list[dict[str, Any]]:
+        """Return one mapping a step, sorted by step."""
+        return [self.steps[step] for step in sorted(self.steps)]
+
+
+def mirrored_rows(runs: Mapping[str, MirroredRun]) -> RowTable:
+    """Return the rows of runs, by key, as those of `load_runs`."""
+    rows = {key: run.row() for key, run in runs.items()}
+    return RowTable.of([(Entry(key, row["run_id"], tuple(row)), [row]) for key, row in rows.items()])
+
+
+def mirrored_history(runs: Mapping[str, MirroredRun]) -> RowTable:
+    """Return the curves of runs, by key."""
+    return RowTable.of([history_of(key, run.run_id, run.history()) for key, run in runs.items()])
 
 
 def wandb_files(source: Path) -> list[Path]:
@@ -56,26 +65,17 @@ def run_key(file: Path) -> str:
     return str(folder / _id_in_name(file))
 
 
-def read_runs(files: Sequence[Path], processes: int | None = None) -> dict[str, MirroredRun]:
-    """Read files and merge those of one run; runs come by their `run_key`, in its order.
-
-    Args:
-        processes: that read at the same time; None: as many as there are cores, where there are files enough.
-    """
-    if processes == 1 or len(files) < FILES_FOR_PROCESSES:
-        parts = [_read(file) for file in files]
-    else:
-        with ProcessPoolExecutor(processes) as pool:
-            parts = list(pool.map(_read, files, chunksize=16))
+def read_runs(files: Iterable[Path], *, with_history: bool = True) -> dict[str, MirroredRun]:
+    """Read files and merge those of one run; runs come by their `run_key`, in its order."""
     by_run: dict[str, list[WandbRun]] = {}
-    for part in parts:
-        by_run.setdefault(run_key(part.file), []).append(part)
+    for file in files:
+        by_run.setdefault(run_key(file), []).append(_read(file, with_history))
     return {key: _merged(_id_in_name(parts[0].file), parts) for key, parts in sorted(by_run.items())}
 
 
-def _read(file: Path) -> WandbRun:
+def _read(file: Path, with_history: bool) -> WandbRun:
     try:
-        return read_wandb_file(file)
+        return read_wandb_file(file, with_history=with_history)
     except OSError as error:
         raise RunFolderError(f"{file} cannot be read: {error.strerror}") from error
 

@@ -189,6 +189,10 @@ def _seeds(count: int) -> str:
 
 def _every_seed(pair: Comparison) -> str:
     shared = "shared " if pair.seeds_left_out else ""
+    effects = _known(pair).per_seed
+    agree = sum((effect > 0) == (_known(pair).value > 0) for effect in effects)
+    if agree < len(effects):
+        return f"{agree} of {len(effects)} {shared}seeds"
     return f"both {shared}seeds" if len(pair.seeds) == 2 else f"every {shared}seed"
 
 

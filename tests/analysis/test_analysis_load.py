@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
 from analysis.load import load_rows, load_runs
 from analysis.sources.run_folders import find_run_folders, read_history
+from analysis.sources.run_row import read_config_text
 from qlora_lab.errors import RunFolderError
 from tests.analysis.study_folders import FakeRun, row_key, two_arms, write, write_run, write_study
 
@@ -98,6 +100,24 @@ def test_numbers_in_yaml_are_numbers_as_people_write_them(tmp_path: Path) -> Non
     assert run["config.optim.learning_rate"] == 2e-4
     assert run["config.optim.eps"] == 1e-8
     assert run["config.optim.name"] == "e4"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# by hand\nrun_id: run\nseed: 0\nmodel: {a: [1, 2e-4], b: null}\n",
+        "run_id: run\nshared: &x {a: 1}\nseed: 0\nmodel: *x\n",
+        "{run_id: run, seed: 0}",
+        "'run_id': run\nseed: 0\n",
+        "run_id: run\nseed: 0\ntext: |\n  seed: 1\n\n  more\nlist:\n- a: 1\n- b\n",
+        "run_id: run\nseed: 1\nmodel: {}\nseed: 0\n",
+        'run_id: run\nseed: 0\ntext: "a\n  b: c"\n',
+        "run_id: run\nseed: 0\ntext: a\n  b\nmodel:\n  a:\n    b: 1\n",
+    ],
+)
+def test_a_configuration_is_read_as_yaml_has_it_whatever_its_form(text: str) -> None:
+    numbers = text.replace("2e-4", "2.0e-4")  # which PyYAML alone reads as text
+    assert read_config_text(text, "here") == yaml.safe_load(numbers)
 
 
 def test_what_is_no_folder_is_refused_and_an_empty_one_has_no_runs(tmp_path: Path) -> None:

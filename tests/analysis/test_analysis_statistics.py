@@ -228,6 +228,7 @@ def estimate_of(low: float, high: float, per_seed: tuple[float, ...]) -> Estimat
         (estimate_of(-0.1, 0.5, (0.2, 0.4)), 0.01, Verdict.INTERVAL_HOLDS_ZERO),
         (estimate_of(0.1, 0.5, (0.6, 0.3, -0.01)), 0.01, Verdict.SEEDS_DISAGREE),
         (estimate_of(0.1, 0.5, (0.6, 0.3, 0.0)), 0.01, Verdict.SEEDS_DISAGREE),
+        (estimate_of(0.1, 0.5, (0.6, 0.3, 0.5, 0.4, 0.5, -0.01)), 0.01, Verdict.SEPARATED),  # one of many differs
         (estimate_of(0.1, 0.5, (0.2, 0.4)), 0.06, Verdict.SEVERAL_COMPARISONS),
     ],
 )

@@ -5,10 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import load
 from analysis.load import load_history, load_runs
 from analysis.sources import run_folders
-from qlora_lab.errors import ConfigError
 from tests.analysis.study_folders import FakeRun, two_arms, write_run, write_study
 
 
@@ -26,7 +24,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(folder.name)
         return original(folder)
 
-    monkeypatch.setattr(load, "load_run", noted)
+    monkeypatch.setattr(run_folders, "load_run", noted)
     return names
 
 
@@ -68,12 +66,55 @@ def test_a_folder_that_is_named_twice_is_one_run_now_and_later(tmp_path: Path) -
             same(load_frame(source, cache=cache), load_frame(runs_dir, cache=False))
 
 
-def test_curves_of_one_id_from_two_places_are_refused(tmp_path: Path) -> None:
-    for place in ("here", "there"):
-        write_run(tmp_path / place, FakeRun("a"))
-    for cache in (False, tmp_path / "cache"):
-        with pytest.raises(ConfigError, match=r"run a comes twice, in .*/here/a and .*/there/a"):
-            load_history([tmp_path / "here", tmp_path / "there"], cache=cache)
+def test_a_run_of_two_places_is_read_from_one_of_them_and_the_other_is_named(tmp_path: Path) -> None:
+    for place, loss in (("here", 0.25), ("there", 0.75)):
+        write_run(tmp_path / place, FakeRun("a", metrics={"eval/loss": loss}))
+    (tmp_path / "here" / "a").rename(tmp_path / "here" / "a copy")
+    sources = [tmp_path / "here", tmp_path / "there"]
+    for cache in (False, tmp_path / "cache", tmp_path / "cache"):
+        (run,) = load_runs(sources, cache=cache).to_dict("records")
+        assert run["eval/loss"] == 0.75, "that of the folder which is named by the id"
+        assert run["also_in"] == f'["{tmp_path}/here/a copy"]'
+        assert len(load_history(sources, cache=cache)) == 30
+    write_run(tmp_path / "a third", FakeRun("a", metrics={"eval/loss": 0.5}))
+    (run,) = load_runs([tmp_path / "a third", *sources]).to_dict("records")
+    assert run["eval/loss"] == 0.5, "of several the first"
+
+
+def test_part_of_a_folder_is_what_it_would_be_alone_and_the_rest_is_not_forgotten(
+    tmp_path: Path, read: list[str]
+) -> None:
+    runs_dir, cache = tmp_path / "runs", tmp_path / "cache"
+    odd = {"optim": {"learning_rate": "auto", "steps": 3}, "trainer": {"flag": True}}
+    write_run(runs_dir, FakeRun("odd", config=odd, metrics={"eval/more": 1.0}))
+    write_run(runs_dir, FakeRun("crashed", state="failed"))
+    write_run(runs_dir, FakeRun("waits", state="not_started"))
+    write_run(runs_dir, FakeRun("plain", config={"optim": {"steps": 2.5}, "trainer": {"flag": None}}))
+    load_runs(runs_dir, cache=cache)
+    read.clear()
+    for names in (["plain"], ["waits"], ["crashed", "plain"], ["odd"], ["plain", "odd"]):
+        folders = [runs_dir / name for name in names]
+        kept, alone = load_runs(folders, cache=cache), load_runs(folders, cache=False)
+        same(kept, alone)
+        assert list(kept.columns) == list(alone.columns)
+        read[:] = []
+    load_runs(runs_dir, cache=cache)
+    assert read == []
+
+
+def test_a_run_without_a_line_yet_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs_dir, cache = tmp_path / "runs", tmp_path / "cache"
+    (write_run(runs_dir, FakeRun("a", state="running")) / "metrics.jsonl").write_text("")
+    assert load_history(runs_dir, cache=cache).empty
+    monkeypatch.setattr(run_folders, "read_steps", None)
+    assert load_history(runs_dir, cache=cache).empty
+
+
+def test_torn_lines_of_curves_are_counted_now_and_later(tmp_path: Path) -> None:
+    with (write_run(tmp_path / "runs", FakeRun("a")) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 31, "train/l')
+    for _ in range(2):
+        assert load_history(tmp_path / "runs", cache=tmp_path / "cache").attrs["damaged_lines"] == {"a": 1}
 
 
 def test_curves_are_kept_as_well(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_balanced_study_by_hand() -> None:
     )
     assert table["freedom"].to_dict() == {"data": 1, "seed": 4, "rank": 1, "interactions": 1}
     assert (table["overlap"] == 0).all()
-    assert list(table.index)[0] == "data"
+    assert table.index.tolist()[0] == "data"
 
 
 def test_p_values_are_those_of_an_analysis_of_variance() -> None:

@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import wandb
 
 from analysis.load import load_history, load_runs
+from analysis.sources import parallel
 from analysis.sources.wandb_log import FIELDS, read_wandb_file
-from analysis.sources.wandb_runs import read_runs, wandb_files
-from qlora_lab.errors import ConfigError
+from analysis.sources.wandb_runs import wandb_files
 from qlora_lab.runs.mirror import RECORDS, STEP
 
 LONG = "word " * 20_000  # goes over several blocks
@@ -137,18 +138,22 @@ def test_a_run_that_was_killed_at_once_is_a_row_that_says_so(tmp_path: Path) -> 
     assert (run["run_id"], run["state"]) == ("abc", "unreadable") and "killed in its first 15 seconds" in run["reason"]
 
 
-def test_two_processes_read_what_one_reads(tmp_path: Path) -> None:
+def test_several_processes_read_what_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = mirrored(tmp_path, "one", [{STEP: 1, "a": 0.5}], standing("finished"))
-    copies = []
-    for number in range(70):
-        copies.append(tmp_path / f"run-{number:02}.wandb")
-        copies[-1].write_bytes(file.read_bytes())
-    one, two = read_runs(copies, processes=1), read_runs(copies, processes=2)
-    assert one == two and [run.steps for run in one.values()] == [{1: {"step": 1, "a": 0.5}}] * 70
+    for number in range(5):
+        (tmp_path / f"run-{number}.wandb").write_bytes(file.read_bytes())
+    one = load_runs(tmp_path, cache=False), load_history(tmp_path, cache=False)
+    monkeypatch.setattr(parallel, "FEW", 1)
+    monkeypatch.setattr(parallel, "CHUNK", 2)
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda pid: {0, 1})
+    two = load_runs(tmp_path, cache=False), load_history(tmp_path, cache=False)
+    for ours, theirs in zip(one, two, strict=True):
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+    assert one[1]["a"].tolist() == [0.5] * 5 and one[0]["state"].tolist() == ["finished"] * 5
 
 
-def test_the_same_run_from_two_places_is_refused(tmp_path: Path) -> None:
+def test_the_same_run_from_two_places_is_one_and_the_other_place_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         mirrored(tmp_path / name, "one", [], standing("finished"))
-    with pytest.raises(ConfigError, match=r"run one comes twice, in .*/a/.* and .*/b/"):
-        load_runs([tmp_path / "a" / "wandb", tmp_path / "b" / "wandb"])
+    (run,) = load_runs([tmp_path / "a" / "wandb", tmp_path / "b" / "wandb"]).to_dict("records")
+    assert f"{tmp_path}/a/wandb" in run["folder"] and run["also_in"] == f'["{tmp_path}/b/wandb/one"]'

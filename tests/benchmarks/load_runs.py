@@ -1,20 +1,23 @@
 """Seconds to read the runs of a study into data frames: run folders, W&B's files, and what is kept in Parquet.
 
-    python tests/benchmarks/load_runs.py [--runs 1000] [--steps 100] [--wandb 200]
+    python tests/benchmarks/load_runs.py [--runs 1000] [--steps 100] [--written 50] [--many 10000]
 
-Runs have ten metrics. W&B's own reader (`wandb leet inspect`) is timed on a few of the same files, start included: it
-reads one run a call. All times are of one process start to finish unless said otherwise.
+Runs have ten metrics. Times are of both frames, runs and histories, after imports. W&B's own reader (`wandb leet
+inspect`) is timed on one of the same files, start included: it reads one run a call.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import yaml
 
 os.environ["WANDB_SILENT"] = "true"
 REPOSITORY = Path(__file__).parents[2]
@@ -24,49 +27,88 @@ from analysis.load import load_history, load_runs  # noqa: E402
 from tests.analysis.study_folders import FakeRun, write_run  # noqa: E402
 
 METRICS = 10
+TEMPLATE, SEED = "template_id", 987654321
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--wandb", type=int, default=200, help="W&B runs, which take 0.1 s each to write")
+    parser.add_argument("--written", type=int, default=50, help="W&B files that W&B writes; the others are copies")
+    parser.add_argument("--many", type=int, default=10_000, help="run folders that are read only when they are kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print(json.dumps(of_folders(folder, options.runs, options.steps), indent=1))
-        print(json.dumps(of_wandb(folder, options.wandb, options.steps), indent=1))
+        print(json.dumps(of_folders(folder / "few", options.runs, options.steps), indent=1), flush=True)
+        print(
+            json.dumps(of_wandb(folder / "wandb", options.runs, options.steps, options.written), indent=1), flush=True
+        )
+        print(json.dumps(of_many(folder / "many", options.many, options.steps), indent=1), flush=True)
 
 
 def of_folders(folder: Path, runs: int, steps: int) -> dict[str, float]:
     runs_dir, cache = folder / "runs", folder / "cache"
-    for number in range(runs):
-        write(runs_dir, number, steps)
+    template = written(folder / "template", steps)
+    copy(template, runs_dir, range(runs))
     seconds = {
         "runs": runs,
         "folders, cold": timed(lambda: load_both(runs_dir, cache)),
         "folders, kept": timed(lambda: load_both(runs_dir, cache)),
     }
-    for number in range(runs, runs + 10):
-        write(runs_dir, number, steps)
+    copy(template, runs_dir, range(runs, runs + 10))
     return seconds | {"10 new runs": timed(lambda: load_both(runs_dir, cache))}
 
 
-def write(runs_dir: Path, number: int, steps: int) -> None:
-    folder = write_run(runs_dir, FakeRun(f"{number:012x}", seed=number, steps=steps, rows=1))
+def of_many(folder: Path, runs: int, steps: int) -> dict[str, float]:
+    runs_dir, cache = folder / "runs", folder / "cache"
+    copy(written(folder / "template", steps), runs_dir, range(runs))
+    load_both(runs_dir, cache)
+    command = [sys.executable, __file__, "--kept", str(runs_dir), str(cache)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {"runs": runs, **json.loads(done.stdout)}
+
+
+def of_kept(runs_dir: Path, cache: Path) -> None:
+    """Print the seconds and the memory of a process that loads what is kept."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = timed(lambda: load_both(runs_dir, cache))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        json.dumps({"kept": seconds, "peak GB": round(peak / 2**20, 2), "after imports GB": round(before / 2**20, 2)})
+    )
+
+
+def written(folder: Path, steps: int) -> dict[str, str]:
+    """Return the files of a run as text, by name, in which TEMPLATE is the run's id and SEED its seed."""
+    run = write_run(folder, FakeRun(TEMPLATE, seed=SEED, steps=steps, rows=1))
     lines = (
         {"step": step, "time_s": step / 7, **{f"train/m{k}": k + step / 13 for k in range(METRICS)}}
         for step in range(steps)
     )
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # as long as a real one
+    settings = {f"group{g}": {f"key{k}": None if k % 3 else k / 7 for k in range(15)} for g in range(6)}
+    with (run / "config.yaml").open("a") as file:
+        file.write(yaml.safe_dump(settings))
+    names = ("config.yaml", "environment.json", "status.json", "result.json", "metrics.jsonl")
+    return {name: (run / name).read_text() for name in names}
 
 
-def of_wandb(folder: Path, runs: int, steps: int) -> dict[str, float]:
+def copy(template: dict[str, str], runs_dir: Path, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        folder = runs_dir / f"{number:012x}"
+        folder.mkdir(parents=True)
+        for name, text in template.items():
+            (folder / name).write_text(text.replace(TEMPLATE, folder.name).replace(str(SEED), str(number)))
+
+
+def of_wandb(folder: Path, runs: int, steps: int, written: int) -> dict[str, float]:
     import wandb
 
+    folder.mkdir(parents=True)
     quiet = {"console": "off", "silent": True, "disable_git": True, "x_save_requirements": False}
     quiet |= {"x_disable_stats": True, "x_disable_machine_info": True}
-    for number in range(runs):
+    for number in range(written):
         run = wandb.init(
             mode="offline",
             id=f"{number:012x}",
@@ -81,16 +123,20 @@ def of_wandb(folder: Path, runs: int, steps: int) -> dict[str, float]:
             run.log({"trainer/global_step": step, **{f"train/m{k}": k + step / 13 for k in range(METRICS)}})
         run.finish()
     mirror, cache = folder / "wandb", folder / "cache"
-    few = sorted(mirror.glob("offline-run-*"))[:3]
+    few = sorted(mirror.glob("offline-run-*"))
+    for number in range(written, runs):
+        data = next(few[number % written].glob("run-*.wandb")).read_bytes()
+        copied = mirror / f"offline-run-20260101_000000-{number:012x}" / f"run-{number:012x}.wandb"
+        copied.parent.mkdir()
+        copied.write_bytes(data)
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
     return {
         "runs": runs,
         "W&B's files, cold": timed(lambda: load_both(mirror, cache)),
         "W&B's files, kept": timed(lambda: load_both(mirror, cache)),
         "wandb leet inspect, a run": timed(
-            lambda: [subprocess.run([*inspect, one], check=True, stdout=subprocess.DEVNULL) for one in few]
-        )
-        / len(few),
+            lambda: subprocess.run([*inspect, few[0]], check=True, stdout=subprocess.DEVNULL)
+        ),
     }
 
 
@@ -106,4 +152,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--kept"]:
+        of_kept(*map(Path, sys.argv[2:]))
+    else:
+        main()
