@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.load import load_runs, runs_frame
-from analysis.report import interactive, sections
+from analysis.report import interactive, sections, settings_sections
 from analysis.report.overview import Overview, TrainingCurves, overview_of, training_curves
 from analysis.report.page import page
 from analysis.report.samples import choose_samples
@@ -111,10 +111,10 @@ def write_report(folder: Path, answer: Answer, plan: StudyPlan, *, scripts: bool
         sections.header(answer, plan),
         sections.arms(answer),
         sections.comparisons(answer),
-        sections.settings(overview),
-        sections.variance(overview),
-        sections.explore(overview),
-        sections.training(answer, curves),
+        settings_sections.settings(overview),
+        settings_sections.variance(overview),
+        settings_sections.explore(overview),
+        settings_sections.training(answer, curves),
         sections.samples(choose_samples(answer)),
         sections.failures(answer),
         sections.runs(answer, folder),
