@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.report.figures import COLOURS, FAINT, INK, STYLE
+from analysis.report.figures.style import COLOURS, FAINT, INK, STYLE
 from qlora_lab.config.architecture import total_parameters
 from qlora_lab.memory.plan import plan_memory
 from qlora_lab.memory.usual import RANK, TOKENS, USUAL_SHAPE, usual_run

@@ -1,7 +1,6 @@
 """Fixtures shared by all tests."""
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,21 +51,10 @@ def wandb_server(monkeypatch: pytest.MonkeyPatch, isolated_wandb: None) -> Itera
 @pytest.fixture(scope="session")
 def chromium() -> Iterator["WebDriver"]:
     """Debian's Chromium, without a screen."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
+    from tests.chromium import headless_chromium
 
-    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in paths:
-        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location, driver = paths
-    # Containers give Chromium neither a sandbox nor much shared memory.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(driver))
-    yield opened
-    opened.quit()
+    with headless_chromium() as opened:
+        yield opened
 
 
 @pytest.fixture

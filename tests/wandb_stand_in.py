@@ -280,6 +280,25 @@ class WandbStandIn:
         self.artifacts.append(variables["input"]["artifactCollectionName"])
         return {"createArtifact": {"artifact": {"id": "7", "state": "COMMITTED", "artifactSequence": sequence}}}
 
+    def _ProjectInternalId(self, variables: dict[str, Any]) -> dict[str, Any]:
+        there = self.of_project(variables["entityName"], variables["projectName"])
+        return {"project": {"id": "2", "internalId": "2"} if there else None}
+
+    def _GetProjects(self, variables: dict[str, Any]) -> dict[str, Any]:
+        names = dict.fromkeys(project for entity, project, _ in self.runs if entity == variables["entity"])
+        common = {"__typename": "Project", "entityName": variables["entity"], "createdAt": "2026-01-01T00:00:00Z"}
+        edges = [{"node": {**common, "id": name, "name": name, "isBenchmark": False, "user": None}} for name in names]
+        ends = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"pageInfo": ends, "edges": edges}}
+
+    def _upsertView(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Keep a report."""
+        self.views.append(variables)
+        project = {"id": "2", "name": variables["projectName"], "entityName": variables["entityName"]}
+        named = {key: variables[key] for key in ("name", "displayName", "description", "spec", "type")}
+        view = {"id": f"view{len(self.views)}", **named, "project": project, "updatedAt": "2026-01-01T00:00:00Z"}
+        return {"upsertView": {"view": view, "inserted": True}}
+
     def _bucket(self, run: StoredRun) -> dict[str, Any]:
         """Return a run as the clients that write it see it."""
         return {

@@ -1,8 +1,12 @@
-"""The report of a study, or of all the runs in a folder, written again from the run folders alone.
+"""The report of a study, or of all the runs in a folder, from the run folders alone.
 
-    python -m analysis.report RUNS_OR_STUDY_FOLDER
+    python -m analysis.report STUDY
 
-A study's folder is runs/studies/NAME/PLAN, with plan.json; runs/studies/NAME stands for all its plans.
+STUDY is the name of a study below `--runs-dir`, a study's folder (runs/studies/NAME/PLAN, with plan.json;
+runs/studies/NAME stands for all its plans), or a folder of run folders.
+
+`--target html` writes one HTML file that needs no network. `--target wandb` saves a W&B report about the study's runs,
+as a draft unless `--publish` is given; `--save FILE` writes what would be saved as JSON and asks no server.
 """
 
 import argparse
@@ -10,31 +14,65 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.report.study_report import summarize_runs, summarize_study
-from analysis.study.plan import planned_folders, runs_folder
+from analysis.report.interactive import INSTALL, missing_packages
+from analysis.report.study_report import Study, read_runs, read_study, summarize
+from analysis.study.plan import STUDIES, planned_folders, runs_folder
 from qlora_lab.errors import QloraLabError
+
+RUNS = Path("runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a report again; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description="Write a report from run folders.")
-    parser.add_argument("folder", type=Path, help="a study's folder (with plan.json), or a folder of run folders")
-    parser.add_argument("--runs-dir", type=Path, help="where a study's runs are (default: beside `studies`)")
-    parser.add_argument("--out", type=Path, help="where to write, for a folder of runs (default: that folder)")
-    parser.add_argument("--metric", default="eval/loss", help="for a folder of runs (default: eval/loss)")
-    parser.add_argument("--goal", default="min", choices=("min", "max"), help="for a folder of runs (default: min)")
-    options = parser.parse_args(arguments)
+    """Write a report; returns the exit status."""
+    options = _options(arguments)
     try:
-        studies = planned_folders(options.folder)
-        for study in studies:
-            print(summarize_study(study, options.runs_dir or runs_folder(study)).text)
-        if not studies:
-            out = options.out or options.folder
-            print(summarize_runs(options.folder, out, options.metric, options.goal).text)
+        for study in _studies(options):
+            if options.target == "wandb":
+                _to_wandb(study, options)
+            else:
+                print(summarize(study, scripts=True).text)
+                if missing := missing_packages():
+                    print(f"The report's figures are pictures; {INSTALL} ({', '.join(missing)}) lets readers ask them.")
     except QloraLabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m analysis.report", description="Write a report from run folders.")
+    parser.add_argument("study", help="a study's name, its folder (with plan.json), or a folder of run folders")
+    parser.add_argument("--runs-dir", type=Path, help="where the runs are (default: beside `studies`; runs)")
+    parser.add_argument("--out", type=Path, help="where to write, for a folder of runs (default: that folder)")
+    parser.add_argument("--metric", default="eval/loss", help="for a folder of runs (default: eval/loss)")
+    parser.add_argument("--goal", default="min", choices=("min", "max"), help="for a folder of runs (default: min)")
+    parser.add_argument("--target", default="html", choices=("html", "wandb"))
+    parser.add_argument("--entity", help="W&B's user or team; default: the runs', or your own")
+    parser.add_argument("--project", help="W&B's project; default: the runs'")
+    parser.add_argument("--publish", action="store_true", help="for W&B: no draft, but a report that others see")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="for W&B: write the report as JSON, ask no server")
+    return parser.parse_args(arguments)
+
+
+def _studies(options: argparse.Namespace) -> list[Study]:
+    folder = Path(options.study)
+    named = (options.runs_dir or RUNS) / STUDIES / options.study
+    if not folder.exists() and named.is_dir():
+        folder = named
+    planned = planned_folders(folder)
+    if planned:
+        return [read_study(study, options.runs_dir or runs_folder(study)) for study in planned]
+    return [read_runs(folder, options.out or folder, options.metric, options.goal)]
+
+
+def _to_wandb(study: Study, options: argparse.Namespace) -> None:
+    from analysis.report.wandb_report import build_report, save_report, write_specification  # an extra
+
+    report = build_report(study, entity=options.entity, project=options.project, offline=options.save is not None)
+    if options.save is not None:
+        print(f"W&B report: {write_specification(report, options.save)}")
+    else:
+        print(f"W&B report: {save_report(report, publish=options.publish)}")
 
 
 if __name__ == "__main__":

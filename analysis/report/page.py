@@ -27,9 +27,17 @@ th { text-align: left; font-weight: 600; color: var(--soft); }
 th, td { padding: .38rem .75rem .38rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; white-space: nowrap; }
+td:not(.number) { min-width: 5rem; } td code { white-space: nowrap; }
 figure { margin: 1.4rem 0 0; }
-figure svg { width: 100%; height: auto; display: block; }
+figure > svg, figure > div > svg { width: 100%; height: auto; display: block; }
 figcaption { margin-top: .35rem; }
+th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--accent); }
+th[aria-sort] button::after { content: " \25B2"; font-size: .7em; }
+th[aria-sort=descending] button::after { content: " \25BC"; }
+.filter { display: flex; gap: .8rem; align-items: baseline; }
+input[type=search], select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--faint);
+  border-radius: 5px; padding: .25rem .5rem; }
+.chart { font-size: .88rem; } .chart svg.marks { max-width: 100%; height: auto; }
 .sample { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .sample .prompt { padding: .6rem .9rem; font-size: .92rem; background: var(--panel);
   white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -37,6 +45,7 @@ figcaption { margin-top: .35rem; }
   gap: .25rem .9rem; font-size: .9rem; }
 .sample dt { color: var(--soft); overflow-wrap: anywhere; }
 .sample dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 34rem) { .sample dl { grid-template-columns: 1fr; } .sample dd { margin-bottom: .4rem; } }
 .right { color: var(--good); } .wrong, .failed { color: var(--bad); }
 details { margin: .5rem 0; } summary { cursor: pointer; color: var(--soft); font-size: .9rem; }
 pre { overflow-x: auto; padding: .7rem .9rem; background: var(--panel); border-radius: 6px; font-size: .8rem; }
@@ -45,16 +54,25 @@ footer { margin-top: 2.6rem; padding-top: .8rem; border-top: 1px solid var(--lin
   font-size: .85rem; overflow-wrap: anywhere; }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --panel: #f5f5f5; }
   body { font-size: 11pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
-  figure, .sample, tr { break-inside: avoid; } .wide { overflow: visible; } }
+  figure, .sample, tr { break-inside: avoid; } .wide { overflow: visible; }
+  .filter, .vega-bindings, .chart details { display: none; } }
 """
 
 
-def page(title: str, body: str) -> str:
-    """Return a whole HTML document; `body` is HTML, `title` is text."""
+# Nothing may be loaded, whatever stands in the page. Vega makes functions of its expressions, hence 'unsafe-eval'.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+SCRIPTS_POLICY = "; script-src 'unsafe-inline' 'unsafe-eval'"
+
+
+def page(title: str, body: str, scripts: str = "") -> str:
+    """Return a whole HTML document; `body` is HTML, `title` is text, `scripts` are script elements to end with."""
+    policy = POLICY + (SCRIPTS_POLICY if scripts else "")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}</main>\n{scripts}</body>\n</html>\n"
     )
 
 
@@ -69,25 +87,30 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{attribute}>{escape(text)}</p>\n"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str], kind: str = "") -> str:
     """Return a table that scrolls where the page is narrow.
 
     Args:
         columns: headings, as text.
         rows: cells, as HTML.
         left: the columns that hold text; the others hold numbers and are set to the right.
+        kind: its class; a page's script makes tables of the class `many` sortable.
     """
+    attribute = f' class="{kind}"' if kind else ""
     kinds = ["" if column in left else ' class="number"' for column in columns]
     head = "".join(f"<th{kind}>{escape(column)}</th>" for kind, column in zip(kinds, columns, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>\n"
         for row in rows
     )
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
+    inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>"
+    return f'<div class="wide"><table{attribute}>\n{inside}\n</table></div>\n'
 
 
-def figure(svg: str, caption: str) -> str:
-    return f"<figure>\n{svg}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
+def figure(svg: str, caption: str, name: str = "") -> str:
+    """Return a picture with its caption; a page's script may draw the chart called `name` in its place."""
+    picture = f'<div id="{name}">{svg}</div>' if name else svg
+    return f"<figure>\n{picture}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
 
 
 def details(summary: str, content: str) -> str:

@@ -10,21 +10,22 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.report.figures import MOST_ARM_LINES, MOST_ARMS, arm_figure, curve_figure, row_difference_figure, to_svg
+from analysis.report.figures.answers import MOST_ARM_LINES, arm_figure, row_difference_figure
+from analysis.report.figures.style import to_svg
 from analysis.report.page import bullet_list, details, figure, paragraph, section, table
 from analysis.report.samples import Sample
 from analysis.report.tables import arm_table, comparison_table, to_html
 from analysis.report.terminal import metric_line, seed_text, what_happened
-from analysis.sources.run_folders import read_history
 from analysis.statistics.rows import DRAWS
 from analysis.statistics.verdicts import FALSE_POSITIVES, FEW_SEEDS
 from analysis.study.answer import Answer
 from analysis.study.metrics import describe, format_value
 from analysis.study.plan import StudyPlan
 
-MOST_PAIRS_DRAWN = 3
+MOST_PAIRS_DRAWN, MOST_PAIRS_SHOWN = 3, 20
 MOST_PAIRS_LISTED = 200
 MOST_TRACEBACKS = 20
+MANY_ROWS = 8  # of a table that can be sorted and filtered
 MOST_CHARACTERS = 600  # of a prompt or a generation
 
 
@@ -61,13 +62,12 @@ def comparisons(answer: Answer) -> str:
     metric = describe(answer.metric)
     unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
     of_the_best = [pair for pair in answer.comparisons if pair.first == answer.arms[0]]
-    others = [pair for pair in answer.comparisons if pair.first != answer.arms[0]]
+    shown = of_the_best[:MOST_PAIRS_SHOWN]
+    others = [pair for pair in answer.comparisons if pair not in shown]
     content = [
-        to_html(comparison_table(answer, of_the_best[:MOST_PAIRS_LISTED]), text_columns=["verdict"]),
+        to_html(comparison_table(answer, shown), text_columns=["verdict"]),
         paragraph(f"First arm minus second in {answer.metric}{unit}, on the seeds and rows that both have.", "soft"),
     ]
-    if len(of_the_best) > MOST_PAIRS_LISTED:
-        content.append(paragraph(f"The first {MOST_PAIRS_LISTED} of {len(of_the_best):,} pairs.", "soft"))
     if others:
         hidden = to_html(comparison_table(answer, others[:MOST_PAIRS_LISTED]), text_columns=["verdict"])
         first = f", the first {MOST_PAIRS_LISTED} of them" if len(others) > MOST_PAIRS_LISTED else ""
@@ -81,27 +81,6 @@ def comparisons(answer: Answer) -> str:
         )
         content.append(figure(to_svg(drawn, "Differences row by row"), caption))
     return section("Comparisons", *content)
-
-
-def training(answer: Answer) -> str:
-    drawn_arms = answer.runs[answer.runs["arm"].isin(answer.arms[:MOST_ARMS])]
-    folders = {str(run["run_id"]): Path(str(run["folder"])) for run in drawn_arms.to_dict("records")}
-    histories = {
-        run_id: read_history(folder) for run_id, folder in folders.items() if (folder / "metrics.jsonl").exists()
-    }
-    drawn = curve_figure(answer, histories)
-    if drawn is None:
-        return ""
-    caption = (
-        "One line a run; a cross marks where a run that did not finish stopped. Each arm is trained on its own rows, "
-        "so these losses cannot be compared between arms as the held-out ones can."
-    )
-    if len(answer.arms) > MOST_ARMS:
-        caption += f" Of {len(answer.arms)} arms the best {MOST_ARMS} are drawn."
-    damaged = sum(history.attrs["damaged_lines"] for history in histories.values())
-    if damaged:
-        caption += f" {damaged} damaged lines of metrics.jsonl are left out (a killed run leaves one)."
-    return section("Training", figure(to_svg(drawn, "Training loss over the steps"), caption))
 
 
 def samples(chosen: Sequence[Sample]) -> str:
@@ -127,21 +106,42 @@ def _shown(text: str) -> str:
     return escape(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} … (shortened)")
 
 
-def runs(answer: Answer, folder: Path) -> str:
-    """List every run, with a link relative to `folder`, its value or what became of it, and its traceback."""
-    not_counted = set(answer.not_counted["run_id"])
-    order = answer.runs["arm"].map(answer.arms.index)
-    records = answer.runs.assign(order=order).sort_values(["order", "seed"]).to_dict("records")
-    rows = [_run_cells(answer, run, folder, counted=run["run_id"] not in not_counted) for run in records]
-    traced = [run for run in records if run["run_id"] in not_counted and isinstance(run["traceback"], str)]
+def failures(answer: Answer) -> str:
+    """List the runs that are in no mean, each with what became of it, and their tracebacks."""
+    records = answer.not_counted.to_dict("records")
+    rows = [
+        [
+            f"<code>{escape(str(run['run_id']))}</code>",
+            escape(str(run["arm"])),
+            seed_text(run["seed"]),
+            f'<span class="failed">{escape(what_happened(answer, run))}</span>',
+        ]
+        for run in records
+    ]
+    traced = [run for run in records if isinstance(run["traceback"], str)]
     tracebacks = [
         details(f"Traceback of {run['run_id']}", f"<pre>{escape(run['traceback'])}</pre>\n")
         for run in traced[:MOST_TRACEBACKS]
     ]
     if len(traced) > MOST_TRACEBACKS:
         tracebacks.append(paragraph(f"The other {len(traced) - MOST_TRACEBACKS:,} are in their status.json.", "soft"))
+    columns = ["run", "arm", "seed", "what happened"]
+    listed = table(columns, rows, {"run", "arm", "what happened"}, _kind(rows)) if rows else ""
+    return section("Runs that are not counted", listed, *tracebacks)
+
+
+def runs(answer: Answer, folder: Path) -> str:
+    """List every run, with a link relative to `folder` and its value."""
+    not_counted = set(answer.not_counted["run_id"])
+    order = answer.runs["arm"].map({arm: number for number, arm in enumerate(answer.arms)})
+    records = answer.runs.assign(order=order).sort_values(["order", "seed"]).to_dict("records")
+    rows = [_run_cells(answer, run, folder, counted=run["run_id"] not in not_counted) for run in records]
     columns = ["run", "arm", "seed", answer.metric, "state"]
-    return section("Runs", table(columns, rows, left={"run", "arm", "state"}), *tracebacks)
+    return section("Runs", table(columns, rows, {"run", "arm", "state"}, _kind(rows)))
+
+
+def _kind(rows: Sequence[object]) -> str:
+    return "many" if len(rows) >= MANY_ROWS else ""
 
 
 def _run_cells(answer: Answer, run: Mapping[Hashable, Any], folder: Path, *, counted: bool) -> list[str]:
@@ -151,7 +151,7 @@ def _run_cells(answer: Answer, run: Mapping[Hashable, Any], folder: Path, *, cou
         link = quote(os.path.relpath(run_folder, folder).replace(os.sep, "/"))
         name = f'<a href="{link}/">{name}</a>'
     value = format_value(describe(answer.metric), float(run[answer.metric])) if counted else "–"
-    state = "finished" if counted else f'<span class="failed">{escape(what_happened(answer, run))}</span>'
+    state = "finished" if counted else f'<span class="failed">{escape(str(run["state"]).replace("_", " "))}</span>'
     return [name, escape(str(run["arm"])), seed_text(run["seed"]), value, state]
 
 

@@ -1,11 +1,13 @@
 """A study as one self-contained HTML file and as a block of text for the terminal, from its run folders alone."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.load import load_runs, runs_frame
-from analysis.report import sections
+from analysis.report import interactive, sections, settings_sections
+from analysis.report.overview import Overview, TrainingCurves, overview_of, training_curves
 from analysis.report.page import page
 from analysis.report.samples import choose_samples
 from analysis.report.tables import write_csv
@@ -16,6 +18,15 @@ from analysis.study.arms import IDENTITY_GROUPS, arms_of_runs, varying_axes
 from analysis.study.plan import StudyPlan, read_plan
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study read from its run folders: what was planned, what the runs say, and the folder for what is written."""
+
+    plan: StudyPlan
+    answer: Answer
+    folder: Path
 
 
 def summarize_study(study_folder: Path, runs_dir: Path, plan: StudyPlan | None = None) -> Answer:
@@ -31,13 +42,18 @@ def summarize_study(study_folder: Path, runs_dir: Path, plan: StudyPlan | None =
         RunFolderError: the plan is missing or damaged.
         ConfigError: the study's metric is none of the runs'.
     """
+    return summarize(read_study(study_folder, runs_dir, plan))
+
+
+def read_study(study_folder: Path, runs_dir: Path, plan: StudyPlan | None = None) -> Study:
+    """Read a planned study; arguments and errors as of `summarize_study`."""
     plan = plan or read_plan(study_folder)
     runs = runs_frame([load_run(runs_dir / run_id) | {"run_id": run_id} for run_id in plan.places])
-    return _summarize(plan, runs, study_folder)
+    return _study(plan, runs, study_folder)
 
 
-def summarize_runs(runs_dir: Path, out: Path, metric: str, goal: str) -> Answer:
-    """Answer for all the runs in a folder, planned or not: arms are told apart by what varies in their configurations.
+def read_runs(runs_dir: Path, out: Path, metric: str, goal: str) -> Study:
+    """Read all the runs in a folder, planned or not: arms are told apart by what varies in their configurations.
 
     Raises:
         RunFolderError: there is no run folder.
@@ -58,7 +74,7 @@ def summarize_runs(runs_dir: Path, out: Path, metric: str, goal: str) -> Answer:
         places={run_id: {a: str(v) for a, v in place.items()} for run_id, place in arms_of_runs(runs, axes).items()},
         fixed=_shared_configuration(readable),
     )
-    return _summarize(plan, runs, out)
+    return _study(plan, runs, out)
 
 
 def _shared_configuration(runs: pd.DataFrame) -> dict[str, object]:
@@ -66,28 +82,55 @@ def _shared_configuration(runs: pd.DataFrame) -> dict[str, object]:
     return {c.removeprefix("config."): runs[c].iloc[0] for c in columns if runs[c].map(str).nunique() == 1}
 
 
-def _summarize(plan: StudyPlan, runs: pd.DataFrame, out: Path) -> Answer:
-    answer = compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places)
-    table = out / "table.csv"
+def _study(plan: StudyPlan, runs: pd.DataFrame, folder: Path) -> Study:
+    return Study(plan, compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places), folder)
+
+
+def summarize(study: Study, *, scripts: bool = False) -> Answer:
+    """Write the table and the page of a study into its folder, and put paths and text into its answer.
+
+    Args:
+        scripts: make the page interactive, which takes a few seconds more.
+    """
+    answer, table = study.answer, study.folder / "table.csv"
     write_csv(answer.table, table)
-    answer.paths = {"report": write_report(out, answer, plan), "table": table}
-    answer.text = answer_text(answer, plan)
+    page_file = write_report(study.folder, answer, study.plan, scripts=scripts)
+    answer.paths = {"report": page_file, "table": table}
+    answer.text = answer_text(answer, study.plan)
     return answer
 
 
-def write_report(folder: Path, answer: Answer, plan: StudyPlan) -> Path:
-    """Write report.html into `folder`; it needs no other file and no network."""
+def write_report(folder: Path, answer: Answer, plan: StudyPlan, *, scripts: bool = False) -> Path:
+    """Write report.html into `folder`; it needs no other file and no network.
+
+    Args:
+        scripts: give figures and long tables scripts, as far as the packages for it are installed.
+    """
+    overview, curves = overview_of(answer, plan), training_curves(answer)
     body = [
         sections.header(answer, plan),
         sections.arms(answer),
         sections.comparisons(answer),
-        sections.training(answer),
+        settings_sections.settings(overview),
+        settings_sections.variance(overview),
+        settings_sections.explore(overview),
+        settings_sections.training(answer, curves),
         sections.samples(choose_samples(answer)),
+        sections.failures(answer),
         sections.runs(answer, folder),
         sections.design(answer, plan),
         sections.method(answer),
         sections.footer(answer, plan),
     ]
     path = folder / "report.html"
-    write_atomic(path, page(plan.question or plan.name, "".join(body)))
+    write_atomic(path, page(plan.question or plan.name, "".join(body), _scripts(overview, curves) if scripts else ""))
     return path
+
+
+def _scripts(overview: Overview, curves: TrainingCurves | None) -> str:
+    tables = f"<script>{interactive.own_script('tables.js')}</script>\n"
+    if interactive.missing_packages():
+        return tables
+    charts = {"explore": interactive.explore_chart(overview), "curves": interactive.training_chart(curves)}
+    drawn = {name: chart for name, chart in charts.items() if chart is not None}
+    return tables + (interactive.scripts(drawn) if drawn else "")

@@ -25,6 +25,7 @@ from tests.analysis.study_folders import FakeRun, two_arms, write, write_json, w
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = [f"analysis.{file.parent.name}" for file in (REPOSITORY / "analysis").glob("*/__init__.py")]
+PARTS.append("analysis.report.figures")
 BEFORE, AFTER = chatml_markup((USER,))
 
 
@@ -77,7 +78,7 @@ def test_the_page_needs_nothing_else_and_links_to_the_runs(tmp_path: Path) -> No
     assert "@import" not in html
     assert len(html) < 200_000
     assert {(study / link).resolve() for link in page.links} == {tmp_path / run for run in answer.runs["run_id"]}
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 4
     assert "#1f2428" not in html.partition("<svg")[2]  # ink follows the page, also a dark one
     assert answer.sentence in html
     assert "torch 2.13.0+cpu" in html
@@ -165,10 +166,10 @@ def test_the_command_writes_a_study_again_and_answers_for_a_folder_of_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path, two_arms())
-    summarize_study(study, tmp_path)
+    assert main([str(study)]) == 0
     first = (study / "report.html").read_bytes()
     (study / "report.html").unlink()
-    assert main([str(study)]) == 0
+    assert main(["dataset_quality", "--runs-dir", str(tmp_path)]) == 0
     assert (study / "report.html").read_bytes() == first  # the same runs give the same page
     out = tmp_path / "elsewhere"
     assert main([str(tmp_path), "--out", str(out), "--metric", "eval/exact_match", "--goal", "max"]) == 0

@@ -1,0 +1,99 @@
+"""The sections of a report about what was varied: the metric by setting, what matters, costs, and training."""
+
+import pandas as pd
+
+from analysis.report.figures.curves import curve_figure
+from analysis.report.figures.settings import MOST_VALUES, axis_figure, cost_figure, heat_map, parallel_figure
+from analysis.report.figures.style import to_svg
+from analysis.report.overview import MOST_ARMS, Overview, TrainingCurves
+from analysis.report.page import figure, paragraph, section
+from analysis.report.tables import to_html
+from analysis.statistics.variance import MOST_AXES, split_variance
+from analysis.study.answer import Answer
+
+MOST_AXES_DRAWN, MOST_SERIES = 3, 6
+
+
+def settings(overview: Overview) -> str:
+    """Draw the metric by each setting; nothing where only one varies, as the arms' figure shows it."""
+    if len(overview.axes) < 2:
+        return ""
+    metric, runs = overview.metric, overview.runs
+    few = [axis for axis in overview.axes if runs[axis].nunique() <= MOST_VALUES]
+    content = []
+    for axis in few[:MOST_AXES_DRAWN]:
+        others = [other for other in few if other != axis and runs[other].nunique() <= MOST_SERIES]
+        drawn = axis_figure(runs, axis, metric, by=min(others, key=lambda other: runs[other].nunique(), default=None))
+        caption = "Every run as a small mark, the mean of the runs as a large one, its 95 % t interval as a bar."
+        content.append(figure(to_svg(drawn, f"{metric} by {axis}"), caption))
+    if len(few) > 1:
+        row, column = sorted(few, key=lambda axis: runs[axis].nunique())[-2:]
+        drawn = heat_map(runs, row, column, metric, goal=overview.goal)
+        caption = (
+            "A mean over whatever else varies: where not all combinations have finished, cells differ in that too."
+        )
+        content.append(figure(to_svg(drawn, f"{metric} by {row} and {column}"), caption))
+    return section("By setting", *content)
+
+
+def variance(overview: Overview) -> str:
+    """Say how much of the spread between runs goes with each setting, with the seed, and with the rest."""
+    if not 1 <= len(overview.axes) <= MOST_AXES:
+        return ""
+    parts = split_variance(overview.runs, overview.axes, overview.metric)
+    if parts.empty:
+        return ""
+    shown = pd.DataFrame(
+        {
+            "source": parts["source"],
+            "share of the variance": [f"{share:.1%}" for share in parts["share"]],
+            "95 % interval": [
+                "–" if pd.isna(low) else f"{low:.1%} to {high:.1%}"
+                for low, high in zip(parts["low"], parts["high"], strict=True)
+            ],
+            "p": ["–" if pd.isna(p) else f"{p:.2g}" for p in parts["p"]],
+        }
+    )
+    note = (
+        f"The variance of {overview.metric} between the counted runs, by what goes with it: main effects of the "
+        "settings, what they do only together, and the seed."
+    )
+    if (parts["overlap"] > 0.01).any():
+        note += " Not all combinations have as many runs, so the settings overlap: their shares are means over orders."
+    return section("What matters", to_html(shown), paragraph(note, "soft"))
+
+
+def explore(overview: Overview) -> str:
+    """Draw quality against cost, and parallel coordinates of the arms; the chart `explore` may take their place."""
+    pictures = []
+    if overview.runs.empty:
+        return ""
+    if overview.costs:
+        drawn = cost_figure(overview.runs, overview.costs[0], overview.metric, by=overview.told_apart_by())
+        pictures.append(to_svg(drawn, f"{overview.metric} of every run against {overview.costs[0]}"))
+    if len(overview.axes) > 1:
+        drawn = parallel_figure(overview.arms(), overview.axes, overview.metric, goal=overview.goal)
+        pictures.append(to_svg(drawn, f"Parallel coordinates of the settings and {overview.metric}"))
+    if not pictures:
+        return ""
+    caption = "Every counted run against what it cost." if overview.costs else ""
+    caption += " One line an arm through its settings to its mean." if len(overview.axes) > 1 else ""
+    return section("Quality and cost", figure("\n".join(pictures), caption.strip(), name="explore"))
+
+
+def training(answer: Answer, curves: TrainingCurves | None) -> str:
+    if curves is None:
+        return ""
+    drawn = curve_figure(curves.history, curves.groups, curves.metric, stopped=curves.stopped)
+    if drawn is None:
+        return ""
+    caption = (
+        "The mean of each arm's finished runs, with a band from the lowest to the highest; thin lines with a cross are "
+        "runs that did not finish. Each arm is trained on its own rows, so these losses cannot be compared between "
+        "arms as the held-out ones can."
+    )
+    if len(answer.arms) > MOST_ARMS:
+        caption += f" Of {len(answer.arms)} arms the best {MOST_ARMS} are drawn."
+    if curves.damaged_lines:
+        caption += f" {curves.damaged_lines} damaged lines of metrics.jsonl are left out (a killed run leaves one)."
+    return section("Training", figure(to_svg(drawn, "Training loss over the steps"), caption, name="curves"))
