@@ -14,7 +14,7 @@ from analysis.report.figures import MOST_ARM_LINES, MOST_ARMS, arm_figure, curve
 from analysis.report.page import bullet_list, details, figure, paragraph, section, table
 from analysis.report.samples import Sample
 from analysis.report.tables import arm_table, comparison_table, to_html
-from analysis.report.terminal import metric_line, seed_text, what_happened
+from analysis.report.terminal import metric_line, remarks, seed_text, what_happened
 from analysis.sources.run_folders import read_history
 from analysis.statistics.estimates import DRAWS, FALSE_POSITIVES
 from analysis.study.answer import Answer
@@ -36,6 +36,7 @@ def header(answer: Answer, plan: StudyPlan) -> str:
         paragraph(f"Study {plan.name}", "study")
         + f"<h1>{escape(plan.question or plan.name)}</h1>\n"
         + paragraph(answer.sentence, "answer")
+        + "".join(paragraph(remark) for remark in remarks(plan))
         + paragraph(counted, "soft failed" if missed else "soft")
         + bullet_list(answer.notes, "notes")
     )

@@ -17,6 +17,8 @@ from analysis.study.plan import StudyPlan, read_plan
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import write_atomic
 
+NO_CONCLUSION = "This is a pipeline check and no conclusion: it shows that everything runs, nothing else."
+
 
 def summarize_study(study_folder: Path, runs_dir: Path, plan: StudyPlan | None = None) -> Answer:
     """Answer a planned study from its run folders; write table.csv and report.html into its folder.
@@ -68,6 +70,8 @@ def _shared_configuration(runs: pd.DataFrame) -> dict[str, object]:
 
 def _summarize(plan: StudyPlan, runs: pd.DataFrame, out: Path) -> Answer:
     answer = compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places)
+    if plan.pipeline_check:
+        answer.sentence = f"{NO_CONCLUSION} {answer.sentence}"
     table = out / "table.csv"
     write_csv(answer.table, table)
     answer.paths = {"report": write_report(out, answer, plan), "table": table}
