@@ -88,11 +88,11 @@ class Forecast:
         if not self.operations or not self.on_gpu:
             return ""
         hours = self.operations / EXAMPLE_RATE / 3600
-        each = "the runs" if not self.known else "the others"
+        which = "the runs" if not self.known else "the others"
         return (
-            f";\n  training {each} takes at most {self.operations:.2g} floating-point operations, rows at their longest: "
-            f"{hours:,.1f} GPU-hours\n  on GPUs that sustain {EXAMPLE_RATE / TERA:.0f} TFLOP/s, which is an example and "
-            "no measurement; evaluation comes on top"
+            f";\n  training {which} takes at most {self.operations:.2g} floating-point operations with the longest "
+            f"rows:\n  {hours:,.1f} GPU-hours on GPUs that sustain {EXAMPLE_RATE / TERA:.0f} TFLOP/s, an example "
+            "and no measurement; evaluation comes on top"
         )
 
 
