@@ -187,6 +187,8 @@ def _seeds(count: int) -> str:
 
 
 def _every_seed(pair: Comparison) -> str:
+    if not pair.seeded:
+        return "one run each, since nothing is trained"
     shared = "shared " if pair.seeds_left_out else ""
     return f"both {shared}seeds" if len(pair.seeds) == 2 else f"every {shared}seed"
 
