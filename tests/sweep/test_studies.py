@@ -61,7 +61,9 @@ def planned(study: str, scale: str | None, places: Sequence[int] = (-1,)) -> Pla
 def test_every_study_is_planned_at_every_scale(
     conf: None, study: str, scale: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qlora_lab.sweep.prepare.check_inputs", lambda config: None)  # what is fetched is not asked
+    # what must be fetched, or lies elsewhere, need not be here
+    monkeypatch.setattr("qlora_lab.sweep.prepare.check_inputs", lambda config: None)
+    monkeypatch.setattr("qlora_lab.sweep.prepare.source_fingerprint", lambda source, data_dir: None)
     plan = planned(study, scale)
     asked = plan.runs[0].config.study
     assert all(run.need is not None and run.need.prediction.peak_bytes for run in plan.runs)
