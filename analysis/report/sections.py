@@ -15,7 +15,7 @@ from analysis.report.figures.style import to_svg
 from analysis.report.page import bullet_list, details, figure, paragraph, section, table
 from analysis.report.samples import Sample
 from analysis.report.tables import arm_table, comparison_table, to_html
-from analysis.report.terminal import metric_line, seed_text, what_happened
+from analysis.report.terminal import metric_line, remarks, seed_text, what_happened
 from analysis.statistics.rows import DRAWS
 from analysis.statistics.verdicts import FALSE_POSITIVES, FEW_SEEDS
 from analysis.study.answer import Answer
@@ -38,6 +38,7 @@ def header(answer: Answer, plan: StudyPlan) -> str:
         paragraph(f"Study {plan.name}", "study")
         + f"<h1>{escape(plan.question or plan.name)}</h1>\n"
         + paragraph(answer.sentence, "answer")
+        + "".join(paragraph(remark) for remark in remarks(plan))
         + paragraph(counted, "soft failed" if missed else "soft")
         + bullet_list(answer.notes, "notes")
     )

@@ -19,6 +19,8 @@ from analysis.study.plan import StudyPlan, read_plan
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import write_atomic
 
+NO_CONCLUSION = "This is a pipeline check and no conclusion: it shows that everything runs, nothing else."
+
 
 @dataclass(frozen=True)
 class Study:
@@ -83,7 +85,10 @@ def _shared_configuration(runs: pd.DataFrame) -> dict[str, object]:
 
 
 def _study(plan: StudyPlan, runs: pd.DataFrame, folder: Path) -> Study:
-    return Study(plan, compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places), folder)
+    answer = compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places)
+    if plan.pipeline_check:
+        answer.sentence = f"{NO_CONCLUSION} {answer.sentence}"
+    return Study(plan, answer, folder)
 
 
 def summarize(study: Study, *, scripts: bool = False) -> Answer:

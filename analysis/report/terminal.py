@@ -22,6 +22,7 @@ def answer_text(answer: Answer, plan: StudyPlan) -> str:
         _wrapped(f"{plan.name}: {plan.question}" if plan.question else plan.name),
         _shown_arms(answer) + "\n" + _wrapped(metric_line(answer)),
         _wrapped(answer.sentence),
+        *(_wrapped(remark) for remark in remarks(plan)),
     ]
     if len(answer.not_counted):
         lines = [f"- {line}" for line in listed(_not_counted_lines(answer))]
@@ -30,6 +31,12 @@ def answer_text(answer: Answer, plan: StudyPlan) -> str:
         blocks.append("\n".join(_wrapped(f"- {note}", "  ") for note in answer.notes))
     blocks.append("\n".join(f"{name}: {path}" for name, path in answer.paths.items()))
     return "\n\n".join(blocks)
+
+
+def remarks(plan: StudyPlan) -> list[str]:
+    """Return what the answer must be read with."""
+    found = f"The original study found: {plan.paper_found}" if plan.paper_found else None
+    return [remark for remark in (found, plan.caution) if remark]
 
 
 def _shown_arms(answer: Answer) -> str:

@@ -45,7 +45,9 @@ class Verdict(Enum):
     SEVERAL_COMPARISONS = "it does not survive Holm's correction for several comparisons"
 
 
-def judge(difference: Estimate | None, adjusted_p: float, refused: Verdict | None = None) -> Verdict:
+def judge(
+    difference: Estimate | None, adjusted_p: float, refused: Verdict | None = None, *, seeded: bool = True
+) -> Verdict:
     """Call two arms separated only if the runs bear it.
 
     All must hold: at least two shared seeds; the 95 % interval excludes 0; fewer than FEW_SEEDS seeds agree on the
@@ -55,12 +57,13 @@ def judge(difference: Estimate | None, adjusted_p: float, refused: Verdict | Non
 
     Args:
         refused: what keeps the two metrics from meaning the same, whatever the numbers.
+        seeded: whether a seed can change the runs; of those that train nothing, one says all that there is to say.
     """
     if difference is None or difference.n_seeds == 0:
         return Verdict.NO_SHARED_SEED
     if refused is not None:
         return refused
-    if difference.n_seeds == 1:
+    if difference.n_seeds == 1 and seeded:
         return Verdict.ONE_SEED
     if math.isnan(difference.standard_error):
         return Verdict.TOO_FEW_ROWS

@@ -25,6 +25,7 @@ class Pair:
         finished: the seeds behind the mean of each in the table.
         rows_left_out: some of their runs have rows that others have not.
         refused: why the difference, though there is one, compares nothing.
+        seeded: whether the runs trained, so that a seed can change them.
     """
 
     first: str
@@ -34,11 +35,12 @@ class Pair:
     finished: tuple[tuple[int, ...], tuple[int, ...]]
     rows_left_out: bool = False
     refused: Verdict | None = None
+    seeded: bool = True
 
     @property
     def p_value(self) -> float:
         """NaN where the pair cannot be separated whatever its numbers: Holm's correction does not count it."""
-        if self.difference is None or self.difference.n_seeds < 2 or self.refused is not None:
+        if self.difference is None or self.difference.n_seeds < 1 + self.seeded or self.refused is not None:
             return math.nan
         return self.difference.p_value
 
@@ -79,7 +81,10 @@ def compare_pairs(scores: Scores, arms: Sequence[str]) -> list[Comparison]:
     adjusted = holm([pair.p_value for pair in pairs], n_comparisons)
     return [
         Comparison(
-            **vars(pair), adjusted_p=p, n_comparisons=n_comparisons, verdict=judge(pair.difference, p, pair.refused)
+            **vars(pair),
+            adjusted_p=p,
+            n_comparisons=n_comparisons,
+            verdict=judge(pair.difference, p, pair.refused, seeded=pair.seeded),
         )
         for pair, p in zip(pairs, adjusted, strict=True)
     ]
@@ -104,7 +109,8 @@ def _pooled_spreads(scores: Scores, arms: Sequence[str]) -> Spreads:
 
 def _pair(scores: Scores, first: str, second: str, spreads: Spreads) -> Pair:
     seeds = tuple(scores.shared_seeds(first, second))
-    pair = Pair(first, second, None, seeds, (scores.finished_seeds(first), scores.finished_seeds(second)))
+    finished = scores.finished_seeds(first), scores.finished_seeds(second)
+    pair = Pair(first, second, None, seeds, finished, seeded=scores.seeded)
     if not seeds:
         return pair
     if not scores.has_rows:

@@ -27,6 +27,9 @@ class StudyPlan:
     axes: list[str]
     places: dict[str, dict[str, str]]
     question: str | None = None
+    paper_found: str | None = None  # by the original study
+    caution: str | None = None  # what must not be concluded
+    pipeline_check: bool = False  # random weights: the answer is no conclusion
     fixed: dict[str, Any] = field(default_factory=dict)
     created_at: str | None = None
     command: str | None = None
@@ -60,6 +63,9 @@ def plan_of(record: Mapping[str, Any]) -> StudyPlan:
         axes=list(record["axes"]),
         places={run["run_id"]: dict(run["axes"]) for run in record["runs"]},
         question=study.get("question"),
+        paper_found=study.get("paper_found"),
+        caution=study.get("caution"),
+        pipeline_check=bool(study.get("pipeline_check")),
         fixed=dict(record.get("fixed") or {}),
         created_at=record.get("created_at"),
         command=record.get("command"),

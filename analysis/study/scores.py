@@ -13,6 +13,7 @@ from analysis.statistics.rows import DRAWS, Ratios, Scored, score
 from analysis.study.metrics import counted_in, describe, row_ratios
 from qlora_lab.errors import RunFolderError
 
+STEPS = "train/steps"
 ROUNDING = 1e-4  # how far, relatively, a reported metric may be from what its rows give
 Array = npt.NDArray[np.float64]
 
@@ -25,6 +26,7 @@ class Scores:
     Attributes:
         values: the reported metric, by (arm, seed).
         compared: the same as the rows give it, for the runs that can be compared.
+        seeded: whether any of the runs trained; a seed changes nothing where none did.
         has_rows: whether held-out rows stand behind the metric; if not, arms are compared by seed alone.
         notes: one sentence for each run whose rows cannot be used or do not give what it reported.
     """
@@ -36,6 +38,7 @@ class Scores:
         self.notes: list[str] = []
         self.compared: dict[tuple[str, int], float] = {}
         self._rows: dict[tuple[str, int], pd.DataFrame] = {}
+        self.seeded = STEPS not in counted or bool((counted[STEPS] != 0).any())
         self._counted_in = list(counted_in(metric))
         if describe(metric).numerator is not None:
             for key, run_id, folder in zip(keys, counted["run_id"], counted["folder"], strict=True):

@@ -188,6 +188,8 @@ def _seeds(count: int) -> str:
 
 
 def _every_seed(pair: Comparison) -> str:
+    if not pair.seeded:
+        return "one run each, since nothing is trained"
     shared = "shared " if pair.seeds_left_out else ""
     effects = _known(pair).per_seed
     agree = sum((effect > 0) == (_known(pair).value > 0) for effect in effects)

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qlora_lab.config.exit_status import FAILED, REFUSED, STOPPED, TERMINATED
 from qlora_lab.config.refusals import explain
+from qlora_lab.config.scale import with_scale
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import QloraLabError, RunFailedError
 
@@ -70,6 +71,7 @@ def command(
     show_trace = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us; Hydra's own report is several lines
     try:
+        sys.argv[1:] = with_scale(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name=config_name)(guarded)()
         if refused:
             raise refused[0]

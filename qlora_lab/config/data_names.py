@@ -28,6 +28,7 @@ TEMPLATES = (
     *(f"glue_{task}" for task in ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")),
     "chip2",
     "asdiv",
+    "passage",
     "procedural",
 )
 PROCEDURAL_FAMILIES = ("add_numbers", "sort_words", "largest_number", "reverse_list", "nth_word", "count_words")

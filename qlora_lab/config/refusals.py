@@ -9,6 +9,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from qlora_lab.config.load import explain_omegaconf, known_keys, unknown_key
+from qlora_lab.config.scale import SCALES, WHOLE
 from qlora_lab.config.schema import BenchmarkConfig, EvaluationSetConfig, MixPartConfig, PromptSetConfig, RunConfig
 from qlora_lab.errors import ConfigError, QloraLabError, nearest
 
@@ -65,7 +66,8 @@ def _missing_option(error: MissingConfigException) -> str:
     options = list(error.options or [])
     if not group or not options:
         return _hydra_sentence(str(error))
-    return f"{group} must be one of {', '.join(options)}; got '{option}'{nearest(option, options)}"
+    key = "scale" if group.startswith(SCALES) else group
+    return f"{key} must be one of {', '.join(options)}; got '{option}'{nearest(option, options)}"
 
 
 def _broken_yaml(error: yaml.MarkedYAMLError) -> str:
@@ -115,6 +117,9 @@ def _hydra_sentence(message: str, schema: type = RunConfig) -> str:
             return _experiment(None, message)
         if key not in known_keys(schema):
             return unknown_key(key, known_keys(schema))
+    if first.startswith(f"Override {SCALES}") and f"{WHOLE}=" in first:
+        study = first.removeprefix(f"Override {SCALES}").partition(WHOLE)[0]
+        return f"study {study} has no scales to choose from; leave out scale"
     if first.startswith("You must specify '"):
         return f"{quoted[0]} is not set, and it has no default; choose one of {', '.join(lines[2:])}"
     if first.startswith("Ambiguous value for argument"):

@@ -159,6 +159,11 @@ def asdiv(columns: Columns) -> list[Row]:
     return [Row(f"{story} {question}".strip(), text_of(columns, "answer").strip())]
 
 
+def passage(columns: Columns) -> list[Row]:
+    """Ours: the passage of a question about it (BoolQ, Clark et al. 2019) as a whole text, nothing before it."""
+    return [Row("", text_of(columns, "passage").strip())]
+
+
 def procedural(columns: Columns) -> list[Row]:
     """Rows written out by our own generator."""
     family = columns.get("family")
@@ -195,5 +200,6 @@ TEMPLATES: dict[str, Template] = {
     **{f"glue_{name}": Template(partial(glue_rows, name), "no label") for name in GLUE_TASKS},
     "chip2": Template(chip2, "no answer of the bot"),
     "asdiv": Template(asdiv),
+    "passage": Template(passage),
     "procedural": Template(procedural),
 }

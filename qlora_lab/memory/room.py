@@ -82,7 +82,8 @@ def room_of(config: RunConfig, machine: Hardware, runs_at_once: int) -> Room | N
     launcher = config.launcher
     on_slurm = launcher.kind == "slurm"
     if config.trainer.device == "cuda":
-        per_gpu = launcher.runs_per_gpu if on_slurm else -(-runs_at_once // max(1, len(machine.gpus)))
+        elsewhere = on_slurm or not machine.gpus  # planned here, for a machine that has some
+        per_gpu = launcher.runs_per_gpu if elsewhere else -(-runs_at_once // len(machine.gpus))
         setting = "launcher.runs_per_gpu" if launcher.runs_per_gpu > 1 else "launcher.max_parallel"
         if launcher.gpu_memory_gb is not None:
             return Room(GPU, round(launcher.gpu_memory_gb * GIB), per_gpu, setting)

@@ -49,7 +49,9 @@ def refuse_private(folder: Path) -> None:
             for text, kind in private.items():
                 if text in words:
                     if file.suffix not in BINARY:
-                        places[text] += [_place(folder, file, content, m.start()) for m in words[text].finditer(content)]
+                        places[text] += [
+                            _place(folder, file, content, m.start()) for m in words[text].finditer(content)
+                        ]
                 elif (found := content.find(text.encode())) >= 0:
                     place = _place(folder, file, content, found)
                     raise DataError(f"{place} would publish {kind}; take it out of the source")

@@ -8,6 +8,7 @@ from hydra.core.default_element import GroupDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from qlora_lab.config.scale import SCALES, WHOLE
 from qlora_lab.config.schema import SWEEP_ACTIONS, require_one_of
 from qlora_lab.errors import ConfigError
 from qlora_lab.sweep import study
@@ -34,7 +35,7 @@ def sweep(loader: ConfigLoader, config: DictConfig, params: dict[str, Any], argu
     """
     name, action = experiment_of(config), str(config.sweep.action)
     require_one_of("sweep.action", action, SWEEP_ACTIONS)
-    check_experiment(loader, name)
+    check_experiment(loader, name, config.hydra.runtime.choices.get(f"{SCALES}{name}{WHOLE}"))
     asked: Any = OmegaConf.to_container(config.study, resolve=True)
     axes = axes_of_study(loader, params, arguments, asked)
     memory = PlanMemory(Path(config.paths.runs_dir), command_key(loader, config, arguments))
@@ -88,13 +89,22 @@ def experiment_of(config: DictConfig) -> str | None:
     return OmegaConf.select(config, "hydra.runtime.choices.experiment")
 
 
-def check_experiment(loader: ConfigLoader, name: str | None) -> None:
+def check_experiment(loader: ConfigLoader, name: str | None, scale: str | None = None) -> None:
     """Refuse a study's file that says where its runs are launched, since that is the command line's choice.
+
+    Args:
+        scale: the file that it chooses of its own folder, where it has one.
 
     Raises:
         ConfigError: it has keys of a launcher.
     """
-    file = loader.repository.load_config(f"experiment/{name}") if name else None  # type: ignore[attr-defined]
+    for file in [name, f"{name}/{scale}" if scale else None]:
+        if file is not None:
+            _check_file(loader, file)
+
+
+def _check_file(loader: ConfigLoader, name: str) -> None:
+    file = loader.repository.load_config(f"experiment/{name}")  # type: ignore[attr-defined]
     if file is None:
         return
     chosen = {(each.group or "").lstrip("/") for each in file.defaults_list or [] if isinstance(each, GroupDefault)}

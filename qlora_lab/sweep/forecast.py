@@ -10,6 +10,7 @@ from pathlib import Path
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING
+from qlora_lab.sweep.arithmetic import training_operations
 from qlora_lab.sweep.plan import Plan, PlannedRun
 from qlora_lab.sweep.plan_file import read_plan_file
 from qlora_lab.sweep.states import REFUSED, RunState, read_states
@@ -17,6 +18,8 @@ from qlora_lab.sweep.states import REFUSED, RunState, read_states
 EARLIER_PLANS = 3  # that are looked through for runs of the same shape
 MEASURED_FOLDERS = 3  # of finished runs of a kind, that are looked through
 NO_FIXED_NUMBER = 0  # of inodes, as statvfs says it
+TERA = 1e12
+EXAMPLE_RATE = 100 * TERA  # operations a second, in which a bound on operations is also said as hours
 MEASURED, PREDICTED = "finished runs", "their configurations"
 
 # What a run's folder holds when no run can be looked at. Inodes: the folder with config.yaml, environment.json,
@@ -40,6 +43,7 @@ class Forecast:
         runs: that are left and not running.
         known: of them, those of whose shape a run has finished; hours are only theirs.
         hours: that those will take in all, one after the other, on the GPU or on the CPU.
+        operations: floating-point ones that training the others takes at most; None where that is not known.
         on_gpu: whether any of them runs on one.
         disk_bytes, inodes: that all of them will leave; None where no run has finished and they cannot be predicted.
         disk_by: what they are judged by, MEASURED (of some at least) or PREDICTED.
@@ -49,6 +53,7 @@ class Forecast:
     runs: int
     known: int
     hours: float
+    operations: float | None
     on_gpu: bool
     disk_bytes: int | None
     inodes: int | None
@@ -66,10 +71,10 @@ class Forecast:
         """Return the forecast for a person."""
         unit = "GPU-hours" if self.on_gpu else "hours of CPU runs"
         if not self.known:
-            time = f"{unit}: not known before a run of the same shape has finished"
+            time = f"{unit}: not known before a run of the same shape has finished{self._bound()}"
         else:
             rest = f" for {self.known:,} of the {self.runs:,} runs" if self.known < self.runs else ""
-            time = f"{unit}: about {self.hours:,.2f}{rest}, as finished runs of the same shape took"
+            time = f"{unit}: about {self.hours:,.2f}{rest}, as finished runs of the same shape took{self._bound()}"
         if self.disk_bytes is None or self.inodes is None:
             return f"{time}\ndisk: not known before a run has finished; {_size(self.free_bytes)} free"
         free = f"{_size(self.free_bytes)} free"
@@ -77,6 +82,18 @@ class Forecast:
             free += f" and {self.free_inodes:,} inodes"
         disk = f"disk: about {_size(self.disk_bytes)} and {self.inodes:,} inodes, judged by {self.disk_by}; {free}"
         return f"{time}\n{disk}" + ("; THAT IS NOT ENOUGH: free some, or set paths.runs_dir" if self.is_short else "")
+
+    def _bound(self) -> str:
+        """Say what bounds the time of runs that none has been like."""
+        if not self.operations or not self.on_gpu:
+            return ""
+        hours = self.operations / EXAMPLE_RATE / 3600
+        which = "the runs" if not self.known else "the others"
+        return (
+            f";\n  training {which} takes at most {self.operations:.2g} floating-point operations with the longest "
+            f"rows:\n  {hours:,.1f} GPU-hours on GPUs that sustain {EXAMPLE_RATE / TERA:.0f} TFLOP/s, an example "
+            "and no measurement; evaluation comes on top"
+        )
 
 
 def forecast(plan: Plan, runs: Sequence[PlannedRun]) -> Forecast:
@@ -97,6 +114,7 @@ def forecast(plan: Plan, runs: Sequence[PlannedRun]) -> Forecast:
         finished += beside
     medians = {shape: statistics.median(each) for shape, each in times.items()}
     known = [medians[shape] for shape in shapes if shape in medians]
+    others = [training_operations(run.config) for run, shape in zip(runs, shapes, strict=True) if shape not in medians]
     weights = {_weight(run.config) for run in runs}
     measured = _measured_sizes(plan.runs_dir, [each for each in finished if _weight(each[1]) in weights])
     disk = _disk(runs, measured)
@@ -106,6 +124,7 @@ def forecast(plan: Plan, runs: Sequence[PlannedRun]) -> Forecast:
         runs=len(runs),
         known=len(known),
         hours=sum(known) / 3600,
+        operations=None if None in others else sum(each for each in others if each is not None),
         on_gpu=any(run.config.trainer.device == "cuda" for run in runs),
         disk_bytes=disk[0] if disk is not None else None,
         inodes=disk[1] if disk is not None else None,

@@ -27,6 +27,7 @@ from qlora_lab.sweep.prepare import Preparer
 from qlora_lab.sweep.run_folders import create_run_folders
 from qlora_lab.sweep.states import REFUSED, RunState, counted, read_states
 
+IN_THE_RECORD = ("question", "metric", "goal", "paper_found", "caution", "pipeline_check")  # of a study, in plan.json
 PLAN_ID_LENGTH = 8  # hex digits
 MOST_REFUSALS = 5  # that a person is shown
 
@@ -119,12 +120,12 @@ class Plan:
         if len(self.runs) > len(rows):
             lines.append(f"and {len(self.runs) - len(rows):,} more runs")
         lines += self._refusals()
-        question = self.runs[0].config.study.question
-        title = f"study {self.name}" + (f": {question}" if question else "")
+        study = self.runs[0].config.study
+        title = f"study {self.name}" + (f": {study.question}" if study.question else "")
         repeated = f"; {self.repeated} repeated combinations left out" if self.repeated else ""
         total = len(self.runs) + len(self.refused)
         counts = counted([*map(_words, self.runs), *(REFUSED for _ in self.refused)])
-        return "\n".join([title, *lines, f"{total:,} runs: {counts}{repeated}"])
+        return "\n".join([title, *study.remarks(), *lines, f"{total:,} runs: {counts}{repeated}"])
 
     def _refusals(self) -> list[str]:
         """Say why runs do not fit, once for those with the same reason."""
@@ -156,7 +157,7 @@ class Plan:
         file = write_plan_file(self.folder, self.name, ((run.run_id, run.axes, run.config) for run in self.runs))
         study = self.runs[0].config.study
         record = {
-            "study": {"name": self.name, "question": study.question, "metric": study.metric, "goal": study.goal},
+            "study": {"name": self.name} | {key: getattr(study, key) for key in IN_THE_RECORD},
             "axes": self.axis_names,
             "fixed": self.fixed(),
             "runs": [

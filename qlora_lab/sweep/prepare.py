@@ -94,7 +94,9 @@ def prepare(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
         ConfigError: the adapter matches no layer, or trainer.micro_batch_size=auto cannot be chosen.
         ModelError, DataError: the model or the data are not on this machine.
     """
-    return Preparer(machine)(config)
+    prepared = Preparer(machine)(config)
+    check_device(prepared, machine)
+    return prepared
 
 
 def _error_of(config: RunConfig) -> QloraLabError | None:
@@ -108,16 +110,20 @@ def _error_of(config: RunConfig) -> QloraLabError | None:
 def _resolve(config: RunConfig, machine: hardware.Hardware) -> RunConfig:
     data_dir = Path(config.paths.data_dir)
     resolved = resolve(config, machine, lambda source: source_fingerprint(source, data_dir))
-    _check_device(resolved, machine)
     check_inputs(resolved)
     return resolved
 
 
-def _check_device(config: RunConfig, machine: hardware.Hardware) -> None:
+def check_device(config: RunConfig, machine: hardware.Hardware) -> None:
+    """Refuse to execute a run for a GPU where there is none; it may be planned.
+
+    Raises:
+        ConfigError: with what would do.
+    """
     if config.trainer.device == "cuda" and config.launcher.kind != "slurm" and not machine.gpus:
         raise ConfigError(
             "trainer.device must be cpu or auto, since this process sees no GPU; got 'cuda'; "
-            "plan it where one is, or with launcher=slurm"
+            "run it where one is, or with launcher=slurm; sweep.action=plan needs none"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from qlora_lab.config import hardware
 from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.schema import RunConfig, SweepConfig
 from qlora_lab.errors import QloraLabError
@@ -22,6 +23,7 @@ from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.plan import Plan, Refused, make_plan
 from qlora_lab.sweep.plan_file import PACKAGE, hash_of_code
 from qlora_lab.sweep.planned import PlanMemory
+from qlora_lab.sweep.prepare import check_device
 from qlora_lab.sweep.preview import preview_of
 from qlora_lab.sweep.site import check_before_submitting
 from qlora_lab.sweep.states import read_states
@@ -77,6 +79,9 @@ def run_study(plan: Plan, action: str, memory: PlanMemory | None = None, *, as_j
     plan.check_any_fits()
     if action == "plan":
         return
+    machine = hardware.detect()
+    for run in plan.runs:
+        check_device(run.config, machine)
     if plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed):
         check_before_submitting(plan, plan.runs[0].config.launcher)
     record = plan.write()

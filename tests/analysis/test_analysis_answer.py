@@ -90,6 +90,13 @@ def test_one_seed_separates_nothing(tmp_path: Path) -> None:
     assert answer.sentence.endswith("but one seed cannot separate arms: run more seeds.")
 
 
+def test_one_seed_is_enough_where_nothing_is_trained(tmp_path: Path) -> None:
+    runs = [replace(run, metrics={"train/steps": 0}) for run in two_arms(seeds=1)]
+    answer = answered(tmp_path, runs)
+    assert answer.comparisons[0].verdict is Verdict.SEPARATED
+    assert answer.sentence.endswith("in one run each, since nothing is trained.")
+
+
 def test_failed_runs_are_in_the_table_and_out_of_the_mean(tmp_path: Path) -> None:
     runs = [*two_arms(), FakeRun("clean2", seed=2, state="failed"), FakeRun("other", "never_finished", 0, "failed")]
     answer = answered(tmp_path, runs)

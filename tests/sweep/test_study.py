@@ -1,20 +1,12 @@
-"""Studies: what is planned of their axes, and that every shipped one composes."""
+"""Studies: what is planned of their axes."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
-from qlora_lab.config.command import shipped
 from qlora_lab.errors import ConfigError
-from qlora_lab.sweep.command import axes_of_study
-from qlora_lab.sweep.compose import Composer
-from qlora_lab.sweep.independence import independent_groups
 from qlora_lab.sweep.plan import make_plan
-from tests.helpers import hydra_on_conf, tiny
+from tests.helpers import tiny
 
 
 def test_equal_runs_are_planned_once(tmp_path: Path) -> None:
@@ -40,22 +32,3 @@ def test_fixed_values_are_what_all_runs_share(tmp_path: Path) -> None:
 def test_an_adapter_that_matches_no_layer_is_refused_in_the_plan(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"adapter\.target_regex"):
         make_plan("study", [({}, tiny(tmp_path, "adapter=regex", "adapter.target_regex=qq_proj"))])
-
-
-@pytest.mark.parametrize("name", sorted(file.stem for file in (shipped("sweeps") / "experiment").glob("*.yaml")))
-def test_every_study_composes_with_axes_and_a_question(name: str) -> None:
-    with hydra_on_conf():
-        loader = GlobalHydra.instance().config_loader()
-        master = compose("sweep", [f"+experiment={name}"], return_hydra_config=True)
-        params: Any = OmegaConf.to_container(master.hydra.sweeper.params)
-        assert "seed" in params
-        axes = axes_of_study(loader, params, [f"+experiment={name}"], OmegaConf.to_container(master.study))
-        composer = Composer(
-            lambda overrides: compose("sweep", overrides, return_hydra_config=True),
-            lambda key: bool(loader.get_group_options(key)),
-            independent_groups(loader, master),
-        )
-        for point in axes.points():
-            question = composer(axes, point).study.question
-            assert question and question.endswith("?")
-        composer.check(axes, axes.points()[-1])

@@ -75,12 +75,15 @@ class PathsConfig:
 
 @dataclass
 class StudyConfig:
-    """The question a study asks; no part of a run's identity."""
+    """The question a study asks, and what its answer must be read with; no part of a run's identity."""
 
     name: str | None = None
     question: str | None = None
     metric: str = "eval/loss"
     goal: str = "min"
+    paper_found: str | None = None  # by the original study; shown with the plan and with the answer
+    caution: str | None = None  # what a reader must not conclude; shown too
+    pipeline_check: bool = False  # whether it only shows that everything runs: its answer is no conclusion
     zip: list[list[str]] = field(default_factory=list)  # axes that advance together, rather than being multiplied
     combinations: list[dict[str, Any]] = field(default_factory=list)  # listed ones, multiplied with the axes
     exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations of axis values to leave out
@@ -91,6 +94,12 @@ class StudyConfig:
             self.name is None or (self.name.strip(". ") != "" and not set(self.name) & set("/\\")),
             f"study.name must be the name of a folder, without slashes; got '{self.name}'",
         )
+
+    def remarks(self) -> list[str]:
+        """Return what the answer must be read with, a sentence or more each."""
+        check = "This is a check that everything runs; its numbers are no conclusion." if self.pipeline_check else None
+        found = f"The original study found: {self.paper_found}" if self.paper_found else None
+        return [remark for remark in (check, found, self.caution) if remark]
 
 
 @dataclass
