@@ -72,7 +72,7 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
     jobs_folder = plan.folder / "jobs"
     executor = submitit.LocalExecutor(folder=jobs_folder)
     executor.update_parameters(timeout_min=MAX_RUN_MIN)
-    slots = list(range(_at_once(plan, machine)))
+    slots = list(range(_at_once(plan, folders, machine)))
     waiting = [(folder, folder.attempts()) for folder in folders]
     active: dict[str, tuple[int, Any]] = {}  # slot and submitit job of each run that is going on
     progress = SweepProgress(folders, sys.stdout)
@@ -94,10 +94,10 @@ def _local(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
     return True
 
 
-def _at_once(plan: Plan, machine: hardware.Hardware) -> int:
+def _at_once(plan: Plan, folders: list[RunFolder], machine: hardware.Hardware) -> int:
     """Return how many runs are executed side by side, and say so where memory allows fewer than there could be."""
-    to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
-    count, why = side_by_side([(run.config, run.need) for run in to_do], machine)
+    to_do = {folder.run_id for folder in folders}
+    count, why = side_by_side([(run.config, run.need) for run in plan.runs if run.run_id in to_do], machine)
     if why is not None:
         print(why, flush=True)
     return count
@@ -169,7 +169,7 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
 def _pool(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bool:
     """Keep as many workers as GPUs, which take runs until none is left; one that dies is replaced."""
     machine = hardware.detect()
-    workers = _at_once(plan, machine)
+    workers = _at_once(plan, folders, machine)
     chunk = Chunk(
         folder=(plan.folder / "pool").resolve(),
         runs_dir=plan.runs_dir.resolve(),

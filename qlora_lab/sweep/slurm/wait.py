@@ -22,7 +22,7 @@ def wait(submission: Submission, runs: Sequence[RunFolder]) -> None:
     """
     progress = SweepProgress(list(runs), sys.stdout)
     idle, began = 0, -1
-    fruitless, ended = 0, Counter[str]()
+    fruitless, ended = 0, Counter(states_of(runs))
     while idle < IDLE_ROUNDS:
         try:
             if submission.jobs():

@@ -1,0 +1,232 @@
+"""What is done about a study that was started: from its folders, and with a scheduler that is not there."""
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_lab.errors import ConfigError, LaunchError, RunFolderError
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED
+from qlora_lab.sweep import steer, study
+from qlora_lab.sweep.chunk import Chunk
+from qlora_lab.sweep.journal import Journal
+from qlora_lab.sweep.plan import Plan
+from qlora_lab.sweep.scheduler import PENDING, RUNNING, Ending, Job
+from qlora_lab.sweep.steer import words
+from tests.sweep.eight_runs import NOW, asked, eight_runs, ids, put, record
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return eight_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["status", "bitz"], "no study 'bitz' was started with its runs in .*; there are bits; did you mean 'bits'"),
+        (["status", "bits", "qant=nf4"], "'qant' is no axis of this study; its axes are quant, seed; did you mean"),
+        (["status", "bits", "quant=nf5"], "quant must be one of none, nf4; got 'nf5'"),
+        (["logs", "bits", "--run", "zz"], "no run of this study begins with 'zz'"),
+        (["retry", "bits", "--cause", "disk"], r"for the cause 'disk'; the causes are: nan \(2\), TrainingError \(1\)"),
+        (["cancel", "bits"], "was planned for launcher=local, which has no queue"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_sentence(
+    plan: Plan, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        steer.main([*arguments, "--runs-dir", str(plan.runs_dir)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    with pytest.raises((ConfigError, RunFolderError, LaunchError), match=sentence):
+        steer.steer(words([*arguments, "--runs-dir", str(plan.runs_dir)]))
+
+
+@pytest.mark.parametrize(
+    ("action", "more", "executed"),
+    [
+        ("resume", {}, (5, 6, 7)),
+        ("resume", {"where": {"seed": ["2", "0"]}}, (6,)),
+        ("retry", {}, (2, 3, 4)),
+        ("retry", {"cause": "nan"}, (2, 3)),
+        ("retry", {"where": {"quant": ["nf4"]}}, (4,)),
+    ],
+)
+def test_resume_and_retry_execute_their_part(
+    plan: Plan, action: str, more: dict[str, Any], executed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[Plan] = []
+    monkeypatch.setattr(study, "launch", lambda plan, launcher: launched.append(plan))
+    monkeypatch.setattr(study, "_answer", lambda plan, record: None)
+    steer.steer(asked(plan, action, **more))
+    (found,) = launched
+    assert {run.run_id for run in found.to_do(retry_failed=False)} == ids(plan, *executed)
+    assert found.folder == plan.folder and found.runs[0].config == plan.runs[0].config
+    assert (plan.runs_dir / plan.runs[executed[0]].run_id / "config.yaml").exists()
+
+
+class FakeScheduler:
+    """A queue with an array of four runs, and a pool of four workers for the other four."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.told: list[tuple[str, list[str]]] = []
+        self.asked = 0
+        chunks = plan.folder / "slurm" / "chunks"
+        chunks.mkdir(parents=True)
+        run_ids = [run.run_id for run in plan.runs]
+        for nonce, mode, runs in (("aaaa", "array", run_ids[:4]), ("bbbb", "pool", run_ids[4:])):
+            (chunks / f"{nonce}.json").write_text(json.dumps({"mode": mode, "run_ids": runs}))
+
+    def query(self) -> list[Job]:
+        self.asked += 1
+        return [
+            Job("41", (1, 2), PENDING, "PENDING", "qlora_lab/aaaa"),
+            Job("41", (3,), RUNNING, "RUNNING", "qlora_lab/aaaa"),
+            Job("41", (0,), "ended", "COMPLETED", "qlora_lab/aaaa"),
+            Job("42", (0, 1, 2, 3), PENDING, "PENDING", "qlora_lab/bbbb"),
+            Job("50", None, RUNNING, "RUNNING", "somebody else's"),
+        ]
+
+    def submit(self, script: str, *, keep_open: Sequence[int] = ()) -> str:
+        raise AssertionError("nothing is submitted")
+
+    def endings(self, ids: Sequence[str]) -> dict[str, Ending]:
+        return {}
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        self.told.append(("cancel", list(ids)))
+
+    def hold(self, ids: Sequence[str]) -> None:
+        self.told.append(("hold", list(ids)))
+
+    def release(self, ids: Sequence[str]) -> None:
+        self.told.append(("release", list(ids)))
+
+
+@pytest.fixture
+def scheduler(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> FakeScheduler:
+    fake = FakeScheduler(plan)
+    monkeypatch.setitem(steer.SCHEDULERS, "local", lambda: fake)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("action", "where", "told"),
+    [
+        ("cancel", {}, [("cancel", ["41_1", "41_2", "41_3", "42_0", "42_1", "42_2", "42_3"])]),
+        ("hold", {"quant": ["none"], "seed": ["2", "3"]}, [("hold", ["41_2", "41_3"])]),
+        ("release", {"quant": ["nf4"]}, [("release", ["42_0", "42_1", "42_2", "42_3"])]),
+        ("cancel", {"quant": ["none"], "seed": ["0"]}, []),  # its job is over
+    ],
+)
+def test_jobs_are_told_of_the_runs_that_are_meant(
+    plan: Plan, scheduler: FakeScheduler, action: str, where: dict[str, list[str]], told: list[Any]
+) -> None:
+    steer.steer(asked(plan, action, where=where))
+    assert scheduler.told == told
+
+
+def test_a_pool_cannot_be_cancelled_for_some_of_its_runs(plan: Plan, scheduler: FakeScheduler) -> None:
+    with pytest.raises(LaunchError, match=r"job 42 takes other runs of this study too.*leave out quant, seed"):
+        steer.steer(asked(plan, "cancel", where={"quant": ["nf4"], "seed": ["0"]}))
+    assert not scheduler.told
+
+
+def test_a_status_counts_the_jobs_in_the_queue(
+    plan: Plan, scheduler: FakeScheduler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steer.steer(asked(plan, "status"))
+    assert "jobs: 6 pending, 1 running" in capsys.readouterr().out
+    assert scheduler.asked == 1, "for any number of runs"
+
+
+def test_watching_ends_when_no_run_is_left_to_wait_for(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+
+    def go_on(seconds: float) -> None:
+        """Let another run that is left finish."""
+        put(plan, 5 + len(waited), record(FINISHED))
+        waited.append(seconds)
+
+    monkeypatch.setattr(steer.time, "sleep", go_on)
+    steer.steer(asked(plan, "watch"))
+    said = capsys.readouterr().out
+    assert waited == [steer.WATCH_S] * 3
+    assert said.count("study bits: 8 runs: ") == 4 and "study bits: 8 runs: 5 finished, 3 failed" in said
+
+
+@pytest.mark.parametrize("action", ["cancel", "hold", "release", "logs", "clean", "watch"])
+def test_every_command_tells_programs(
+    plan: Plan, scheduler: FakeScheduler, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(8):
+        put(plan, index, record(FINISHED))
+    steer.steer(asked(plan, action, as_json=True))
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_a_job_that_never_began_its_run_is_seen_and_tried_again(
+    plan: Plan, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its node did not see the folder of the runs."""
+    array = Chunk(
+        folder=(plan.folder / "slurm").resolve(),
+        runs_dir=plan.runs_dir,
+        nonce="cccc",
+        mode="array",
+        run_ids=[plan.runs[6].run_id],
+        attempts=[0],
+        tasks=1,
+        per_gpu=1,
+        limit_s=None,
+        resources=None,
+        generation="1",
+        max_failures=3,
+        commit=None,
+    )
+    array.write()
+    Journal(plan.folder / "slurm").append("submitted", "cccc", job="43", mode="array")
+    monkeypatch.setattr(FakeScheduler, "endings", lambda self, ids: {"43_0": Ending("FAILED", 5, 0, "gpu07")})
+    launched: list[Plan] = []
+    monkeypatch.setattr(study, "launch", lambda plan, launcher: launched.append(plan))
+    monkeypatch.setattr(study, "_answer", lambda plan, record: None)
+    steer.steer(asked(plan, "status"))
+    assert "1 failed (store): job 43_0 ended on gpu07 before the run began" in capsys.readouterr().out
+    steer.steer(asked(plan, "retry", cause="store"))
+    (found,) = launched
+    assert [run.run_id for run in found.to_do(retry_failed=False)] == [plan.runs[6].run_id]
+
+
+def test_logs_are_those_of_the_last_failure_or_of_the_run_asked_for(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(plan, 4, record(FAILED, NOW + timedelta(hours=1), message="no space left"))
+    steer.steer(asked(plan, "logs"))
+    said = capsys.readouterr().out
+    assert f"run {plan.runs[4].run_id}: failed (TrainingError)" in said and "no space left" in said
+    log = tmp_path / "job.log"
+    log.write_text("".join(f"line {n}\n" for n in range(1000)))
+    put(plan, 5, record(INTERRUPTED) | {"log": str(log)})
+    steer.steer(asked(plan, "logs", run=plan.runs[5].run_id[:8]))
+    said = capsys.readouterr().out
+    assert "line 999" in said and "line 960" in said and "line 100\n" not in said
+
+
+def test_clean_removes_checkpoints_of_finished_runs_only(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in (0, 5):
+        folder = plan.runs_dir / plan.runs[index].run_id
+        (folder / "checkpoints" / "step-1").mkdir(parents=True)
+        (folder / "checkpoints" / "step-1" / "weights").write_bytes(b"0" * 5000)
+        (folder / "adapter").mkdir()
+    steer.steer(asked(plan, "clean", as_json=True))
+    assert json.loads(capsys.readouterr().out) == {"runs": 1, "freed_bytes": 5000}
+    finished, interrupted = (plan.runs_dir / plan.runs[index].run_id for index in (0, 5))
+    assert not (finished / "checkpoints").exists() and (finished / "adapter").exists()
+    assert (interrupted / "checkpoints" / "step-1" / "weights").exists()
