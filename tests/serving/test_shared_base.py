@@ -1,7 +1,9 @@
 """Many adapters on one base: each row gets what it gets alone; what does not fit is refused in a sentence."""
 
+import gc
 import json
 import shutil
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +124,20 @@ def test_the_least_recently_used_leave_the_device_and_come_back(adapters: dict[s
         shared.rows(["a", "b", "c", "d"]).__enter__()
     with pytest.raises(ModelError, match=r"adapter 'a' takes .* more than the whole budget of 1,000"):
         shared_base(tmp_path, adapters, budget_bytes=1000)
+
+
+def test_what_is_evicted_is_freed_also_after_a_batch_of_several(adapters: dict[str, Path], tmp_path: Path) -> None:
+    sizes = {name: one.ready_bytes for name, one in shared_base(tmp_path, adapters).pool.registered.items()}
+    shared = shared_base(tmp_path, adapters, budget_bytes=max(sizes.values()) + sizes["b"])
+    shared.switch("b")
+    with shared.rows(["a", "b"]):
+        logits(shared, IDS[:2])
+    evicted = weakref.ref(shared.pool.ready(["a"])["a"])
+    with shared.rows(["c", None]):
+        logits(shared, IDS[:2])
+        gc.collect()
+        assert evicted() is None and "a" not in shared.pool.ready_names
+    assert "b" in shared.pool.ready_names, "the one that was switched to is back"
 
 
 def test_runs_are_served_by_their_ids_and_digits(run: RunFolder, tmp_path: Path) -> None:
