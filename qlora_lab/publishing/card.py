@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from analysis.metrics import describe
+from analysis.study.metrics import describe
 from qlora_lab.config.schema import CLASSIFICATION, SEQ2SEQ, ModelConfig, QuantConfig, SourceConfig
 from qlora_lab.publishing.numbers import Measured
 from qlora_lab.publishing.public import public

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.answer import Answer, compare
-from analysis.comparison import estimate_of_arm
 from analysis.load import runs_frame
-from analysis.metrics import describe, format_value
-from analysis.plan import read_plan
-from analysis.run_folders import load_run
-from analysis.scores import Scores
+from analysis.sources.run_folders import load_run
+from analysis.study.answer import Answer, compare
+from analysis.study.comparison import estimate_of_arm
+from analysis.study.metrics import describe, format_value
+from analysis.study.plan import read_plan
+from analysis.study.scores import Scores
 from qlora_lab.publishing.runs import PublishedRun
 
 NOT_OF_QUALITY = ("rows", "target_tokens", "time_s")  # last names of what is counted beside the metrics

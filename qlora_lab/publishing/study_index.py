@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.answer import Answer
+from analysis.study.answer import Answer
 from qlora_lab.publishing.card import base_name
 from qlora_lab.publishing.numbers import Measured
 from qlora_lab.publishing.public import public
