@@ -56,7 +56,7 @@ class Preview:
                 "tasks": submitted.tasks,
                 "left": submitted.left,
                 "not_known": submitted.not_known,
-                "notes": submitted.notes,
+                "note": "\n".join(submitted.notes) or None,
             },
             "forecast": asdict(self.forecast) if self.forecast is not None else None,
         }

@@ -15,9 +15,9 @@ from qlora_lab.memory import room as rooms
 from qlora_lab.memory.process import SHARED_BYTES
 from qlora_lab.memory.room import GIB, RESERVED_BYTES, predict
 from qlora_lab.runs.folder import FINISHED, NEW, RunFolder
-from qlora_lab.sweep import launch, study
+from qlora_lab.sweep import launch, site, study
 from qlora_lab.sweep.needs import Needs, memory_groups, memory_text, side_by_side
-from qlora_lab.sweep.plan import Plan, make_plan, planned
+from qlora_lab.sweep.plan import Plan, PlannedRun, make_plan, planned
 from qlora_lab.sweep.prepare import prepare
 from qlora_lab.sweep.preview import preview_of
 from qlora_lab.sweep.states import REFUSED
@@ -138,7 +138,9 @@ def test_few_runs_have_the_machine_for_themselves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["local", "pool"])
-def test_no_more_runs_are_executed_at_once_than_fit(tmp_path: Path, launcher: str) -> None:
+def test_no_more_runs_are_executed_at_once_than_fit(
+    tmp_path: Path, launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny(tmp_path, "trainer.device=cpu", "trainer.compute_dtype=float32", f"launcher={launcher}")
     config = replace(config, trainer=replace(config.trainer, micro_batch_size=1))
     alone = (predict(config).peak_bytes or 0) - SHARED_BYTES
@@ -149,6 +151,10 @@ def test_no_more_runs_are_executed_at_once_than_fit(tmp_path: Path, launcher: st
     count, why = side_by_side([(config, need)] * 100, machine)
     assert count == 4 and why is not None and why.startswith("at most 4 of 8 runs at once, since one needs up to ")
     assert Needs(machine, runs=100).side_by_side(config) == 4 and prepare(config, machine).trainer.threads == 2
+    monkeypatch.setattr(site.hardware, "detect", lambda: machine)
+    runs = [PlannedRun(f"{number:012}", {}, config, NEW, need=need) for number in range(100)]
+    plan = Plan("study", tmp_path, runs, repeated=0)
+    assert site.submission(plan, runs, config.launcher).text().splitlines()[1:] == [why]
     larger = replace(machine, memory_bytes=10 * room_for_four)
     assert side_by_side([(config, Needs(larger, runs=100)(config))] * 100, larger) == (8, None)
     too_small = Needs(replace(machine, memory_bytes=round(RESERVED_BYTES)), runs=100)(config)

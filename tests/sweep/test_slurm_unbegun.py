@@ -117,3 +117,6 @@ def test_a_study_that_has_changed_leaves_what_is_queued_alone(tmp_path: Path, ru
     assert "2 runs in the queue are of its earlier plan ranks/before alone, and go on" in outcome.lines()[-1]
     other = submission(tmp_path / "studies" / "formats" / "plan", scheduler).launch(runs[:1])
     assert other.submitted and not other.elsewhere, "another study's"
+    elsewhere = [RunFolder(tmp_path / "elsewhere" / run.run_id) for run in runs]
+    same_name = submission(study / "moved", scheduler).launch(elsewhere[:1])
+    assert same_name.submitted and not same_name.elsewhere, "the same ids in another folder of runs"

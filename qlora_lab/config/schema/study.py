@@ -46,7 +46,7 @@ class SlurmConfig:
 @dataclass
 class LauncherConfig:
     kind: str = "local"
-    max_parallel: int | None = None  # runs at once; None: resolved from the cores
+    max_parallel: int | None = None  # runs at once; None: by GPUs, or cores and memory
     pool: bool = False  # tasks that take runs until none is left, rather than one task a run
     runs_per_gpu: int = 1  # that share one, in a pool
     gpu_memory_gb: float | None = None  # of one card, in GiB; None: what nvidia-smi says here, not known on SLURM
