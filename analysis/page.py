@@ -35,6 +35,7 @@ figcaption { margin-top: .35rem; }
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .sample dl { margin: 0; padding: .5rem .9rem; display: grid; grid-template-columns: minmax(8rem, 16rem) 1fr;
   gap: .25rem .9rem; font-size: .9rem; }
+.sample .wide, .sample summary { padding: 0 .9rem; }
 .sample dt { color: var(--soft); overflow-wrap: anywhere; }
 .sample dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .right { color: var(--good); } .wrong, .failed { color: var(--bad); }
