@@ -6,16 +6,18 @@ Everything that a model, a judge or a person wrote is escaped; the page asks not
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from textwrap import shorten
 from urllib.parse import quote
 
 from analysis.report.page import details, page, paragraph, section, table
 from qlora_lab.ratings.answers import Question, by_question
-from qlora_lab.ratings.disagreements import Case, cases
+from qlora_lab.ratings.disagreements import Case, by_number, cases
 from qlora_lab.ratings.files import AnswerFiles
 from qlora_lab.ratings.judgments import Judgment
 from qlora_lab.runs.files import write_atomic
 
 LARGEST, LARGEST_OF_A_CATEGORY = 40, 10  # disagreements that are listed; every question shows all of its own
+LONGEST_ASKED = 90  # characters of a question in a list
 NO_CATEGORY = "no category"
 
 
@@ -79,21 +81,23 @@ def _largest(
         [
             _link(case.question),
             escape(_category(case, questions)),
-            escape(_asked(case.question, questions)[:90]),
+            escape(shorten(_asked(case.question, questions), LONGEST_ASKED, placeholder=" ...")),
             *_verdicts(case),
         ]
         for case in found[:most]
         if case.gap > 0
     ]
     columns = ["question", "category", "asked", "answers of", one, other]
-    return table(columns, rows, left=columns) if rows else paragraph("There is none.")
+    differing = sum(case.gap > 0 for case in found)
+    more = paragraph(f"{len(rows)} of {differing}.", "soft") if differing > len(rows) else ""
+    return table(columns, rows, left=columns) + more if rows else paragraph("There is none.")
 
 
 def _index(found: Sequence[Case], questions: Mapping[str, Question]) -> str:
     lines = []
     for category in sorted({_category(case, questions) for case in found}):
         its = dict.fromkeys(case.question for case in found if _category(case, questions) == category)
-        lines.append(f"<p>{escape(category)}: {' '.join(_link(name) for name in sorted(its, key=_by_number))}</p>\n")
+        lines.append(f"<p>{escape(category)}: {' '.join(_link(name) for name in sorted(its, key=by_number))}</p>\n")
     return "".join(lines)
 
 
@@ -103,7 +107,7 @@ def _questions(found: Sequence[Case], known: AnswerFiles, one: str, other: str) 
     for case in found:
         of_question.setdefault(case.question, []).append(case)
     shown = []
-    for question in sorted(of_question, key=_by_number):
+    for question in sorted(of_question, key=by_number):
         rows = [_verdicts(case) for case in of_question[question]]
         said = "".join(
             f"<dt>{escape(answer.system)}</dt><dd>{escape(answer.answer)}</dd>\n"
@@ -148,7 +152,3 @@ def _anchor(question: str) -> str:
 
 def _link(question: str) -> str:
     return f'<a href="#{quote(_anchor(question), safe="")}">{escape(question)}</a>'
-
-
-def _by_number(question: str) -> tuple[int, str]:
-    return (int(question), "") if question.isdigit() else (10**9, question)

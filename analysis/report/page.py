@@ -43,6 +43,7 @@ input[type=search], select { font: inherit; color: inherit; background: var(--pa
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .sample dl { margin: 0; padding: .5rem .9rem; display: grid; grid-template-columns: minmax(8rem, 16rem) 1fr;
   gap: .25rem .9rem; font-size: .9rem; }
+.sample .wide, .sample summary { padding: 0 .9rem; }
 .sample dt { color: var(--soft); overflow-wrap: anywhere; }
 .sample dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 34rem) { .sample dl { grid-template-columns: 1fr; } .sample dd { margin-bottom: .4rem; } }

@@ -1,5 +1,6 @@
 """Where two raters differ: every question and pair that both judged, the largest differences first."""
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,7 +34,12 @@ def cases(one: Iterable[Judgment], other: Iterable[Judgment]) -> list[Case]:
     """Return what both judged, from the largest difference to the smallest; equal ones by question."""
     mine, theirs = _shares(one), _shares(other)
     both = [Case(item[0], (item[1], item[2]), mine[item], theirs[item]) for item in mine if item in theirs]
-    return sorted(both, key=lambda case: (-case.gap, case.question, case.pair))
+    return sorted(both, key=lambda case: (-case.gap, by_number(case.question), case.pair))
+
+
+def by_number(question: str) -> tuple[int, str]:
+    """Return what sorts questions: by their numbers, and those without one after them by name."""
+    return (int(question), "") if question.isdigit() else (sys.maxsize, question)
 
 
 def _shares(judgments: Iterable[Judgment]) -> dict[tuple[str, str, str], float]:

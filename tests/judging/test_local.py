@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from qlora_lab.judging.cache import Response
+from qlora_lab.judging.local import LocalJudge, local_model
+from qlora_lab.judging.settings import JudgeConfig
 from tests.evaluation.finished_runs import finished, planned
 from tests.judging.helpers import answer_files, ratings, run
 
@@ -32,24 +35,25 @@ def test_a_local_model_judges_and_is_asked_once(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_finished_run_judges_with_its_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    longer = ("optim.learning_rate=0.05", *LONGER.split(","))
-    folder = finished(tmp_path / "runs", *longer)
-    base = f"overrides=[model=tiny_random,{LONGER}]"
+    runs = f"paths.runs_dir={tmp_path}"
+    folder, begun = finished(tmp_path, "optim.learning_rate=0.05"), planned(tmp_path, "seed=1")
     said = {}
     for name, settings in (
-        ("base", [base]),
-        ("run", [f"run={folder.run_id}", f"overrides=[paths.runs_dir={tmp_path}/runs]"]),
+        ("base", JudgeConfig(kind="local", overrides=["model=tiny_random"], max_tokens=8)),
+        ("run", JudgeConfig(kind="local", run=folder.run_id, overrides=[runs], max_tokens=8)),
     ):
-        (place := tmp_path / name).mkdir()
-        files = answer_files(place, "x", "y", questions=1)
-        out = ("--out", str(place / "ratings.jsonl"), "--cache", str(tmp_path / "c.sqlite"))
-        assert run([*files, "--judge", "local_model", *out, "--set", *settings, "max_tokens=8"]) == 0
-        said[name] = [row["text"] for row in ratings(place)]
-    assert said["run"] != said["base"] and {row["judge"] for row in ratings(tmp_path / "run")} == {folder.run_id}
-    begun = planned(tmp_path / "runs", *longer, "seed=1")
-    assert run([*files, "--judge", "local_model", *out, "--set", f"run={begun.path}"]) == 2
-    assert f"run {begun.run_id} is new, and only finished runs are evaluated" in capsys.readouterr().err
-    assert run([*files, "--judge", "local_model", *out, "--set", "run=12e345678901"]) == 2  # no number
-    assert "'12e345678901' is no run in" in capsys.readouterr().err
-    assert run([*files, "--judge", "openai", *out, "--set", "run=0123456789ab", "model=gpt-4"]) == 2
-    assert "run is for a local judge" in capsys.readouterr().err
+        model = local_model(settings)
+        named = model.named(settings)
+        [reply] = LocalJudge(named, model).ask([[{"role": "user", "content": "Which of the two?"}]])
+        assert isinstance(reply, Response)
+        said[name] = (named.judge, reply.text)
+    assert said["base"][0] == "tiny_random in nf4" and said["run"][0] == folder.run_id
+    assert said["run"][1] != said["base"][1]
+    files = [*answer_files(tmp_path, "x", "y", questions=1), "--out", str(tmp_path / "o.jsonl"), "--plan"]
+    for arguments, sentence in (
+        (["local_model", "--set", f"run={begun.path}"], f"run {begun.run_id} is new, and only finished runs"),
+        (["local_model", "--set", "run=12e345678901"], "'12e345678901' is no run in"),  # and no number
+        (["openai", "--set", "run=0123456789ab", "model=gpt-4"], "run is for a local judge"),
+    ):
+        assert run([*files, "--judge", *arguments]) == 2
+        assert sentence in capsys.readouterr().err

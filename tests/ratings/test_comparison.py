@@ -117,6 +117,9 @@ def test_cases_are_sorted_by_how_far_two_differ() -> None:
     first, second = cases(judge, people)
     assert (first.question, first.one, first.other, first.opposite) == ("2", 0.0, 1.0, True)
     assert (second.question, second.one, second.other, second.opposite) == ("1", 1.0, 0.5, False)
+    names = ["10", "b", "9", "a"]
+    sides = [[Judgment(name, "a", "b", verdict, "j") for name in names] for verdict in (FIRST, SECOND)]
+    assert [case.question for case in cases(*sides)] == ["9", "10", "a", "b"]  # as people count
 
 
 def test_the_command_compares_judges_people_and_a_judge_with_itself(
