@@ -10,7 +10,7 @@ from qlora_lab.config.command import command
 from qlora_lab.config.load import typed_from_hydra
 from qlora_lab.config.schema import ChatConfig
 from qlora_lab.data.rows import ASSISTANT, SYSTEM, USER, Turn
-from qlora_lab.errors import QloraLabError
+from qlora_lab.errors import ModelError, QloraLabError, unknown_name
 from qlora_lab.serve import open_shared
 
 if TYPE_CHECKING:  # torch: only once there is somebody to talk with
@@ -54,8 +54,9 @@ class Chat:
         Raises:
             ModelError: there is none of that name.
         """
-        if name != self._shared.name:
-            self._shared.pool.find(name)
+        known = [self._shared.name, *self._shared.names]
+        if name not in known:
+            raise ModelError(unknown_name("the adapter", name, known))
         self._adapter = None if name == self._shared.name else name
 
     def reset(self) -> None:

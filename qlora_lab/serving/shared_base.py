@@ -140,7 +140,8 @@ class SharedBase:
 
     def _ready(self, names: Sequence[str]) -> dict[str, ReadyAdapter]:
         ready = self.pool.ready(names)
-        self._route.forget_all_but(self.pool.ready_adapters)
+        if self.pool.budget_bytes is not None:  # else nothing is ever evicted
+            self._route.forget_all_but(self.pool.ready_adapters)
         return ready
 
     def _check_base(self, name: str, source: Source, saved: SavedAdapter) -> tuple[str, ...]:

