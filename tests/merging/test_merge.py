@@ -49,7 +49,8 @@ def test_a_merged_model_computes_what_was_trained(name: str, tmp_path: Path) -> 
     model_type, changes = BASES[name]
     base = saved_base(tmp_path / "base", model_type, **changes)
     before = trained(base, tmp_path / "adapter")
-    record = merged(request(base, tmp_path / "adapter", tmp_path / "out"))
+    compared = name in ("llama", "encoder-decoder")
+    record = merged(request(base, tmp_path / "adapter", tmp_path / "out", check_rows=2 * compared))
 
     after = plainly(before, tmp_path / "out")
     assert after.dtype == torch.float32
@@ -60,10 +61,10 @@ def test_a_merged_model_computes_what_was_trained(name: str, tmp_path: Path) -> 
         assert isinstance(layer.base, QuantizedLinear)
         expected = layer.base.dequantize(torch.float32) + layer.scaling * layer.lora_B @ layer.lora_A
         torch.testing.assert_close(after.get_submodule(path).weight, expected, rtol=1e-6, atol=1e-7)
-    assert record["comparison"]["relative_difference"] < 1e-3
-    assert record["comparison"]["perplexity_after"] == pytest.approx(
-        record["comparison"]["perplexity_before"], rel=1e-3
-    )
+    if compared:
+        found = record["comparison"]
+        assert found["relative_difference"] < 1e-3 and found["targets"] > 2
+        assert found["perplexity_after"] == pytest.approx(found["perplexity_before"], rel=1e-3)
     assert record == json.loads((tmp_path / "out/merge.json").read_text())
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing is left behind"
 
@@ -95,7 +96,7 @@ def test_a_base_is_quantized_again(asked: Request, base, tmp_path: Path) -> None
         if "self_attn" not in path:
             assert torch.equal(layer.packed, was.packed) and torch.equal(layer.absmax, was.absmax)
             continue
-        expected = was.base.dequantize(torch.float32) + (was.lora_B @ was.lora_A) * was.scaling  # a half is not rounded
+        expected = was.base.dequantize(torch.float32) + (was.lora_B @ was.lora_A) * was.scaling  # in this order
         linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
         linear.weight.data = expected.detach()
         anew = QuantizedLinear.from_linear(linear, **QloraLabConfig("nf4").layer_arguments())
@@ -164,14 +165,12 @@ def test_a_run_is_merged_with_its_new_tokens_and_trained_embeddings(tmp_path: Pa
 def test_a_merge_that_loses_the_adapter_fails(asked: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MergedTensors, "_change", lambda self, name: None)
     with pytest.raises(ModelError, match=r"differs from base and adapter by \d+\.\d+% .* 0\.10% is allowed"):
-        merged(asked)
+        merged(replace(asked, check_rows=2))
     assert not asked.out.exists()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_sixteen_bits_are_within_their_tolerance_and_can_be_told_a_tighter_one(
-    dtype: str, asked: Request, tmp_path: Path
-) -> None:
+def test_sixteen_bits_are_within_their_tolerance_and_can_be_told_a_tighter_one(asked: Request) -> None:
+    dtype, asked = "bfloat16", replace(asked, check_rows=2)
     with pytest.raises(ModelError, match=f"0.00% is allowed for into=dequantized in {dtype}; it stays unfinished in "):
         merged(replace(asked, dtype=dtype, tolerance=1e-7))
     record = merged(replace(asked, dtype=dtype))
