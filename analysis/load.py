@@ -244,8 +244,8 @@ class _Found:
 
 
 def _rows_of_files(files: Sequence[list[Path]]) -> RowTable:
-    return mirrored_rows(read_runs([file for of_run in files for file in of_run], with_history=False))
+    return mirrored_rows(read_runs([file for of_run in files for file in of_run], history=False))
 
 
 def _history_of_files(files: Sequence[list[Path]]) -> RowTable:
-    return mirrored_history(read_runs(file for of_run in files for file in of_run))
+    return mirrored_history(read_runs((file for of_run in files for file in of_run), summary=False))
