@@ -8,7 +8,7 @@ from analysis.load import load_runs, runs_frame
 from analysis.report import sections
 from analysis.report.page import page
 from analysis.report.samples import choose_samples
-from analysis.report.tables import write_csv
+from analysis.report.tables import write_tables
 from analysis.report.terminal import answer_text
 from analysis.sources.run_folders import load_run
 from analysis.study.answer import Answer, compare
@@ -67,10 +67,9 @@ def _shared_configuration(runs: pd.DataFrame) -> dict[str, object]:
 
 
 def _summarize(plan: StudyPlan, runs: pd.DataFrame, out: Path) -> Answer:
-    answer = compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places)
-    table = out / "table.csv"
-    write_csv(answer.table, table)
-    answer.paths = {"report": write_report(out, answer, plan), "table": table}
+    planned = plan.created_at is not None
+    answer = compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places, planned=planned, paper=plan.paper)
+    answer.paths = {"report": write_report(out, answer, plan), "table": write_tables(answer, plan.question, out)}
     answer.text = answer_text(answer, plan)
     return answer
 
