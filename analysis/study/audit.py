@@ -107,7 +107,7 @@ def _studies(runs: pd.DataFrame) -> Iterator[str]:
         named = [f"{name} ({count})" for name, count in counts.items()]
         yield (
             f"Runs of {len(counts)} studies are together here: {', '.join(listed(named, FEW, 'more'))}. All are kept; "
-            "arms are told apart by what differs in their configurations. A folder with a plan.json has one study alone."
+            "arms are told apart by what differs in their configurations. A folder of a plan has one study alone."
         )
 
 
