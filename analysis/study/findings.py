@@ -47,7 +47,7 @@ def _seeds(metric: Metric, pair: Comparison) -> str:
     several = f" among {pair.n_comparisons} comparisons" if pair.n_comparisons > 1 else ""
     return (
         f"About {max(needed, difference.n_seeds + 1):,} seeds would be needed to tell {found}{several}, with a chance "
-        f"of {POWER:.0%}; the size is itself uncertain, and so is this number."
+        f"of {100 * POWER:.0f} %; the size is itself uncertain, and so is this number."
     )
 
 
@@ -57,7 +57,8 @@ def _axes(metric: Metric, variance: pd.DataFrame) -> str:
     if len(axes) < 2:
         return ""
     shares = ", ".join(
-        f"{row.share:.0%}{_range(row.low, row.high)} with {_source(str(row.source))}" for row in variance.itertuples()
+        f"{100 * row.share:.0f} %{_range(row.low, row.high)} with {_source(str(row.source))}"
+        for row in variance.itertuples()
     )
     text = f"Of the variance of {metric.name} between runs go {shares}"
     first, second = axes.iloc[0], axes.iloc[1]
@@ -75,7 +76,7 @@ def _source(source: str) -> str:
 
 
 def _range(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f" ({low:.0%} to {high:.0%})"
+    return "" if math.isnan(low) else f" ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def _iqm(iqm: pd.DataFrame) -> str:
