@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,7 @@ class Plan:
         study = self.runs[0].config.study
         record = {
             "study": {"name": self.name} | {key: getattr(study, key) for key in IN_THE_RECORD},
+            "paper": asdict(study.paper) if study.paper.file else None,
             "axes": self.axis_names,
             "fixed": self.fixed(),
             "runs": [

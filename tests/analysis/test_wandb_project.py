@@ -84,3 +84,15 @@ def test_what_cannot_be_read_is_said_in_one_sentence(wandb_server: WandbStandIn)
     wandb_server.faults.status = 403
     with pytest.raises(RunFolderError, match="cannot be read from W&B"):
         load_runs("wandb://team/p")
+
+
+def test_a_server_that_does_not_answer_is_given_up(
+    wandb_server: WandbStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb_server.run("team", "p", "run")
+    monkeypatch.setattr("analysis.sources.wandb_project.TIMEOUT_S", 1)
+    wandb_server.faults.drop = True
+    with pytest.raises(
+        RunFolderError, match=r"cannot be read from W&B .* check the name, WANDB_API_KEY and the network"
+    ):
+        load_runs(["wandb://team/p"], cache=False)
