@@ -79,7 +79,7 @@ def javascript() -> str:
         import vl_convert
 
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, vl_convert.javascript_bundle())
+        write_atomic(file, vl_convert.javascript_bundle(None))
     # nothing in a script may look like its end, or like the comment in which an end does not count
     return file.read_text(encoding="utf-8").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
@@ -129,7 +129,7 @@ def explore_chart(overview: Overview) -> Chart | None:
     if overview.costs:
         base = base.transform_calculate(cost="datum[chosen]")
     base = base.transform_calculate(within=_within(overview, list(titles)))
-    views: list[alt.Chart | alt.LayerChart] = []
+    views: list[Any] = []
     if overview.costs:
         views.append(_scatter(overview, base, colour, pick).add_params(pick))
     if len(overview.axes) > 1:
@@ -195,7 +195,7 @@ def _scatter(overview: Overview, base: "alt.Chart", colour: "alt.Color", pick: "
 
 def _lines(
     base: "alt.Chart", colour: "alt.Color", pick: "alt.Parameter", titles: Mapping[str, str], n_runs: int
-) -> "alt.LayerChart":
+) -> Any:
     """Return parallel coordinates; `titles` names the axes by their columns."""
     import altair as alt
 

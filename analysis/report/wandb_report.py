@@ -60,7 +60,7 @@ def build_report(
         raise ConfigError(f"{plan.name}: {answer.sentence}")
     entity = entity or _recorded(answer, "config.tracking.entity") or ("" if offline else _default_entity())
     project = project or _recorded(answer, "config.tracking.project") or PROJECT
-    place = {} if offline else {"entity": entity, "project": project}
+    place: dict[str, Any] = {} if offline else {"entity": entity, "project": project}
     blocks = [
         wr.CalloutBlock(text=answer.sentence),
         wr.P(_counted(answer)),
@@ -157,7 +157,7 @@ def _arms_note(answer: Answer) -> str:
     return f"{which}: one run set each, one line the mean over its seeds, a band from the lowest to the highest."
 
 
-def _run_set(name: str, run_ids: Sequence[str], place: dict[str, str], groupby: Sequence[str] = ()) -> "wr.Runset":
+def _run_set(name: str, run_ids: Sequence[str], place: dict[str, Any], groupby: Sequence[str] = ()) -> "wr.Runset":
     from wandb_workspaces import expr
     from wandb_workspaces.reports import v2 as wr
 
@@ -165,7 +165,7 @@ def _run_set(name: str, run_ids: Sequence[str], place: dict[str, str], groupby: 
     return wr.Runset(name=shorten(name, MOST_CHARACTERS), filters=chosen, groupby=list(groupby), **place)
 
 
-def _arms_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
+def _arms_grid(study: Study, place: dict[str, Any]) -> "wr.PanelGrid":
     from wandb_workspaces.reports import v2 as wr
 
     answer = study.answer
@@ -192,7 +192,7 @@ def _arms_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
     return wr.PanelGrid(runsets=run_sets, panels=[curves, finals])
 
 
-def _runs_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
+def _runs_grid(study: Study, place: dict[str, Any]) -> "wr.PanelGrid":
     from wandb_workspaces import expr
     from wandb_workspaces.reports import v2 as wr
 
@@ -218,7 +218,7 @@ def _runs_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
     )
 
 
-def _configurations_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
+def _configurations_grid(study: Study, place: dict[str, Any]) -> "wr.PanelGrid":
     from wandb_workspaces.reports import v2 as wr
 
     firsts = [found["run_id"].iloc[0] for arm in study.answer.arms if len(found := study.answer.counted_runs(arm))]
@@ -230,9 +230,10 @@ def _configurations_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
 def _varied_keys(study: Study) -> list[str]:
     """Return the keys of the runs' configurations that the study's axes set, as W&B names them."""
     runs, keys = study.answer.runs, []
+    columns = [str(column) for column in runs.columns]
     for axis in study.plan.axes:
-        own = [column for column in (f"config.{axis}", f"config.{axis}.name") if column in runs]
-        inside = [column for column in runs if column.startswith(f"config.{axis}.") and runs[column].nunique() > 1]
+        own = [column for column in (f"config.{axis}", f"config.{axis}.name") if column in columns]
+        inside = [column for column in columns if column.startswith(f"config.{axis}.") and runs[column].nunique() > 1]
         keys += [column.removeprefix("config.") for column in own[:1] or inside]
     return [key for key in keys if key != SEED]
 
