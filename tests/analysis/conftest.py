@@ -12,6 +12,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(autouse=True)
-def no_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vega as one script takes seconds to make: tests that do not run it do without."""
-    monkeypatch.setattr("analysis.report.interactive.javascript", lambda: "// Vega")
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts take seconds to make: tests that are not about them do without, as where altair is not installed."""
+    for module in ("interactive", "__main__"):
+        monkeypatch.setattr(f"analysis.report.{module}.missing_packages", lambda: ["altair"])

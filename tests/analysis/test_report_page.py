@@ -17,7 +17,6 @@ from analysis.report.__main__ import main
 from analysis.report.interactive import explore_chart, training_chart
 from analysis.report.overview import overview_of, training_curves
 from analysis.report.study_report import read_study
-from qlora_lab.wheels import default_cache_dir
 from tests.analysis.study_folders import FakeRun, two_arms, write_study
 from tests.chromium import headless_chromium
 
@@ -26,8 +25,6 @@ pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
 
 HOSTILE = "</script><script>document.title = 'broken'</script><!-- <script>"
 WAIT_S = 120
-# Before tests get a cache of their own: this one has Vega's script from one day to the next.
-MAKE_BUNDLE, CACHE = interactive.javascript, default_cache_dir()
 FULL, FAINT = "0.9", "0.06"  # opacity of points that are brushed, and of the others
 
 
@@ -45,7 +42,14 @@ def grid_of_runs() -> list[FakeRun]:
     ]
 
 
-def test_data_cannot_end_its_script(tmp_path: Path) -> None:
+def with_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("interactive", "__main__"):
+        monkeypatch.setattr(f"analysis.report.{module}.missing_packages", list)
+
+
+def test_data_cannot_end_its_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_charts(monkeypatch)
+    monkeypatch.setattr(interactive, "javascript", lambda: "// Vega")  # which takes seconds to make
     clean, wrong = two_arms(seeds=1)
     study = write_study(tmp_path, [replace(clean, data=HOSTILE), replace(wrong, seed=1)], question=HOSTILE)
     assert main([str(study)]) == 0
@@ -79,11 +83,9 @@ def test_a_study_of_one_arm_and_no_cost_has_nothing_to_explore(tmp_path: Path) -
 
 
 def test_without_its_packages_the_page_has_pictures_and_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path, two_arms(seeds=4))
-    monkeypatch.setattr(interactive, "missing_packages", lambda: ["altair"])
-    monkeypatch.setattr("analysis.report.__main__.missing_packages", lambda: ["altair"])
     assert main([str(study)]) == 0
     html = (study / "report.html").read_text()
     assert "report-data" not in html and "table.many" in html
@@ -92,8 +94,7 @@ def test_without_its_packages_the_page_has_pictures_and_says_what_to_install(
 
 
 def test_the_page_in_chromium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interactive, "javascript", MAKE_BUNDLE)
-    monkeypatch.setattr(interactive, "default_cache_dir", lambda: CACHE)
+    with_charts(monkeypatch)
     study = write_study(tmp_path, [replace(run, rows=16) for run in grid_of_runs()], question=HOSTILE)
     assert main([str(study)]) == 0
     with headless_chromium(logs=("browser", "performance")) as browser:
