@@ -106,15 +106,16 @@ def _renamed(frame: pd.DataFrame, aliases: Mapping[str, str]) -> pd.DataFrame:
     for other, name in aliases.items():
         if other not in frame:
             continue
-        both = frame[frame[other].notna() & frame[name].notna()] if name in frame else frame.iloc[:0]
-        differ = both[both[other] != both[name]]
+        if name not in frame:
+            frame = frame.rename(columns={other: name})
+            continue
+        differ = frame[frame[other].notna() & frame[name].notna() & (frame[other] != frame[name])]
         if len(differ):
             raise ConfigError(
                 f"{len(differ)} rows have both {other} and {name}, with different values, such as run "
                 f"{differ['run_id'].iloc[0]} ({differ[other].iloc[0]} and {differ[name].iloc[0]}): they are two metrics"
             )
-        values = frame[name].fillna(frame[other]) if name in frame else frame[other]
-        frame = frame.drop(columns=other).assign(**{name: values})
+        frame = frame.drop(columns=other).assign(**{name: frame[name].fillna(frame[other])})
     return frame
 
 
@@ -245,8 +246,8 @@ class _Found:
 
 
 def _rows_of_files(files: Sequence[list[Path]]) -> RowTable:
-    return mirrored_rows(read_runs([file for of_run in files for file in of_run], with_history=False))
+    return mirrored_rows(read_runs([file for of_run in files for file in of_run], history=False))
 
 
 def _history_of_files(files: Sequence[list[Path]]) -> RowTable:
-    return mirrored_history(read_runs(file for of_run in files for file in of_run))
+    return mirrored_history(read_runs((file for of_run in files for file in of_run), summary=False))

@@ -10,7 +10,7 @@ from analysis.report import interactive, sections, settings_sections
 from analysis.report.overview import Overview, TrainingCurves, overview_of, training_curves
 from analysis.report.page import page
 from analysis.report.samples import choose_samples
-from analysis.report.tables import write_csv
+from analysis.report.tables import write_tables
 from analysis.report.terminal import answer_text
 from analysis.sources.run_folders import load_run
 from analysis.study.answer import Answer, compare
@@ -83,20 +83,21 @@ def _shared_configuration(runs: pd.DataFrame) -> dict[str, object]:
 
 
 def _study(plan: StudyPlan, runs: pd.DataFrame, folder: Path) -> Study:
-    return Study(plan, compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places), folder)
+    planned = plan.created_at is not None
+    answer = compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places, planned=planned, paper=plan.paper)
+    return Study(plan, answer, folder)
 
 
 def summarize(study: Study, *, scripts: bool = False) -> Answer:
-    """Write the table and the page of a study into its folder, and put paths and text into its answer.
+    """Write the tables and the page of a study into its folder, and put paths and text into its answer.
 
     Args:
         scripts: make the page interactive, which takes a few seconds more.
     """
-    answer, table = study.answer, study.folder / "table.csv"
-    write_csv(answer.table, table)
-    page_file = write_report(study.folder, answer, study.plan, scripts=scripts)
-    answer.paths = {"report": page_file, "table": table}
-    answer.text = answer_text(answer, study.plan)
+    answer, plan = study.answer, study.plan
+    page_file = write_report(study.folder, answer, plan, scripts=scripts)
+    answer.paths = {"report": page_file, "table": write_tables(answer, plan.question, study.folder)}
+    answer.text = answer_text(answer, plan)
     return answer
 
 
@@ -112,7 +113,8 @@ def write_report(folder: Path, answer: Answer, plan: StudyPlan, *, scripts: bool
         sections.arms(answer),
         sections.comparisons(answer),
         settings_sections.settings(overview),
-        settings_sections.variance(overview),
+        settings_sections.variance(answer),
+        settings_sections.benchmarks(answer),
         settings_sections.explore(overview),
         settings_sections.training(answer, curves),
         sections.samples(choose_samples(answer)),

@@ -1,4 +1,4 @@
-"""Tables as text for a terminal, as CSV and as HTML."""
+"""Tables as text for a terminal, as Markdown, LaTeX, CSV and HTML: all of one frame of text cells."""
 
 import html
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.report import page
 from analysis.study.answer import Answer, secondary_metrics
+from analysis.study.audit import what_is_missing
 from analysis.study.comparison import Comparison
 from analysis.study.metrics import describe, format_differences, format_value
 from qlora_lab.runs.files import write_atomic
@@ -16,6 +17,18 @@ from qlora_lab.runs.files import write_atomic
 WIDTH = 100
 GAP = "  "
 CONTINUED = "  "
+LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "−": "$-$",
+    "±": r"$\pm$",
+}
 
 
 def arm_table(answer: Answer) -> pd.DataFrame:
@@ -25,9 +38,16 @@ def arm_table(answer: Answer) -> pd.DataFrame:
     for heading, part in ((answer.metric, "mean"), ("std", "std")):
         shown[heading] = [format_value(metric, value) for value in answer.table[f"{answer.metric} {part}"]]
     shown["seeds"] = [
-        str(n) if n == planned else f"{n} of {planned}"
-        for n, planned in zip(answer.table["n"], answer.table["planned"], strict=True)
+        str(n) if n == planned else f"{n} of {planned} ({missing})"
+        for n, planned, missing in zip(
+            answer.table["n"], answer.table["planned"], answer.table["not counted"], strict=True
+        )
     ]
+    for label, printed in answer.published.groupby("beside", sort=False):
+        by_arm = printed.set_index("arm")["value"]
+        shown[f"paper: {label}" if label else "paper"] = [
+            f"{by_arm[a]:g}" if a in by_arm else "–" for a in shown["arm"]
+        ]
     for name in secondary_metrics(answer.table, answer.metric):
         other = describe(name)
         shown[name if name == "eval/loss" else other.short] = [
@@ -102,6 +122,79 @@ def to_html(table: pd.DataFrame, *, text_columns: Sequence[str] = ()) -> str:
     columns = [str(name) for name in table.columns]
     rows = [[html.escape(row[name]) for name in columns] for row in _cells(table)]
     return page.table(columns, rows, left={columns[0], *text_columns})
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return a table in GitHub's Markdown: the first column to the left, the others to the right."""
+    first, *others = (str(name) for name in table.columns)
+    lines = [[first, *others], [":--", *("--:" for _ in others)], *(list(row.values()) for row in _cells(table))]
+    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def to_latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
+    """Return a table for LaTeX, which needs `\\usepackage{booktabs}`; all text is escaped."""
+    columns = [str(name) for name in table.columns]
+    rows = [" & ".join(map(latex_escaped, row)) + r" \\" for row in [columns, *(r.values() for r in _cells(table))]]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            *([rf"\caption{{{latex_escaped(caption)}}}"] if caption else []),
+            *([rf"\label{{{label}}}"] if label else []),
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            r"\toprule",
+            rows[0],
+            r"\midrule",
+            *rows[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def latex_escaped(text: str) -> str:
+    """Return text that LaTeX prints as it is."""
+    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def write_tables(answer: Answer, title: str | None, folder: Path) -> Path:
+    """Write the table of arms: table.csv (unrounded), table.md and table.tex, with what is not in its means.
+
+    Returns:
+        The path of table.csv.
+    """
+    shown = arm_table(answer)
+    said = [answer.sentence, *answer.findings, *_missing(answer), *answer.notes]
+    heading = f"# {title}\n\n" if title else ""
+    write_atomic(folder / "table.md", f"{heading}{to_markdown(shown)}\n" + "".join(f"- {line}\n" for line in said))
+    comments = "".join(f"% {' '.join(line.split())}\n" for line in said)
+    write_atomic(
+        folder / "table.tex", comments + to_latex(shown, " ".join([*([title] if title else []), answer.sentence]))
+    )
+    path = folder / "table.csv"
+    write_csv(_with_published(answer), path)
+    return path
+
+
+def _missing(answer: Answer) -> list[str]:
+    if answer.not_counted.empty:
+        return []
+    what = what_is_missing(answer.not_counted["state"].tolist())
+    return [f"{len(answer.not_counted)} of {len(answer.runs)} runs are in no mean: {what}."]
+
+
+def _with_published(answer: Answer) -> pd.DataFrame:
+    """Return the unrounded table, with the printed numbers, their source and how sure they are."""
+    table = answer.table
+    for label, printed in answer.published.groupby("beside", sort=False):
+        name = f"paper {label}".rstrip()
+        by_arm = printed.set_index("arm")
+        for column, part in ((name, "value"), (f"{name} source", "source"), (f"{name} certainty", "certainty")):
+            table = table.assign(**{column: table["arm"].map(by_arm[part])})
+    return table
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -21,7 +21,7 @@ def answer_text(answer: Answer, plan: StudyPlan) -> str:
     blocks = [
         _wrapped(f"{plan.name}: {plan.question}" if plan.question else plan.name),
         _shown_arms(answer) + "\n" + _wrapped(metric_line(answer)),
-        _wrapped(answer.sentence),
+        "\n".join([_wrapped(answer.sentence), *(_wrapped(f"- {text}", "  ") for text in answer.findings)]),
     ]
     if len(answer.not_counted):
         lines = [f"- {line}" for line in listed(_not_counted_lines(answer))]

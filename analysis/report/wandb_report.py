@@ -63,6 +63,7 @@ def build_report(
     place: dict[str, Any] = {} if offline else {"entity": entity, "project": project}
     blocks = [
         wr.CalloutBlock(text=answer.sentence),
+        *([wr.UnorderedList(items=list(answer.findings))] if answer.findings else []),
         wr.P(_counted(answer)),
         *([wr.UnorderedList(items=list(answer.notes))] if answer.notes else []),
         wr.TableOfContents(),

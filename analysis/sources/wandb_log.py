@@ -5,7 +5,10 @@ and a record is a whole part or a first, middle ones and a last. A record is a m
 that are read here are named in FIELDS. Wanted only: what a run is called, its configuration, history and summary.
 """
 
+import functools
+import itertools
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -33,8 +36,12 @@ FIELDS = {
 HISTORY, SUMMARY, CONFIG, RUN, EXIT = FIELDS["Record"].values()
 KEY, NESTED_KEY, VALUE = FIELDS["HistoryItem"].values()
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # wire types of protocol buffers
-ITEM_TAG, KEY_TAG, NESTED_KEY_TAG = (number << 3 | BYTES for number in (1, KEY, NESTED_KEY))
-VALUE_TAG = bytes([(VALUE << 3 | BYTES) & 127 | 128, (VALUE << 3 | BYTES) >> 7])
+# The usual item: one key and a value in printable ASCII, each shorter than 128 bytes, behind a byte of length. It ends
+# where a byte that is not printable begins the next one.
+PLAIN_ITEM = re.compile(rb"\n[\0-\x7f][\n\x12][\0-\x7f]([!-~]+)\x82\x01[\0-\x7f]([ -~]+)", re.DOTALL)
+PLAIN_ITEM_BYTES = 7  # besides key and value
+SHORT = 64
+AFTER_ITEMS = b"\x12"  # the tag of what stands behind the items of a history record, its step
 
 
 @dataclass
@@ -56,11 +63,13 @@ class WandbRun:
     ended: bool = False
 
 
-def read_wandb_file(file: Path, *, with_history: bool = True) -> WandbRun:
+def read_wandb_file(file: Path, *, history: bool = True, summary: bool = True) -> WandbRun:
     """Read one file as far as it is whole: a killed run leaves a torn last part, or nothing but the header.
 
     Args:
-        with_history: read the logged steps, which are nearly all of the file.
+        history: read the logged steps.
+        summary: read configuration and summary. W&B writes a summary with every step, so each half of the file takes
+            its own time.
 
     Raises:
         OSError: it cannot be read.
@@ -69,12 +78,14 @@ def read_wandb_file(file: Path, *, with_history: bool = True) -> WandbRun:
     for record in _records(file.read_bytes()):
         for number, value in _fields(record):
             if number == HISTORY:
-                if with_history:
+                if history:
                     run.history.append(_items(value))
             elif number == SUMMARY:
-                run.summary.update(_items(value))
+                if summary:
+                    run.summary.update(_items(value))
             elif number == CONFIG:
-                run.config.update(_items(value))
+                if summary:
+                    run.config.update(_items(value))
             elif number == RUN:
                 _read_run(run, value)
             elif number == EXIT:
@@ -95,33 +106,41 @@ def _read_run(run: WandbRun, content: bytes) -> None:
 
 def _items(content: bytes) -> dict[str, Any]:
     """Return the items of a history, summary or config record: keys, and values from JSON."""
+    found = PLAIN_ITEM.findall(content)
+    covered = sum(map(len, itertools.chain.from_iterable(found))) + PLAIN_ITEM_BYTES * len(found)
+    if covered == len(content) or content[covered : covered + 1] == AFTER_ITEMS:
+        values = json.loads(b"[" + b",".join([value for _, value in found]) + b"]")
+        return dict(zip([_decoded(key) for key, _ in found], values, strict=True))
+    return _short_nested_items(content) if len(content) < SHORT else _nested_items(content)
+
+
+def _nested_items(content: bytes) -> dict[str, Any]:
+    """Return items of any form; those that are not plain have a path of keys, mostly."""
     paths: list[list[bytes]] = []
-    values: list[bytes] = []
-    position, end = 0, len(content)
-    while position < end:
-        if content[position] == ITEM_TAG and content[position + 1] < 128:  # the usual case, in line: it is 90 % of all
-            start, position = position + 2, position + 2 + content[position + 1]
-            item = content[start:position]
-        else:
-            number, item, position = _field(content, position)
-            if number != 1:
-                continue
-        path, value = _item(item)
-        if path and value is not None:
-            paths.append(path)
-            values.append(value)
+    texts: list[bytes] = []
+    for number, item in _fields(content):
+        if number == 1:
+            path, text = _item(item)
+            if path and text is not None:
+                paths.append(path)
+                texts.append(text)
     items: dict[str, Any] = {}
-    for path, parsed in zip(paths, json.loads(b"[" + b",".join(values) + b"]"), strict=True):
+    for path, parsed in zip(paths, json.loads(b"[" + b",".join(texts) + b"]"), strict=True):
         _put(items, [key.decode() for key in path], parsed)
     return items
 
 
+# W&B repeats the seconds that a run has taken with every step.
+_short_nested_items = functools.lru_cache(maxsize=1024)(_nested_items)
+
+
+@functools.lru_cache(maxsize=4096)
+def _decoded(key: bytes) -> str:
+    return key.decode()
+
+
 def _item(item: bytes) -> tuple[list[bytes], bytes | None]:
     """Return an item's key, as the path to it, and its value in JSON."""
-    if item[0] in (KEY_TAG, NESTED_KEY_TAG) and item[1] < 128:
-        after = 2 + item[1]
-        if item[after : after + 2] == VALUE_TAG and item[after + 2] < 128 and len(item) == after + 3 + item[after + 2]:
-            return [item[2:after]], item[after + 3 :]
     path, value = [], None
     position = 0
     while position < len(item):

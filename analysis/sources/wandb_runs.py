@@ -65,17 +65,17 @@ def run_key(file: Path) -> str:
     return str(folder / _id_in_name(file))
 
 
-def read_runs(files: Iterable[Path], *, with_history: bool = True) -> dict[str, MirroredRun]:
-    """Read files and merge those of one run; runs come by their `run_key`, in its order."""
+def read_runs(files: Iterable[Path], *, history: bool = True, summary: bool = True) -> dict[str, MirroredRun]:
+    """Read files, or half of what they hold, and merge those of one run; runs come by `run_key`, in its order."""
     by_run: dict[str, list[WandbRun]] = {}
     for file in files:
-        by_run.setdefault(run_key(file), []).append(_read(file, with_history))
+        by_run.setdefault(run_key(file), []).append(_read(file, history, summary))
     return {key: _merged(_id_in_name(parts[0].file), parts) for key, parts in sorted(by_run.items())}
 
 
-def _read(file: Path, with_history: bool) -> WandbRun:
+def _read(file: Path, history: bool, summary: bool) -> WandbRun:
     try:
-        return read_wandb_file(file, with_history=with_history)
+        return read_wandb_file(file, history=history, summary=summary)
     except OSError as error:
         raise RunFolderError(f"{file} cannot be read: {error.strerror}") from error
 

@@ -7,5 +7,9 @@ scores       the held-out rows of several runs, lined up
 comparison   pairs of arms, compared on the seeds and rows that both have
 data_notes   what an arm was really trained on and judged by
 wording      comparisons as sentences
+audit        what is odd about the runs, and by which rule it is treated
+tasks        several benchmarks: all together, and whether they agree
+findings     sizes, seeds, axes and benchmarks as sentences
+published    what the original study printed, beside our arms
 answer       all of the above: the table, the comparisons and the sentence that the numbers support
 """

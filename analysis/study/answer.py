@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,17 @@ import pandas as pd
 from analysis.statistics.estimates import Estimate
 from analysis.statistics.rows import DRAWS
 from analysis.statistics.seeds import summarize
+from analysis.statistics.variance import MOST_AXES, split_variance
 from analysis.statistics.verdicts import Verdict
 from analysis.study.arms import AxisValues, arms_of_runs, axes_without_seed, label_arms
+from analysis.study.audit import audit, what_is_missing
 from analysis.study.comparison import MOST_ARMS_PAIRED, Comparison, compare_pairs, estimate_of_arm
 from analysis.study.data_notes import ROWS_SEEN, data_notes
+from analysis.study.findings import findings
 from analysis.study.metrics import describe
+from analysis.study.published import COLUMNS, beside_arms, published_note
 from analysis.study.scores import Scores
+from analysis.study.tasks import correlation_table, iqm_table
 from analysis.study.wording import sentence
 from qlora_lab.errors import ConfigError, unknown_name
 from qlora_lab.sweep.listing import listed
@@ -32,7 +38,8 @@ class Answer:
     Attributes:
         axes: what varies, without the seed.
         table: one row an arm, the best first: `arm`, its axis values, `METRIC mean/std/low/high` (95 % interval over
-            rows and seeds), `n` (runs in the mean), `planned`, and the mean of each secondary metric by its name.
+            rows and seeds), `n` (runs in the mean), `planned`, `not counted` (what became of the others), and the
+            mean of each secondary metric by its name.
         comparisons: every pair of arms that have runs in the mean, in the order of the table; of more than
             MOST_ARMS_PAIRED arms the pairs of the best one.
         scores: the held-out rows behind the comparisons.
@@ -40,6 +47,12 @@ class Answer:
         not_counted: the rows of `runs` that are in no mean, whatever the reason.
         notes: what a reader must know beside the numbers.
         sentence: the answer in one sentence.
+        findings: what else the numbers support, a sentence each: seeds that would be needed, which axis matters,
+            whether benchmarks agree.
+        variance: of the metric between counted runs, by axis, seed and the rest; see `split_variance`.
+        iqm: one row an arm, of all benchmarks together; see `iqm_table`.
+        correlations: of the metric and the benchmarks' scores over arms; see `correlate_metrics`.
+        published: what the original study printed, one row an arm; see `analysis.study.published`.
         text: the block for a terminal, filled in by `analysis.report.summarize_study`.
         paths: the files written: `report` and `table`.
     """
@@ -54,6 +67,11 @@ class Answer:
     not_counted: pd.DataFrame
     notes: list[str]
     sentence: str
+    findings: list[str] = field(default_factory=list)
+    variance: pd.DataFrame = field(default_factory=pd.DataFrame)
+    iqm: pd.DataFrame = field(default_factory=pd.DataFrame)
+    correlations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    published: pd.DataFrame = field(default_factory=pd.DataFrame)
     text: str = ""
     paths: dict[str, Path] = field(default_factory=dict)
 
@@ -74,6 +92,8 @@ def compare(
     goal: str,
     *,
     arms: Mapping[str, AxisValues] | None = None,
+    planned: bool = True,
+    paper: Mapping[str, Any] | None = None,
     draws: int = DRAWS,
     bootstrap_seed: int = 0,
 ) -> Answer:
@@ -85,6 +105,8 @@ def compare(
         metric: a metric of the runs, such as `eval/loss`.
         goal: `min` or `max`.
         arms: run id -> axis -> value, from the plan; without it the values are read from the configurations.
+        planned: the runs are those of a plan, rather than whatever lies in a folder.
+        paper: which numbers of the original study stand beside the arms; see `analysis.study.published`.
         draws: bootstrap resamples of the rows.
         bootstrap_seed: the same seed gives the same intervals.
 
@@ -106,6 +128,9 @@ def compare(
     with_runs = [arm for arm, n in zip(table["arm"], table["n"], strict=True) if n]
     comparisons = compare_pairs(scores, with_runs)
     not_counted = runs[~runs["run_id"].isin(counted["run_id"])]
+    variance = _variance(counted, axes_without_seed(axes), places, metric)
+    iqm, correlations = iqm_table(counted, with_runs), correlation_table(counted, metric)
+    numbers = beside_arms(paper, table) if paper else pd.DataFrame(columns=list(COLUMNS))
     return Answer(
         metric=metric,
         goal=goal,
@@ -115,9 +140,29 @@ def compare(
         scores=scores,
         runs=runs,
         not_counted=not_counted,
-        notes=[*scores.notes, *_notes_on_pairs(metric, with_runs, comparisons), *data_notes(counted, with_runs)],
+        notes=[
+            *audit(runs, metric, planned=planned),
+            *scores.notes,
+            *_notes_on_pairs(metric, with_runs, comparisons),
+            *data_notes(counted, with_runs),
+            *([published_note(numbers, paper, table["arm"].tolist())] if paper else []),
+        ],
         sentence=sentence(describe(metric), goal, table, comparisons),
+        findings=findings(describe(metric), comparisons, variance, correlations, iqm),
+        variance=variance,
+        iqm=iqm,
+        correlations=correlations,
+        published=numbers,
     )
+
+
+def _variance(
+    counted: pd.DataFrame, axes: Sequence[str], places: Mapping[str, AxisValues], metric: str
+) -> pd.DataFrame:
+    """Split the metric's variance by the axes; an empty frame where they are too many."""
+    values = {axis: [places[run_id].get(axis) for run_id in counted["run_id"]] for axis in axes[: MOST_AXES + 1]}
+    split = list(values) if len(values) <= MOST_AXES else []
+    return split_variance(pd.DataFrame({**values, metric: counted[metric].to_numpy(dtype=float)}), split, metric)
 
 
 def _with_arms(runs: pd.DataFrame, axes: Sequence[str], places: Mapping[str, AxisValues]) -> pd.DataFrame:
@@ -184,6 +229,9 @@ def _table(
                 f"{metric} high": interval.high if interval else math.nan,
                 "n": summary.n,
                 "planned": len(planned),
+                "not counted": what_is_missing(
+                    planned.loc[~planned["run_id"].isin(of_arm["run_id"]), "state"].tolist()
+                ),
                 **{name: summarize(of_arm[name].to_numpy(dtype=float)).mean for name in secondary},
             }
         )

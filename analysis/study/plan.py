@@ -19,6 +19,7 @@ class StudyPlan:
     Attributes:
         places: run id -> axis -> the value that the run was given, the seed among them.
         fixed: dotted configuration keys that all runs share.
+        paper: which numbers of the original study stand beside the arms; see `analysis.study.published`.
     """
 
     name: str
@@ -30,6 +31,7 @@ class StudyPlan:
     fixed: dict[str, Any] = field(default_factory=dict)
     created_at: str | None = None
     command: str | None = None
+    paper: dict[str, Any] | None = None
 
 
 def read_plan(study_folder: Path) -> StudyPlan:
@@ -63,6 +65,7 @@ def plan_of(record: Mapping[str, Any]) -> StudyPlan:
         fixed=dict(record.get("fixed") or {}),
         created_at=record.get("created_at"),
         command=record.get("command"),
+        paper=record.get("paper"),
     )
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,7 @@ class Plan:
         study = self.runs[0].config.study
         record = {
             "study": {"name": self.name, "question": study.question, "metric": study.metric, "goal": study.goal},
+            "paper": asdict(study.paper) if study.paper.file else None,
             "axes": self.axis_names,
             "fixed": self.fixed(),
             "runs": [

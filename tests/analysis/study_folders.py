@@ -86,6 +86,7 @@ def write_study(runs_dir: Path, runs: Sequence[FakeRun], plan_id: str = "0a1b2c3
             "goal": "min",
             **study,
         },
+        "paper": study.pop("paper", None),
         "axes": list(runs[0].axes or {"data": "", "seed": ""}),
         "fixed": {"model.name": "smollm2_135m", "quant.format": "nf4", "adapter.rank": 8, "optim.learning_rate": 2e-4},
         "runs": [

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.report.tables import to_html, to_text
+from analysis.report.tables import to_html, to_latex, to_markdown, to_text
 from analysis.study.metrics import describe, format_differences, format_value, row_ratios
 
 
@@ -82,3 +82,17 @@ def test_wide_tables_wrap_their_labels_then_lose_columns_and_say_so() -> None:
 
 def test_html_is_escaped() -> None:
     assert "<td>&lt;b&gt;</td>" in to_html(pd.DataFrame({"a": ["<b>"]}))
+
+
+def test_markdown_and_latex_are_escaped() -> None:
+    table = pd.DataFrame({"arm": ["rank=4 | a_b & 50 % <x>"], "loss ±": ["−0.5"]})
+    assert to_markdown(table).splitlines() == [
+        "| arm | loss ± |",
+        "| :-- | --: |",
+        r"| rank=4 \| a_b & 50 % <x> | −0.5 |",
+    ]
+    lines = to_latex(table, "100 % of {it}", "tab:one").splitlines()
+    assert r"\caption{100 \% of \{it\}}" in lines and r"\label{tab:one}" in lines
+    assert r"\begin{tabular}{lr}" in lines and lines.count(r"\midrule") == 1
+    assert r"rank=4 \textbar{} a\_b \& 50 \% \textless{}x\textgreater{} & $-$0.5 \\" in lines
+    assert lines[lines.index(r"\toprule") + 1] == r"arm & loss $\pm$ \\"

@@ -91,5 +91,15 @@ def test_what_cannot_be_read_is_said_in_one_sentence(server: WandbStandIn) -> No
     with pytest.raises(ConfigError, match="given as wandb://ENTITY/PROJECT; got 'wandb://team'"):
         load_runs("wandb://team")
     server.faults.status = 403
-    with pytest.raises(RunFolderError, match="cannot be read from W&B"):
+    with pytest.raises(RunFolderError, match=r"cannot be read from W&B"):
         load_runs("wandb://team/p")
+
+
+def test_a_server_that_does_not_answer_is_given_up(server: WandbStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.run("team", "p", "run")
+    monkeypatch.setattr("analysis.sources.wandb_project.TIMEOUT_S", 1)
+    server.faults.drop = True
+    with pytest.raises(
+        RunFolderError, match=r"cannot be read from W&B .* check the name, WANDB_API_KEY and the network"
+    ):
+        load_runs(["wandb://team/p"], cache=False)

@@ -1,0 +1,108 @@
+"""What else the numbers of a study support, each in one sentence: sizes, seeds, axes, benchmarks."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.statistics.effects import MOST_SEEDS, POWER, effect_size, seeds_needed
+from analysis.statistics.estimates import LEVEL
+from analysis.statistics.variance import CHANCE, INTERACTIONS, SEED
+from analysis.statistics.verdicts import Verdict
+from analysis.study.comparison import Comparison
+from analysis.study.metrics import Metric, format_differences
+
+NOT_TOLD = (Verdict.INTERVAL_HOLDS_ZERO, Verdict.SEEDS_DISAGREE, Verdict.SEVERAL_COMPARISONS)
+FEW = 3  # pairs, each with a sentence
+
+
+def findings(
+    metric: Metric,
+    comparisons: Sequence[Comparison],
+    variance: pd.DataFrame,
+    correlations: pd.DataFrame,
+    iqm: pd.DataFrame,
+) -> list[str]:
+    """Return the sentences, those on the best arm's pairs first."""
+    best = comparisons[0].first if comparisons else None
+    pairs = [pair for pair in comparisons if pair.first == best and pair.verdict in NOT_TOLD]
+    texts = [*(_seeds(metric, pair) for pair in pairs[:FEW]), _axes(metric, variance), _iqm(iqm)]
+    return [text for text in [*texts, *_correlations(correlations)] if text]
+
+
+def _seeds(metric: Metric, pair: Comparison) -> str:
+    """Say how many seeds would tell a pair apart that is not."""
+    difference = pair.difference
+    assert difference is not None, "a pair whose interval holds 0 has one"
+    if difference.value == 0:
+        return ""
+    (size,) = format_differences(metric, [abs(difference.value)], difference.half_width)
+    unit = f" {metric.difference_unit}" if metric.difference_unit else ""
+    found = f"a difference of the size seen between {pair.first} and {pair.second} ({size}{unit}"
+    g = effect_size(difference)
+    found += ")" if math.isnan(g) else f", {abs(g):.2g} times what one seed changes)"
+    needed = seeds_needed(difference, comparisons=pair.n_comparisons)
+    if needed is None:
+        return f"Seeds alone, {MOST_SEEDS:,} of them, would not tell {found}: that takes more held-out rows."
+    several = f" among {pair.n_comparisons} comparisons" if pair.n_comparisons > 1 else ""
+    return (
+        f"About {max(needed, difference.n_seeds + 1):,} seeds would be needed to tell {found}{several}, with a chance "
+        f"of {POWER:.0%}; the size is itself uncertain, and so is this number."
+    )
+
+
+def _axes(metric: Metric, variance: pd.DataFrame) -> str:
+    """Say which axis matters, of two or more."""
+    axes = variance[~variance["source"].isin([SEED, INTERACTIONS, CHANCE])]
+    if len(axes) < 2:
+        return ""
+    shares = ", ".join(
+        f"{row.share:.0%}{_range(row.low, row.high)} with {_source(str(row.source))}" for row in variance.itertuples()
+    )
+    text = f"Of the variance of {metric.name} between runs go {shares}"
+    first, second = axes.iloc[0], axes.iloc[1]
+    if math.isnan(first["low"]):
+        return f"{text}; no run is left to tell this from chance."
+    if first["low"] > second["high"]:
+        return f"{text}: {first['source']} matters most of what was varied."
+    if first["low"] > 0:
+        return f"{text}: {first['source']} matters, but which axis matters most is not separated."
+    return f"{text}: what matters most is not separated, also not from chance."
+
+
+def _source(source: str) -> str:
+    return {SEED: "the seed", CHANCE: "interactions and chance, which one seed cannot tell apart"}.get(source, source)
+
+
+def _range(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f" ({low:.0%} to {high:.0%})"
+
+
+def _iqm(iqm: pd.DataFrame) -> str:
+    if len(iqm) < 2:
+        return ""
+    first, second = iqm.iloc[0], iqm.iloc[1]
+    head = f"Over {first['tasks']} benchmarks {first['arm']} has the highest interquartile mean, {first['iqm']:.3f}"
+    if math.isnan(first["low"]) or math.isnan(second["low"]):
+        return f"{head}; with one seed it is not separated from {second['arm']} ({second['iqm']:.3f})."
+    apart = first["low"] > second["high"]
+    return (
+        f"{head} (95 % interval {first['low']:.3f} to {first['high']:.3f}); the next, {second['arm']}, has "
+        f"{second['iqm']:.3f} ({second['low']:.3f} to {second['high']:.3f}): "
+        f"{'their intervals do not overlap' if apart else 'not separated'}."
+    )
+
+
+def _correlations(table: pd.DataFrame) -> list[str]:
+    """Say whether metrics put the arms in the same order, the strongest first."""
+    known = table[table["rho"].notna()]
+    order = known["rho"].abs().sort_values(ascending=False, kind="stable").index
+    texts = []
+    for row in known.loc[order].head(FEW).itertuples():
+        order_them = "order" if row.p_holm <= 1 - LEVEL else "are not shown to order"
+        alike = "alike" if row.rho >= 0 else "in opposite ways"
+        texts.append(
+            f"{row.first} and {row.second} {order_them} the {row.arms} arms {alike}: Spearman's rho {row.rho:.2f} (95 "
+            f"% interval {row.low:.2f} to {row.high:.2f}), Kendall's tau {row.tau:.2f}."
+        )
+    return texts
