@@ -7,6 +7,7 @@ runs, and one of a run of each of the best arms for their configurations; the wh
 
 import json
 from collections.abc import Sequence
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -17,7 +18,7 @@ import pandas as pd
 from analysis.report.overview import overview_of
 from analysis.report.sections import environment_lines
 from analysis.report.study_report import Study
-from analysis.report.tables import arm_table
+from analysis.report.tables import arm_table, to_markdown
 from analysis.report.terminal import metric_line, seed_text, what_happened
 from analysis.study.answer import Answer
 from analysis.study.arms import SEED
@@ -268,13 +269,5 @@ def _not_counted_blocks(answer: Answer) -> list[Any]:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    """Return a table as Markdown; text that others wrote can neither end a cell nor become HTML."""
-    head = [list(map(str, table.columns)), ["---"] * len(table.columns)]
-    lines = [*head, *([_cell(str(cell)) for cell in row] for row in table.itertuples(index=False))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    for character in "\\`*_{}[]<>|":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    """Return a table as Markdown in which text that others wrote does not become HTML."""
+    return to_markdown(table.map(lambda cell: escape(str(cell), quote=False)))
