@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from analysis.sources.frame_cache import FrameCache, stamp_of
@@ -136,9 +137,9 @@ def load_rows(run_folder: Path) -> pd.DataFrame:
         rows.append(row)
     if not rows:
         raise RunFolderError(f"{path} holds no row; score the run again")
-    frame = pd.DataFrame(rows).reindex(columns=list(ROW_COLUMNS))
-    numbers = ["loss_sum", "target_tokens", "target_bytes", "exact_match"]
-    return frame.astype(dict.fromkeys(numbers, float))
+    names, numbers = ROW_COLUMNS[:3], ROW_COLUMNS[3:]
+    texts = {name: [row.get(name) for row in rows] for name in names}
+    return pd.DataFrame(texts | {name: np.array([row[name] for row in rows], dtype=float) for name in numbers})
 
 
 Read = Callable[[Sequence[str]], RowTable]

@@ -4,7 +4,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const drawn = Object.entries(charts).map(([id, spec]) => {
     const place = document.getElementById(id);
-    const width = Math.max(200, place.clientWidth - 90);
+    const width = Math.max(200, place.clientWidth - 120);
     for (const view of spec.vconcat || [spec]) view.width = width;
     const box = document.createElement("div");
     box.hidden = true;
@@ -18,7 +18,7 @@
       box.hidden = false;
       place.remove();
       box.id = id;
-      box.className = "chart";
+      box.classList.add("chart");
     });
   });
   Promise.all(drawn).then(() => { document.documentElement.dataset.charts = "drawn"; });

@@ -79,7 +79,7 @@ def javascript() -> str:
         import vl_convert
 
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, vl_convert.javascript_bundle())
+        write_atomic(file, vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
     # nothing in a script may look like its end, or like the comment in which an end does not count
     return file.read_text(encoding="utf-8").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
@@ -129,7 +129,7 @@ def explore_chart(overview: Overview) -> Chart | None:
     if overview.costs:
         base = base.transform_calculate(cost="datum[chosen]")
     base = base.transform_calculate(within=_within(overview, list(titles)))
-    views: list[alt.Chart | alt.LayerChart] = []
+    views: list[Any] = []
     if overview.costs:
         views.append(_scatter(overview, base, colour, pick).add_params(pick))
     if len(overview.axes) > 1:
@@ -195,7 +195,7 @@ def _scatter(overview: Overview, base: "alt.Chart", colour: "alt.Color", pick: "
 
 def _lines(
     base: "alt.Chart", colour: "alt.Color", pick: "alt.Parameter", titles: Mapping[str, str], n_runs: int
-) -> "alt.LayerChart":
+) -> Any:
     """Return parallel coordinates; `titles` names the axes by their columns."""
     import altair as alt
 
@@ -264,7 +264,11 @@ def training_chart(curves: TrainingCurves | None) -> Chart | None:
 
     groups = list(dict.fromkeys(lines["group"]))
     looks = [look(number) for number in range(len(groups))]
-    colour = alt.Color("group:N", title=None, scale=alt.Scale(domain=groups, range=[its.colour for its in looks]))
+    colour = alt.Color(
+        "group:N",
+        scale=alt.Scale(domain=groups, range=[its.colour for its in looks]),
+        legend=alt.Legend(title=None, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1),
+    )
     dashes = alt.StrokeDash(
         "group:N",
         title=None,
@@ -273,7 +277,7 @@ def training_chart(curves: TrainingCurves | None) -> Chart | None:
     pick = alt.selection_point(name="picked", fields=["group"], bind="legend")
     seen = alt.when(pick)
     base = alt.Chart(alt.NamedData("curves")).encode(
-        x=alt.X("step:Q", title=f"optimizer step; running mean of {window} steps")
+        x=alt.X("step:Q", axis=alt.Axis(tickCount=8), title=f"optimizer step; running mean of {window} steps")
     )
     title = axis_label(describe(curves.metric))
     band = base.mark_area().encode(

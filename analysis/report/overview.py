@@ -95,10 +95,8 @@ def overview_of(answer: Answer, plan: StudyPlan) -> Overview:
             found[axis] = values
     costs = []
     for cost in COSTS:
-        values = (
-            pd.to_numeric(counted[cost], errors="coerce").to_numpy(dtype=float) if cost in counted else np.array([])
-        )
-        if cost != answer.metric and len(values) and np.isfinite(values).all() and np.ptp(values) > 0:
+        spent = pd.to_numeric(counted[cost], errors="coerce").to_numpy(dtype=float) if cost in counted else np.empty(0)
+        if cost != answer.metric and len(spent) and np.isfinite(spent).all() and np.ptp(spent) > 0:
             costs.append(cost)
-            found[cost] = values
+            found[cost] = spent
     return Overview(answer.metric, answer.goal, found, axes, costs)

@@ -37,7 +37,7 @@ th[aria-sort=descending] button::after { content: " \25BC"; }
 .filter { display: flex; gap: .8rem; align-items: baseline; }
 input[type=search], select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--faint);
   border-radius: 5px; padding: .25rem .5rem; }
-.chart { font-size: .88rem; } .chart svg.marks { max-width: 100%; height: auto; }
+.chart { display: block; font-size: .88rem; } .chart svg.marks { max-width: 100%; height: auto; }
 .sample { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .sample .prompt { padding: .6rem .9rem; font-size: .92rem; background: var(--panel);
   white-space: pre-wrap; overflow-wrap: anywhere; }

@@ -38,6 +38,7 @@ def header(answer: Answer, plan: StudyPlan) -> str:
         paragraph(f"Study {plan.name}", "study")
         + f"<h1>{escape(plan.question or plan.name)}</h1>\n"
         + paragraph(answer.sentence, "answer")
+        + bullet_list(answer.findings)
         + "".join(paragraph(remark) for remark in remarks(plan))
         + paragraph(counted, "soft failed" if missed else "soft")
         + bullet_list(answer.notes, "notes")

@@ -8,7 +8,6 @@ from analysis.report.figures.style import to_svg
 from analysis.report.overview import MOST_ARMS, Overview, TrainingCurves
 from analysis.report.page import figure, paragraph, section
 from analysis.report.tables import to_html
-from analysis.statistics.variance import MOST_AXES, split_variance
 from analysis.study.answer import Answer
 
 MOST_AXES_DRAWN, MOST_SERIES = 3, 6
@@ -36,31 +35,53 @@ def settings(overview: Overview) -> str:
     return section("By setting", *content)
 
 
-def variance(overview: Overview) -> str:
+def variance(answer: Answer) -> str:
     """Say how much of the spread between runs goes with each setting, with the seed, and with the rest."""
-    if not 1 <= len(overview.axes) <= MOST_AXES:
-        return ""
-    parts = split_variance(overview.runs, overview.axes, overview.metric)
+    parts = answer.variance
     if parts.empty:
         return ""
     shown = pd.DataFrame(
         {
             "source": parts["source"],
             "share of the variance": [f"{share:.1%}" for share in parts["share"]],
-            "95 % interval": [
-                "–" if pd.isna(low) else f"{low:.1%} to {high:.1%}"
-                for low, high in zip(parts["low"], parts["high"], strict=True)
-            ],
+            "95 % interval": _intervals(parts, "{:.1%} to {:.1%}"),
             "p": ["–" if pd.isna(p) else f"{p:.2g}" for p in parts["p"]],
         }
     )
     note = (
-        f"The variance of {overview.metric} between the counted runs, by what goes with it: main effects of the "
+        f"The variance of {answer.metric} between the counted runs, by what goes with it: main effects of the "
         "settings, what they do only together, and the seed."
     )
     if (parts["overlap"] > 0.01).any():
         note += " Not all combinations have as many runs, so the settings overlap: their shares are means over orders."
     return section("What matters", to_html(shown), paragraph(note, "soft"))
+
+
+def benchmarks(answer: Answer) -> str:
+    """Show all benchmarks together, arm by arm, and whether they agree; nothing where there are too few."""
+    content = []
+    if len(answer.iqm):
+        rows = answer.iqm
+        shown = pd.DataFrame(
+            {
+                "arm": rows["arm"],
+                "interquartile mean": [f"{value:.3f}" for value in rows["iqm"]],
+                "95 % interval": _intervals(rows, "{:.3f} to {:.3f}"),
+                "seeds": rows["n"],
+                "benchmarks": rows["tasks"],
+            }
+        )
+        content.append(to_html(shown))
+        content.append(paragraph("The mean of the middle half of all scores; one benchmark cannot decide it.", "soft"))
+    if len(answer.correlations):
+        content.append(to_html(answer.correlations.round(3), text_columns=list(answer.correlations.columns[:2])))
+        content.append(paragraph("Rank correlations over arms: does one benchmark say what another says?", "soft"))
+    return section("Benchmarks together", *content)
+
+
+def _intervals(rows: pd.DataFrame, form: str) -> list[str]:
+    pairs = zip(rows["low"], rows["high"], strict=True)
+    return ["–" if pd.isna(low) else form.format(low, high) for low, high in pairs]
 
 
 def explore(overview: Overview) -> str:

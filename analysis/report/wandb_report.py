@@ -7,6 +7,7 @@ runs, and one of a run of each of the best arms for their configurations; the wh
 
 import json
 from collections.abc import Sequence
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -17,7 +18,7 @@ import pandas as pd
 from analysis.report.overview import overview_of
 from analysis.report.sections import environment_lines
 from analysis.report.study_report import Study
-from analysis.report.tables import arm_table
+from analysis.report.tables import arm_table, to_markdown
 from analysis.report.terminal import metric_line, seed_text, what_happened
 from analysis.study.answer import Answer
 from analysis.study.arms import SEED
@@ -60,9 +61,10 @@ def build_report(
         raise ConfigError(f"{plan.name}: {answer.sentence}")
     entity = entity or _recorded(answer, "config.tracking.entity") or ("" if offline else _default_entity())
     project = project or _recorded(answer, "config.tracking.project") or PROJECT
-    place = {} if offline else {"entity": entity, "project": project}
+    place: dict[str, Any] = {} if offline else {"entity": entity, "project": project}
     blocks = [
         wr.CalloutBlock(text=answer.sentence),
+        *([wr.UnorderedList(items=list(answer.findings))] if answer.findings else []),
         wr.P(_counted(answer)),
         *([wr.UnorderedList(items=list(answer.notes))] if answer.notes else []),
         wr.TableOfContents(),
@@ -157,7 +159,7 @@ def _arms_note(answer: Answer) -> str:
     return f"{which}: one run set each, one line the mean over its seeds, a band from the lowest to the highest."
 
 
-def _run_set(name: str, run_ids: Sequence[str], place: dict[str, str], groupby: Sequence[str] = ()) -> "wr.Runset":
+def _run_set(name: str, run_ids: Sequence[str], place: dict[str, Any], groupby: Sequence[str] = ()) -> "wr.Runset":
     from wandb_workspaces import expr
     from wandb_workspaces.reports import v2 as wr
 
@@ -165,7 +167,7 @@ def _run_set(name: str, run_ids: Sequence[str], place: dict[str, str], groupby: 
     return wr.Runset(name=shorten(name, MOST_CHARACTERS), filters=chosen, groupby=list(groupby), **place)
 
 
-def _arms_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
+def _arms_grid(study: Study, place: dict[str, Any]) -> "wr.PanelGrid":
     from wandb_workspaces.reports import v2 as wr
 
     answer = study.answer
@@ -192,7 +194,7 @@ def _arms_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
     return wr.PanelGrid(runsets=run_sets, panels=[curves, finals])
 
 
-def _runs_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
+def _runs_grid(study: Study, place: dict[str, Any]) -> "wr.PanelGrid":
     from wandb_workspaces import expr
     from wandb_workspaces.reports import v2 as wr
 
@@ -218,7 +220,7 @@ def _runs_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
     )
 
 
-def _configurations_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
+def _configurations_grid(study: Study, place: dict[str, Any]) -> "wr.PanelGrid":
     from wandb_workspaces.reports import v2 as wr
 
     firsts = [found["run_id"].iloc[0] for arm in study.answer.arms if len(found := study.answer.counted_runs(arm))]
@@ -230,9 +232,10 @@ def _configurations_grid(study: Study, place: dict[str, str]) -> "wr.PanelGrid":
 def _varied_keys(study: Study) -> list[str]:
     """Return the keys of the runs' configurations that the study's axes set, as W&B names them."""
     runs, keys = study.answer.runs, []
+    columns = [str(column) for column in runs.columns]
     for axis in study.plan.axes:
-        own = [column for column in (f"config.{axis}", f"config.{axis}.name") if column in runs]
-        inside = [column for column in runs if column.startswith(f"config.{axis}.") and runs[column].nunique() > 1]
+        own = [column for column in (f"config.{axis}", f"config.{axis}.name") if column in columns]
+        inside = [column for column in columns if column.startswith(f"config.{axis}.") and runs[column].nunique() > 1]
         keys += [column.removeprefix("config.") for column in own[:1] or inside]
     return [key for key in keys if key != SEED]
 
@@ -266,13 +269,5 @@ def _not_counted_blocks(answer: Answer) -> list[Any]:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    """Return a table as Markdown; text that others wrote can neither end a cell nor become HTML."""
-    head = [list(map(str, table.columns)), ["---"] * len(table.columns)]
-    lines = [*head, *([_cell(str(cell)) for cell in row] for row in table.itertuples(index=False))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    for character in "\\`*_{}[]<>|":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    """Return a table as Markdown in which text that others wrote does not become HTML."""
+    return to_markdown(table.map(lambda cell: escape(str(cell), quote=False)))

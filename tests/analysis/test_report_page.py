@@ -42,13 +42,14 @@ def grid_of_runs() -> list[FakeRun]:
     ]
 
 
-@pytest.fixture
-def bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vega as one script takes seconds to make: a test that does not run it does without."""
-    monkeypatch.setattr(interactive, "javascript", lambda: "// Vega")
+def with_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("interactive", "__main__"):
+        monkeypatch.setattr(f"analysis.report.{module}.missing_packages", list)
 
 
-def test_data_cannot_end_its_script(tmp_path: Path, bundle: None) -> None:
+def test_data_cannot_end_its_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_charts(monkeypatch)
+    monkeypatch.setattr(interactive, "javascript", lambda: "// Vega")  # which takes seconds to make
     clean, wrong = two_arms(seeds=1)
     study = write_study(tmp_path, [replace(clean, data=HOSTILE), replace(wrong, seed=1)], question=HOSTILE)
     assert main([str(study)]) == 0
@@ -82,11 +83,9 @@ def test_a_study_of_one_arm_and_no_cost_has_nothing_to_explore(tmp_path: Path) -
 
 
 def test_without_its_packages_the_page_has_pictures_and_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path, two_arms(seeds=4))
-    monkeypatch.setattr(interactive, "missing_packages", lambda: ["altair"])
-    monkeypatch.setattr("analysis.report.__main__.missing_packages", lambda: ["altair"])
     assert main([str(study)]) == 0
     html = (study / "report.html").read_text()
     assert "report-data" not in html and "table.many" in html
@@ -94,7 +93,8 @@ def test_without_its_packages_the_page_has_pictures_and_says_what_to_install(
     assert "pip install 'qlora_lab[report]' (altair)" in capsys.readouterr().out
 
 
-def test_the_page_in_chromium(tmp_path: Path) -> None:
+def test_the_page_in_chromium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_charts(monkeypatch)
     study = write_study(tmp_path, [replace(run, rows=16) for run in grid_of_runs()], question=HOSTILE)
     assert main([str(study)]) == 0
     with headless_chromium(logs=("browser", "performance")) as browser:

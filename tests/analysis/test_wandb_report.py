@@ -121,7 +121,7 @@ def test_the_command_writes_the_specification_without_a_server(
     told = json.loads(file.read_text())
     assert told["project"] == "qlora_lab"
     tables = [block["content"] for block in told["spec"]["blocks"] if block["type"] == "markdown-block"]
-    assert r"procedural\_clean\_128\|\<b\>" in "".join("".join(table) for table in tables)
+    assert r"procedural_clean_128\|&lt;b&gt;" in "".join("".join(table) for table in tables)
 
 
 def grids(spec: dict[str, Any]) -> list[dict[str, Any]]:

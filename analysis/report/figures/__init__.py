@@ -1,7 +1,5 @@
 """Figures, each made of a data frame and returned as a matplotlib Figure; `to_svg` and `save` write them.
 
-Series are told apart by colour, by dashes and by markers, so that every figure can be read in grey.
-
 style     what all figures share: colours, dashes, markers; inline SVG, and files for papers
 answers   an answer's arms, and their differences row by row
 curves    a metric over the steps: one line a group, with a band over its seeds

@@ -43,12 +43,10 @@ def scaling_figure(
         found = of_series.dropna(subset=[size, metric]).groupby(size)[metric]
         shift = 1.02 ** (number - (len(series) - 1) / 2)  # so that intervals lie side by side
         means = []
-        for parameters, values in found:
+        for parameters, values in ((float(str(key)), values) for key, values in found):
             points = scale_of(described) * values.to_numpy(dtype=float)
-            dots_and_interval(
-                axes, float(parameters) * shift, points, its.colour, its.marker, raster=len(runs) > RASTER_MARKS
-            )
-            means.append((float(parameters) * shift, points.mean()))
+            dots_and_interval(axes, parameters * shift, points, its.colour, its.marker, raster=len(runs) > RASTER_MARKS)
+            means.append((parameters * shift, points.mean()))
         line = {"color": its.colour, "linestyle": its.dashes, "marker": its.marker, "linewidth": 1.3, "label": name}
         axes.plot([place for place, _ in means], [mean for _, mean in means], **line)
     axes.set_xscale("log")

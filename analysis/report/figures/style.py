@@ -1,4 +1,7 @@
-"""What all figures share. matplotlib is imported where a figure is drawn: tables and sentences never wait for it."""
+"""What all figures share: series differ in colour, dashes and markers, so that every figure can be read in grey.
+
+matplotlib is imported where a figure is drawn: tables and sentences never wait for it.
+"""
 
 import io
 import re
