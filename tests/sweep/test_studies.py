@@ -1,5 +1,6 @@
 """The shipped studies, at each of their scales, and how a scale is chosen."""
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from qlora_lab.config.command import shipped
 from qlora_lab.config.load import from_hydra
 from qlora_lab.config.scale import with_scale
 from qlora_lab.errors import ConfigError
+from qlora_lab.sweep.axes import Axes
 from qlora_lab.sweep.command import axes_of_study, check_experiment
 from qlora_lab.sweep.plan import Plan, make_plan
 from tests.command_line import call
@@ -52,9 +54,21 @@ def planned(study: str, scale: str | None, places: Sequence[int] = (-1,)) -> Pla
     for key, values in axes.values.items():
         options = loader.get_group_options(key)
         assert not options or set(values) <= set(options)
+    if asked["paper"]["file"]:
+        check_paper(asked["paper"], axes)
     points = axes.without(asked["exclude"])
     chosen = [points[place] for place in places]
     return make_plan(study, [(point, from_hydra(compose("sweep", axes.overrides(point)))) for point in chosen])
+
+
+def check_paper(paper: dict[str, Any], axes: Axes) -> None:
+    """Check that the printed numbers a study names are there, for values that its axes take."""
+    with (FOLDER.parent / "paper" / paper["file"]).open() as file:
+        rows = [row for row in csv.DictReader(file) if all(row[key] == str(v) for key, v in paper["where"].items())]
+    assert rows and all(float(row[paper["value"]]) for row in rows)
+    for axis, column in paper["match"].items():
+        ours = {paper["names"].get(value, value) for value in axes.values[axis]}
+        assert ours & {row[column] for row in rows}
 
 
 @pytest.mark.parametrize(("study", "scale"), [*SCALES, *ONE_SCALE])

@@ -73,6 +73,24 @@ class PathsConfig:
 
 
 @dataclass
+class PaperConfig:
+    """Which printed numbers of the original study stand beside a study's arms; see analysis/study/published.py."""
+
+    file: str | None = None  # in sweeps/paper/; None: none do
+    value: str = "value"  # the column of the numbers
+    match: dict[str, str] = field(default_factory=dict)  # axis -> column
+    names: dict[str, str] = field(default_factory=dict)  # value of an axis -> what the paper calls it
+    where: dict[str, Any] = field(default_factory=dict)  # column -> value: other rows are left out
+    beside: str | None = None  # column; each of its values stands in a column of its own
+
+    def __post_init__(self) -> None:
+        require(
+            self.file is None or bool(self.match),
+            "study.paper.match must name a column of the paper's table for an axis, such as {data: data}; got {}",
+        )
+
+
+@dataclass
 class StudyConfig:
     """The question a study asks, and what its answer must be read with; no part of a run's identity."""
 
@@ -86,6 +104,7 @@ class StudyConfig:
     zip: list[list[str]] = field(default_factory=list)  # axes that advance together, rather than being multiplied
     combinations: list[dict[str, Any]] = field(default_factory=list)  # listed ones, multiplied with the axes
     exclude: list[dict[str, Any]] = field(default_factory=list)  # combinations of axis values to leave out
+    paper: PaperConfig = field(default_factory=PaperConfig)
 
     def __post_init__(self) -> None:
         require_one_of("study.goal", self.goal, ("min", "max"))
