@@ -5,5 +5,6 @@ sources        the places: run folders, W&B's offline files, W&B projects, and w
 study          plan, arms, metrics -> comparisons, and the sentence that the numbers support
 statistics     estimates over rows and seeds, and when two arms are separated
 report         the answer as HTML, as text and as tables; `python -m analysis.report FOLDER`
+opened         a study opened for a notebook; notebooks/ has one for each of the original study's questions
 memory_figure  what training takes of memory, drawn; `python -m analysis.memory_figure FILE`
 """

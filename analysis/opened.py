@@ -15,7 +15,6 @@ from analysis.report.terminal import remarks
 from analysis.sources.run_folders import load_run
 from analysis.study.answer import Answer, compare
 from analysis.study.plan import STUDIES, StudyPlan, planned_folders, read_plan
-from qlora_lab.config.command import shipped
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import read_json
 
@@ -105,4 +104,6 @@ def open_study(name: str, runs_dir: Path | None = None) -> OpenedStudy:
 
 def printed(name: str) -> pd.DataFrame:
     """Return one of the tables of sweeps/paper/, such as `elo`: what the original study reported."""
+    from qlora_lab.config.command import shipped  # imports Hydra
+
     return pd.read_csv(shipped("sweeps") / "paper" / f"{name}.csv")

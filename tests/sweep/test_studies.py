@@ -1,5 +1,6 @@
 """The shipped studies, at each of their scales, and how a scale is chosen."""
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from qlora_lab.config.command import shipped
 from qlora_lab.config.load import from_hydra
 from qlora_lab.config.scale import with_scale
 from qlora_lab.errors import ConfigError
+from qlora_lab.sweep.axes import Axes
 from qlora_lab.sweep.command import axes_of_study, check_experiment
 from qlora_lab.sweep.plan import Plan, make_plan
 from tests.command_line import call
@@ -21,6 +23,7 @@ from tests.helpers import hydra_on_conf
 FOLDER = shipped("sweeps") / "experiment"
 STUDIES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 SCALES = [(study, file.stem) for study in STUDIES for file in sorted((FOLDER / study).glob("*.yaml"))]
+ON_A_LAPTOP = ("laptop", "laptop_fine_tuned", "equal_rank")
 ONE_SCALE = [(study, None) for study in STUDIES if not (FOLDER / study).is_dir()]
 OWN = """# @package _global_
 defaults:
@@ -52,9 +55,21 @@ def planned(study: str, scale: str | None, places: Sequence[int] = (-1,)) -> Pla
     for key, values in axes.values.items():
         options = loader.get_group_options(key)
         assert not options or set(values) <= set(options)
+    if asked["paper"]["file"]:
+        check_paper(asked["paper"], axes)
     points = axes.without(asked["exclude"])
     chosen = [points[place] for place in places]
     return make_plan(study, [(point, from_hydra(compose("sweep", axes.overrides(point)))) for point in chosen])
+
+
+def check_paper(paper: dict[str, Any], axes: Axes) -> None:
+    """Check that the printed numbers a study names are there, for values that its axes take."""
+    with (FOLDER.parent / "paper" / paper["file"]).open() as file:
+        rows = [row for row in csv.DictReader(file) if all(row[key] == str(v) for key, v in paper["where"].items())]
+    assert rows and all(float(row[paper["value"]]) for row in rows)
+    for axis, column in paper["match"].items():
+        ours = {paper["names"].get(value, value) for value in axes.values[axis]}
+        assert ours & {row[column] for row in rows}
 
 
 @pytest.mark.parametrize(("study", "scale"), [*SCALES, *ONE_SCALE])
@@ -69,7 +84,7 @@ def test_every_study_is_planned_at_every_scale(
     assert all(run.need is not None and run.need.prediction.peak_bytes for run in plan.runs)
     if scale is not None:
         assert asked.paper_found and asked.caution
-        assert all((run.config.trainer.device == "cuda") == (scale != "laptop") for run in plan.runs)
+        assert all((run.config.trainer.device == "cuda") == (scale not in ON_A_LAPTOP) for run in plan.runs)
     random = any(run.config.model.source == "random" for run in plan.runs)
     assert asked.pipeline_check == random == (study in ("glue", "super_ni") and scale == "laptop")
 
