@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.errors import ModelError
-from qlora_lab.evaluation.progress import progress_bar
+from qlora_lab.runs.progress import progress_bar
 from qlora_lab.hashing import file_sha256
 from qlora_lab.merging.tensors import MergedTensors
 from qlora_lab.models.location import HALF_WRITTEN

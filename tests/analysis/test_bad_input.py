@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from analysis.load import load_history, load_runs
-from analysis.report.study_report import summarize_runs, summarize_study
+from analysis.report.study_report import read_runs, summarize, summarize_study
 from analysis.study.answer import Answer, compare
 from analysis.study.arms import arms_of_runs, varying_axes
 from analysis.study.audit import audit, what_is_missing
@@ -87,7 +87,7 @@ def test_studies_that_are_mixed_are_named_and_their_arms_kept_apart(tmp_path: Pa
     for number, run in enumerate(two_arms()):
         run.config = {"study": {"name": "a" if number < 3 else "b"}}
         write_run(tmp_path, run)
-    answer = summarize_runs(tmp_path, tmp_path / "out", "eval/loss", "min")
+    answer = summarize(read_runs(tmp_path, tmp_path / "out", "eval/loss", "min"))
     (note,) = [note for note in answer.notes if "studies" in note]
     assert note.startswith("Runs of 2 studies are together here: a (3), b (1). All are kept")
     assert not [note for note in audit(answer.runs, "eval/loss", planned=True) if "studies" in note]
