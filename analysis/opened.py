@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis.load import load_history, runs_frame
-from analysis.report.figures import arm_figure, curve_figure
+from analysis.report.figures.answers import arm_figure
+from analysis.report.figures.curves import curve_figure
+from analysis.report.overview import training_curves
+from analysis.report.study_report import read_study
 from analysis.report.tables import arm_table
 from analysis.report.terminal import remarks
-from analysis.sources.run_folders import load_run
-from analysis.study.answer import Answer, compare
-from analysis.study.plan import STUDIES, StudyPlan, planned_folders, read_plan
+from analysis.study.answer import Answer
+from analysis.study.plan import STUDIES, StudyPlan, planned_folders
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import read_json
 
@@ -55,8 +56,8 @@ class OpenedStudy:
 
     def curves_figure(self, metric: str = "train/loss") -> "Figure | None":
         """Draw a metric over the steps; None where no run has logged it."""
-        curves = load_history([Path(folder) for folder in self.runs["folder"].dropna()], [metric], cache=False)
-        return curve_figure(self.answer, {str(run): of_run for run, of_run in curves.groupby("run_id")}, metric)
+        curves = training_curves(self.answer, metric)
+        return curves and curve_figure(curves.history, curves.groups, metric, stopped=curves.stopped)
 
     def over_arms(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return the means of further columns of the runs, one row an arm, in the order of the table."""
@@ -93,13 +94,12 @@ def open_study(name: str, runs_dir: Path | None = None) -> OpenedStudy:
         raise RunFolderError(
             f"{runs_dir} holds no study {name}; start it with `python -m qlora_lab.sweep +experiment={name}`"
         )
-    plan = read_plan(plans[-1])
-    runs = runs_frame([load_run(runs_dir / run_id) | {"run_id": run_id} for run_id in plan.places])
-    results = [
-        read_json(file) if (file := runs_dir / run_id / "result.json").exists() else {} for run_id in plan.places
-    ]
-    runs = runs.assign(**{count: [result.get(count, math.nan) for result in results] for count in PARAMETERS})
-    return OpenedStudy(plan, compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places))
+    study = read_study(plans[-1], runs_dir)
+    files = [runs_dir / run_id / "result.json" for run_id in study.answer.runs["run_id"]]
+    results = [read_json(file) if file.exists() else {} for file in files]
+    counts = {count: [result.get(count, math.nan) for result in results] for count in PARAMETERS}
+    study.answer.runs = study.answer.runs.assign(**counts)
+    return OpenedStudy(study.plan, study.answer)
 
 
 def printed(name: str) -> pd.DataFrame:
