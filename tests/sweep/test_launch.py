@@ -11,14 +11,20 @@ from typing import Any
 
 import pytest
 
+from qlora_lab.config import hardware
 from qlora_lab.config.hardware import Hardware
+from qlora_lab.memory.process import SHARED_BYTES
+from qlora_lab.memory.room import RESERVED_BYTES, predict
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
 from qlora_lab.sweep import launch
+from qlora_lab.sweep.chunk import Chunk
 from qlora_lab.sweep.plan import Plan, make_plan
 from qlora_lab.sweep.prepare import prepare
 from qlora_lab.sweep.progress import SweepProgress
 from qlora_lab.sweep.worker import RunJob
 from tests.helpers import tiny
+
+MACHINE = Hardware("a laptop", frozenset(), cores=8, gpus=())
 
 
 @pytest.fixture
@@ -91,6 +97,28 @@ def test_no_job_goes_on_unwatched_when_its_sweep_breaks(plan: Plan, monkeypatch:
     with pytest.raises(OSError, match="the disk is full"):
         launch.launch(plan, replace(plan.runs[0].config.launcher, kind="local"))
     assert cancelled == ["job"]
+
+
+def test_a_pool_has_as_many_workers_as_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(tmp_path, "trainer.device=cpu", "trainer.compute_dtype=float32", "launcher=pool")
+    room_for_two = round(RESERVED_BYTES) + 2 * (predict(prepare(config, MACHINE)).peak_bytes or 0)
+    monkeypatch.setattr(hardware, "detect", lambda: replace(MACHINE, memory_bytes=room_for_two - SHARED_BYTES + 1000))
+    plan = make_plan("study", [({"seed": str(seed)}, replace(config, seed=seed)) for seed in range(5)])
+    workers: list[int] = []
+
+    class Pool:
+        def __init__(self, chunk: Chunk, gpus: list[str | None]) -> None:
+            workers.append(len(gpus))
+
+        def run(self, progress: SweepProgress) -> None:
+            pass
+
+    monkeypatch.setattr(launch, "LocalPool", Pool)
+    launch.launch(plan, plan.runs[0].config.launcher)
+    assert workers == [2] and {run.config.trainer.threads for run in plan.runs} == {4}
+    assert capsys.readouterr().out.startswith("at most 2 of 5 runs at once, since one needs up to ")
 
 
 @pytest.mark.parametrize(

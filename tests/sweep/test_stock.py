@@ -1,8 +1,8 @@
 """The same study with Hydra's own sweeper and launcher."""
 
-import importlib.util
 import re
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ TINY = [
 STOCK = ["hydra/sweeper=basic", "hydra/launcher=basic"]
 OPTUNA = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra/launcher=basic", "hydra.sweeper.n_jobs=1"]
 without_optuna = pytest.mark.skipif(
-    importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
+    not (find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_optuna_sweeper")),
     reason="hydra-optuna-sweeper is not installed: pip install hydra-optuna-sweeper",
 )
 
