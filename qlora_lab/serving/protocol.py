@@ -126,7 +126,7 @@ class Reply:
         }
 
     def whole(self, text: str, finish_reason: str | None, tokens: int) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
+        said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
         kind = "chat.completion" if self.is_chat else "text_completion"
         return self._body(kind, said, finish_reason) | {"usage": self.usage(tokens)}
 

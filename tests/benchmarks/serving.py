@@ -83,7 +83,11 @@ def ours(opened: RunModel, folder: Path, prompts: Tensor, counts: list[int], opt
                 first_s = timed(generate, shared, prompts, names, 2)
                 found[way, count] = written / timed(generate, shared, prompts, names, options.tokens)
                 again_s = timed(generate, shared, prompts, names, 2)
-                print(f"{way}, {count} adapters: {first_s - again_s:.2f} s to be ready and stacked", flush=True)
+                print(
+                    f"{way}, {count} adapters: {found[way, count]:.1f} tokens/s; {first_s - again_s:.2f} s to be ready "
+                    "and stacked",
+                    flush=True,
+                )
     switches = 1000
     started = time.perf_counter()
     for number in range(switches):
@@ -104,9 +108,6 @@ def theirs(plain: Any, folder: Path, prompts: Tensor, counts: list[int], options
     warnings.simplefilter("ignore")
     settings = LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model: PeftModel = get_peft_model(plain, settings, adapter_name="a0")
-    for number in range(1, max(counts)):
-        model.load_adapter(str(folder / f"a{number}"), adapter_name=f"a{number}", low_cpu_mem_usage=True)
-    model.eval()
     fixed = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
 
     def write(names: list[str], tokens: int) -> None:
@@ -114,12 +115,16 @@ def theirs(plain: Any, folder: Path, prompts: Tensor, counts: list[int], options
             mask = torch.ones_like(prompts)
             model.generate(input_ids=prompts, attention_mask=mask, adapter_names=names, max_new_tokens=tokens, **fixed)
 
-    found = {}
+    found, loaded = {}, 1
     for count in counts:
+        for number in range(loaded, count):
+            model.load_adapter(str(folder / f"a{number}"), adapter_name=f"a{number}", low_cpu_mem_usage=True)
+        loaded = max(loaded, count)
+        model.eval()
         names = [f"a{row % count}" for row in range(options.rows)]
         write(names, 2)
         found["PEFT", count] = prompts.shape[0] * options.tokens / timed(write, names, options.tokens)
-        print(f"PEFT, {count} adapters: done", flush=True)
+        print(f"PEFT, {count} adapters: {found['PEFT', count]:.1f} tokens/s", flush=True)
     return found
 
 
