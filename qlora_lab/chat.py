@@ -1,6 +1,7 @@
 """python -m qlora_lab.chat run=ID: talk with a base and its adapters in the terminal."""
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -9,7 +10,7 @@ from qlora_lab.config.command import command
 from qlora_lab.config.load import typed_from_hydra
 from qlora_lab.config.schema import ChatConfig
 from qlora_lab.data.rows import ASSISTANT, SYSTEM, USER, Turn
-from qlora_lab.errors import QloraLabError
+from qlora_lab.errors import ModelError, QloraLabError, unknown_name
 from qlora_lab.serve import open_shared
 
 if TYPE_CHECKING:  # torch: only once there is somebody to talk with
@@ -34,7 +35,7 @@ class Chat:
 
         self._shared = shared
         self._asking = Asking(shared, config.max_new_tokens)
-        self._scheduler = Scheduler(shared, max_rows=1)
+        self._new_scheduler = lambda: Scheduler(shared, max_rows=1)
         self._choice = Choice(config.temperature, config.top_p, config.seed)
         self._opening = [] if config.system is None else [Turn(SYSTEM, config.system)]
         self._turns = list(self._opening)
@@ -53,8 +54,9 @@ class Chat:
         Raises:
             ModelError: there is none of that name.
         """
-        if name != self._shared.name:
-            self._shared.pool.find(name)
+        known = [self._shared.name, *self._shared.names]
+        if name not in known:
+            raise ModelError(unknown_name("the adapter", name, known))
         self._adapter = None if name == self._shared.name else name
 
     def reset(self) -> None:
@@ -72,22 +74,24 @@ class Chat:
         """
         turns = [*self._turns, Turn(USER, text)]
         job = self._asking.chat(self._adapter, turns, self._choice, _show)
-        self._scheduler.submit(job)
-        try:
-            with self._shared.opened.computing():
-                while self._scheduler.work():
-                    pass
-        except KeyboardInterrupt:
-            job.cancelled = True
-            self._scheduler.work()
+        scheduler = self._new_scheduler()  # Ctrl-C may leave one in the middle of a step
+        scheduler.submit(job)
+        with suppress(KeyboardInterrupt):
+            while scheduler.work():
+                pass
         print()
         self._turns = [*turns, Turn(ASSISTANT, job.writing.text)]
 
 
 def chat(node: DictConfig) -> None:
-    """Talk until the input ends."""
+    """Open what the configuration names, and talk until the input ends."""
     config = typed_from_hydra(node, ChatConfig)
-    talk = Chat(open_shared(config), config)
+    shared = open_shared(config)
+    with shared.opened.computing():
+        converse(Chat(shared, config))
+
+
+def converse(talk: Chat) -> None:
     terminal = sys.stdin.isatty()
     if terminal:
         print(f"{talk.name} answers; /help lists what else you can do.")

@@ -125,16 +125,20 @@ def open_shared(config: OpenConfig) -> "SharedBase":
     budget_bytes = None if config.adapter_budget_mb is None else int(config.adapter_budget_mb * 1e6)
     shared = SharedBase(opened, runs_dir, budget_bytes=budget_bytes)
     for name, source in sources.items():
-        for note in shared.register(name, source).notes:
-            print(f"note: {note}", flush=True)
+        _register(shared, name, source)
     for name, source in of_study.items():
         try:
-            shared.register(name, source)
+            _register(shared, name, source)
         except ModelError as error:
             print(f"left out: {error}", flush=True)
     if of_study and not shared.names:
         raise ModelError(f"no run of study '{config.study}' can be served on {base.name}")
     return shared
+
+
+def _register(shared: "SharedBase", name: str, source: "Source") -> None:
+    for note in shared.register(name, source).notes:
+        print(f"note: {note}", flush=True)
 
 
 def _named_sources(config: OpenConfig, runs_dir: Path) -> "Iterator[tuple[str, Source]]":
@@ -159,7 +163,7 @@ def _study_sources(config: OpenConfig, runs_dir: Path) -> "Iterator[tuple[str, S
 def _announce(shared: "SharedBase", address: str) -> None:
     print(f"{shared.name}: the base, {shared.base.name}")
     for name, adapter in shared.pool.registered.items():
-        print(f"{name}: {adapter.description}")
+        print(name if name == adapter.description else f"{name}: {adapter.description}")
     print(f"serving at {address}/v1, and a page to chat at {address}/. Stop with Ctrl-C.", flush=True)
 
 

@@ -1,10 +1,16 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -19,6 +25,33 @@ def data_slices() -> Path:
     if not folder:
         pytest.skip("QLORA_LAB_DATA is not set: no real data slices on this machine")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator["WebDriver"]:
+    """Debian's Chromium, without a screen."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in paths:
+        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location, driver = paths
+    # Containers give Chromium neither a sandbox nor much shared memory.
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=Service(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture
+def browser(chromium: "WebDriver") -> "WebDriver":
+    """A tab of its own, so that no test sees what another has set."""
+    chromium.switch_to.new_window("tab")
+    return chromium
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -115,13 +115,12 @@ def create_app(shared: SharedBase, engine: Engine, limits: Limits, *, token: str
             raise RefusedError(400, f"{error}", param="messages", code="context_length_exceeded") from error
         except DataError as error:
             raise RefusedError(400, f"{error}") from error
-        engine.submit(job)
         reply = Reply(chat=isinstance(body, ChatRequest), model=body.model, prompt_tokens=len(job.prompt))
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = _events(reply, job, pieces, with_usage=with_usage)
+            events = _events(engine, reply, job, pieces, with_usage=with_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        await _ended_or_left(request, job, pieces)
+        await _ended_or_left(engine, request, job, pieces)
         if job.writing.finish_reason is None:
             raise RefusedError(503, STOPPED)
         tokens = len(job.writing.token_ids)
@@ -207,9 +206,12 @@ def _one_prompt(prompt: str | list[str] | list[int]) -> str | list[int]:
     return texts[0] if texts else [part for part in prompt if isinstance(part, int)]
 
 
-async def _events(reply: Reply, job: Job, pieces: "asyncio.Queue[Piece]", *, with_usage: bool) -> AsyncIterator[str]:
+async def _events(
+    engine: Engine, reply: Reply, job: Job, pieces: "asyncio.Queue[Piece]", *, with_usage: bool
+) -> AsyncIterator[str]:
     """Give an answer as server-sent events; a client that leaves ends this, and its row leaves the batch."""
     try:
+        engine.submit(job)
         if reply.is_chat:
             yield _event(reply.opening())
         while True:
@@ -227,7 +229,7 @@ async def _events(reply: Reply, job: Job, pieces: "asyncio.Queue[Piece]", *, wit
         job.cancelled = True
 
 
-async def _ended_or_left(request: Request, job: Job, pieces: "asyncio.Queue[Piece]") -> None:
+async def _ended_or_left(engine: Engine, request: Request, job: Job, pieces: "asyncio.Queue[Piece]") -> None:
     """Wait until an answer has ended; its row leaves the batch if the client leaves before."""
 
     async def ended() -> None:
@@ -238,6 +240,7 @@ async def _ended_or_left(request: Request, job: Job, pieces: "asyncio.Queue[Piec
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
+    engine.submit(job)
     tasks = [asyncio.ensure_future(wait()) for wait in (ended, left)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,9 @@
 """From messages or a text to the tokens that a model is asked, in the prompt format of its adapter."""
 
+import copy
 from collections.abc import Callable, Sequence
 
-from qlora_lab.data.prompts import data_ids, find_prompt_format
+from qlora_lab.data.prompts import data_ids, find_prompt_format, markup_ids, own_surroundings
 from qlora_lab.data.rows import ASSISTANT, SYSTEM, USER, Turn
 from qlora_lab.errors import DataError
 from qlora_lab.evaluation.generate import Stops
@@ -26,6 +27,9 @@ class Asking:
     def __init__(self, shared: SharedBase, most_new_tokens: int) -> None:
         self._shared = shared
         self._most_new_tokens = most_new_tokens
+        # The model's thread decodes while others encode, which changes settings inside a tokenizer.
+        self._decoder = copy.deepcopy(shared.tokenizer)
+        self._before = markup_ids(own_surroundings(shared.tokenizer)[0], shared.tokenizer)
 
     @property
     def context_tokens(self) -> int:
@@ -71,11 +75,13 @@ class Asking:
     ) -> Job:
         """Ask for the continuation of a text, in which names of control tokens are these, or of tokens.
 
+        A text gets what the tokenizer puts before one, such as bos, and nothing of what it may put after it.
+
         Raises:
             DataError: it is empty or too long, or holds numbers that are no tokens.
         """
         tokenizer = self._shared.tokenizer
-        ids = tokenizer(prompt, verbose=False)["input_ids"] if isinstance(prompt, str) else list(prompt)
+        ids = list(prompt) if not isinstance(prompt, str) else [*self._before, *markup_ids(prompt, tokenizer)]
         vocabulary = self._shared.model.config.get_text_config().vocab_size
         if not ids or not 0 <= min(ids) <= max(ids) < vocabulary:
             raise DataError(f"the prompt must have at least one token, each from 0 to {vocabulary - 1}")
@@ -99,7 +105,7 @@ class Asking:
             )
         if max_tokens is not None and max_tokens > self._most_new_tokens:
             raise DataError(f"max_tokens must be at most {self._most_new_tokens} here; got {max_tokens}")
-        writing = Writing(self._shared.tokenizer, choice, stops, max_tokens or min(room, self._most_new_tokens))
+        writing = Writing(self._decoder, choice, stops, max_tokens or min(room, self._most_new_tokens))
         return Job(prompt, adapter, writing, deliver)
 
 

@@ -30,7 +30,7 @@ class Batch:
         self._model: Any = shared.model
         self._takes_positions = "position_ids" in inspect.signature(self._model.forward).parameters
         self._adapters: list[str | None] = []
-        self._cache = DynamicCache()
+        self._cache: Any = DynamicCache()
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=self._model.device)
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Batch:
         """
         inputs = left_pad(prompts, pad_id=0)
         mask = inputs["attention_mask"].to(self._model.device)
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         logits = self._forward(inputs["input_ids"].to(self._model.device), mask, cache, adapters)
         if self._adapters:
             places = max(self._mask.shape[1], mask.shape[1])
@@ -89,7 +89,7 @@ class Batch:
         for layer in self._cache.layers:
             layer.keys, layer.values = layer.keys[kept, :, unused:], layer.values[kept, :, unused:]
 
-    def _forward(self, input_ids: Tensor, mask: Tensor, cache: DynamicCache, adapters: Sequence[str | None]) -> Tensor:
+    def _forward(self, input_ids: Tensor, mask: Tensor, cache: Any, adapters: Sequence[str | None]) -> Tensor:
         positions = {}
         if self._takes_positions:
             own = (mask.cumsum(1) - 1).clamp(min=0)

@@ -1,6 +1,6 @@
 """Linear layers that any number of adapters share, one for all rows of a batch or another for each row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -108,6 +108,11 @@ class Route:
         if len(distinct) < 2 and None not in rows:
             return distinct[0]
         return Mix(rows, self._stack_of(distinct), device) if distinct else None
+
+    def forget_all_but(self, ready: Collection[ReadyAdapter]) -> None:
+        """Give up the last stack if it has other adapters than these: it would keep their memory."""
+        if self._stack is not None and not set(self._stack.adapters) <= set(ready):
+            self._stack = None
 
     def _stack_of(self, distinct: list[ReadyAdapter]) -> Stack:
         """Return the stack of the batch before where that has all of them and not many more: copying takes long."""

@@ -63,6 +63,10 @@ class AdapterPool:
         return list(self._ready)
 
     @property
+    def ready_adapters(self) -> Collection[ReadyAdapter]:
+        return self._ready.values()
+
+    @property
     def ready_bytes(self) -> int:
         return self._bytes(self._ready)
 

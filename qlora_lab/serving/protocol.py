@@ -99,7 +99,8 @@ def read_request(kind: type[Body], body: bytes) -> Body:
         said = JSON_TYPES.get(first["type"], first["msg"])
         if first["type"] == "json_invalid":
             raise RefusedError(400, f"{said}: {first['msg'].removeprefix('Invalid JSON: ')}") from None
-        raise RefusedError(400, f"{place}: {said[:1].lower()}{said[1:]}", param=place or None) from None
+        where = f"{place}: " if place else "the body: "
+        raise RefusedError(400, f"{where}{said[:1].lower()}{said[1:]}", param=place or None) from None
     stops = request.stops
     if len(stops) > MAX_STOPS or "" in stops:
         raise RefusedError(400, f"stop must be at most {MAX_STOPS} texts, none of them empty", param="stop")
@@ -125,7 +126,7 @@ class Reply:
         }
 
     def whole(self, text: str, finish_reason: str | None, tokens: int) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
+        said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
         kind = "chat.completion" if self.is_chat else "text_completion"
         return self._body(kind, said, finish_reason) | {"usage": self.usage(tokens)}
 

@@ -16,7 +16,7 @@ from qlora_lab.config.schema import CAUSAL
 from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.evaluation.candidates import Base
 from qlora_lab.evaluation.run_model import RunModel
-from qlora_lab.serving.layers import Route, SharedLinear
+from qlora_lab.serving.layers import ReadyAdapter, Route, SharedLinear
 from qlora_lab.serving.pool import AdapterPool, Registered
 from qlora_lab.serving.sources import Source, find_source
 
@@ -61,6 +61,7 @@ class SharedBase:
             raise ModelError(f"{self.base.name} has adapters already; open the base alone")
         self.pool = AdapterPool(self.model.device, budget_bytes)
         self._route = Route()
+        self._switched_to: str | None = None
         self._linears = linear_names(self.model)
         for path in self._linears:
             layer = self.model.get_submodule(path)
@@ -117,7 +118,8 @@ class SharedBase:
         Raises:
             ModelError: there is none of that name.
         """
-        self._route.now = None if name is None else self.pool.ready([name])[name]
+        self._route.now = None if name is None else self._ready([name])[name]
+        self._switched_to = name
 
     @contextmanager
     def rows(self, names: Sequence[str | None]) -> Iterator[None]:
@@ -128,14 +130,19 @@ class SharedBase:
         Raises:
             ModelError: there is none of that name, or the budget does not hold them all at a time.
         """
-        before = self._route.now
-        ready = self.pool.ready([name for name in names if name is not None])
+        ready = self._ready([name for name in names if name is not None])
         rows = [None if name is None else ready[name] for name in names]
         self._route.now = self._route.mixed(rows, self.model.device)
         try:
             yield
         finally:
-            self._route.now = before
+            self.switch(self._switched_to)  # which the batch may have evicted
+
+    def _ready(self, names: Sequence[str]) -> dict[str, ReadyAdapter]:
+        ready = self.pool.ready(names)
+        if self.pool.budget_bytes is not None:  # else nothing is ever evicted
+            self._route.forget_all_but(self.pool.ready_adapters)
+        return ready
 
     def _check_base(self, name: str, source: Source, saved: SavedAdapter) -> tuple[str, ...]:
         """Refuse an adapter of another base; return what else differs."""

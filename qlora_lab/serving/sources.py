@@ -63,8 +63,8 @@ def source_of(candidate: Candidate) -> Source:
     assert isinstance(run, RunFolder)
     if run.config().adapter.kind == "none":
         raise ModelError(
-            f"run {run.run_id} trained every weight and has no adapter; such a model is served alone, from its folder: "
-            f"model=folder model.path={run.adapter}"
+            f"run {run.run_id} trained every weight and has no adapter; such a model is served alone: model=folder "
+            f"quant=none model.path={run.adapter}, with model.tokenizer set to that of its base"
         )
     check_weights(run)
     return Source(run.adapter, candidate.name, candidate.base)

@@ -76,13 +76,14 @@ class Writing:
         return shown
 
     def _decoded(self, token_ids: Sequence[int], *, last: bool) -> str:
-        """Return the text since the call before; a character of which bytes are missing waits, unless it is the last.
+        """Return the text that is new; a character of which bytes are missing waits, unless nothing follows.
 
-        Tokens are decoded after those of the call before, since some tokenizers drop a space at the beginning.
+        Tokens are decoded after those that gave text before, since some tokenizers drop a space at the beginning.
+        Missing bytes show as a replacement character, or as nothing.
         """
         before = self._text_of(token_ids[self._decoded_from : self._decoded_to])
         text = self._text_of(token_ids[self._decoded_from :])
-        if text.endswith(UNFINISHED_CHARACTER) and not last:
+        if (text.endswith(UNFINISHED_CHARACTER) or text == before) and not last:
             return ""
         self._decoded_from, self._decoded_to = self._decoded_to, len(token_ids)
         return text[len(before) :]

@@ -1,7 +1,6 @@
 """The page in headless Chromium, served by the command as a study would be."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
@@ -22,29 +18,6 @@ from tests.annotation.helpers import made_up, new_study
 
 HOSTILE = "<script>document.title = 'broken'</script>\n\n<img src=x onerror=\"document.title = 'broken'\">"
 WAIT_S = 60
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[WebDriver]:
-    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in paths:
-        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location, driver = paths
-    # Containers give Chromium neither a sandbox nor much shared memory.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(driver))
-    yield opened
-    opened.quit()
-
-
-@pytest.fixture
-def browser(chromium: WebDriver) -> WebDriver:
-    """A tab of its own, so that no test sees what another has set."""
-    chromium.switch_to.new_window("tab")
-    return chromium
 
 
 @contextmanager

@@ -16,16 +16,12 @@ import pytest
 from qlora_lab import chat as chat_command
 from qlora_lab import serve as serve_command
 from qlora_lab.runs.folder import RunFolder
+from qlora_lab.serving.engine import Engine
+from qlora_lab.serving.scheduler import Piece, Scheduler
 from tests.command_line import call
-from tests.evaluation.finished_runs import finished
 from tests.serving.server import WAIT_S
 
 TINY = ("model=tiny_random", "quant=nf4", "device=cpu", "compute_dtype=float32")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return finished(tmp_path_factory.mktemp("runs"), "optim.learning_rate=0.05", "trainer.compute_dtype=float32")
 
 
 def chat(lines: str, *words: str, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.CompletedProcess[str]:
@@ -37,11 +33,9 @@ def test_a_chat_on_piped_input(
     run: RunFolder, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (f"run={run.path}", f"+adapters.b={adapters['b']}", "max_new_tokens=12")
-    lines = "\n".join(
-        ["hello", "again", "/adapter", "/adapter b", "/adapter x", "/reset", "hello", "/adapter tiny_random", "/reset"]
-        + ["hello", "/help", "/what", "/reset", "hello", "x" * 600, "/quit", "never"]
-    )
-    done = chat(lines, *words, cwd=tmp_path, monkeypatch=monkeypatch)
+    asked = ["hello", "again", "/adapter", "/adapter b", "/adapter x", "/reset", "hello", "/adapter tiny_random"]
+    asked += ["/reset", "hello", "/help", "/what", "/reset", "hello", "x" * 600, "/quit", "never"]
+    done = chat("\n".join(asked), *words, cwd=tmp_path, monkeypatch=monkeypatch)
     assert (done.returncode, done.stderr) == (0, "")
     said = done.stdout
     assert f"  tiny_random\n* {run.run_id}\n  b\n" in said
@@ -54,21 +48,24 @@ def test_a_chat_on_piped_input(
 
 
 def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    chat_command._show(("a\x1b[31mb\nc\x07", True))
+    chat_command._show(Piece("a\x1b[31mb\nc\x07", last=True))
     assert capsys.readouterr().out == "a\ufffd[31mb\nc\ufffd"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_and_the_answers_under_way(
-    run: RunFolder, tmp_path: Path, signum: signal.Signals
+    run: RunFolder, tmp_path: Path, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gate, work, stop = threading.Event(), Scheduler.work, Engine.stop
+    monkeypatch.setattr(Scheduler, "work", lambda self: (self.running and gate.wait(WAIT_S), work(self))[1])
+    monkeypatch.setattr(Engine, "stop", lambda self: (stop(self), gate.set()))
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     address, ended = f"http://127.0.0.1:{port}", []
 
     def ask() -> None:
         body = {"model": "tiny_random", "prompt": "abc", "max_tokens": 500, "temperature": 0, "stream": True}
-        client = httpx.Client(transport=httpx.HTTPTransport(retries=20), timeout=WAIT_S)
+        client = httpx.Client(transport=httpx.HTTPTransport(retries=8), timeout=WAIT_S)
         with client.stream("POST", f"{address}/v1/completions", json=body) as response:
             lines = response.iter_lines()
             next(lines)
@@ -80,12 +77,12 @@ def test_a_signal_ends_the_server_and_the_answers_under_way(
     done = call("qlora_lab.serve", f"run={run.path}", f"port={port}", f"paths.cache_dir={tmp_path}", cwd=tmp_path)
     asking.join()
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{run.run_id}: {run.run_id}\nserving at {address}/v1" in done.stdout and done.stdout.endswith("stopped\n")
+    assert f"\n{run.run_id}\nserving at {address}/v1" in done.stdout and done.stdout.endswith("stopped\n")
     assert "the server stopped before the answer was whole" in ended[0]
 
 
 def test_two_servers_on_one_port_and_other_refusals(
-    run: RunFolder, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refusal(*words: str) -> str:
         done = call("qlora_lab.serve", f"paths.cache_dir={tmp_path}", *words, cwd=tmp_path)
@@ -101,12 +98,10 @@ def test_two_servers_on_one_port_and_other_refusals(
     assert "must be at least 16 ASCII characters" in refusal(*TINY, "port=0")
     monkeypatch.delenv("QLORA_LAB_TOKEN")
     assert "say what to open: run=ID, study=NAME, or model=NAME" in refusal("port=0")
-    assert "quant can be given with model=NAME only" in refusal(f"run={run.path}", "quant=nf4", "port=0")
-    assert "folders and hub ids do not say how their base is loaded" in refusal(f"+adapters.x={adapters['a']}", "port=0")
+    folder = f"+adapters.x={adapters['a']}"
+    assert "folders and hub ids do not say how their base is loaded" in refusal(folder, "port=0")
     other = ("model=tiny_random", "model.name=other", *TINY[1:])
-    assert "is for the base 'tiny_random', and this one is 'other'" in refusal(
-        *other, f"+adapters.x={adapters['a']}", "port=0"
-    )
+    assert "is for the base 'tiny_random', and this one is 'other'" in refusal(*other, folder, "port=0")
     gone = refusal("model=folder", f"model.path={tmp_path}/gone", "model.max_length_tokens=64", "port=0")
     assert "does not exist" in gone
     monkeypatch.setattr(serve_command, "PACKAGES", ("json", "no_such_package"))

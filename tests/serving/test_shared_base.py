@@ -1,7 +1,9 @@
 """Many adapters on one base: each row gets what it gets alone; what does not fit is refused in a sentence."""
 
+import gc
 import json
 import shutil
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qlora_lab.adapters.peft_format import load_adapter
+from qlora_lab.adapters.peft_format import CONFIG, WEIGHTS, load_adapter
 from qlora_lab.errors import ConfigError, ModelError, RunFolderError
+from qlora_lab.evaluation.candidates import Candidate
 from qlora_lab.quant.linear import QuantizedLinear, cached_weights
+from qlora_lab.runs.folder import RunFolder
 from qlora_lab.serving.shared_base import SharedBase
-from qlora_lab.serving.sources import Source
-from tests.evaluation.finished_runs import finished, planned
+from qlora_lab.serving.sources import Source, source_of
+from tests.evaluation.finished_runs import planned
 from tests.serving.adapters import in_int4, opened_base, shared_base, tiny_base
 
 IDS = torch.randint(256, (6, 9), generator=torch.Generator().manual_seed(5))
@@ -68,7 +72,8 @@ def test_rows_with_adapters_of_their_own_get_what_they_get_alone(
     with cached_weights(shared.model) if expanded else nullcontext(), shared.rows(names):
         mixed = logits(shared)
     for row, name in enumerate(names):
-        torch.testing.assert_close(mixed[row], alone[name][row], rtol=1e-4, atol=1e-4)  # sums in another order
+        # Logits reach 80 here, and sums are in another order.
+        torch.testing.assert_close(mixed[row], alone[name][row], rtol=1e-4, atol=1e-3)
 
 
 def test_the_base_product_is_worked_out_once_for_all_rows(shared: SharedBase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +127,23 @@ def test_the_least_recently_used_leave_the_device_and_come_back(adapters: dict[s
         shared_base(tmp_path, adapters, budget_bytes=1000)
 
 
-def test_runs_are_served_by_their_ids_and_digits(tmp_path: Path) -> None:
-    run = finished(tmp_path / "runs", "optim.learning_rate=0.05", "adapter.alpha=400")
+def test_what_is_evicted_is_freed_also_after_a_batch_of_several(adapters: dict[str, Path], tmp_path: Path) -> None:
+    sizes = {name: one.ready_bytes for name, one in shared_base(tmp_path, adapters).pool.registered.items()}
+    shared = shared_base(tmp_path, adapters, budget_bytes=max(sizes.values()) + sizes["b"])
+    shared.switch("b")
+    with shared.rows(["a", "b"]):
+        logits(shared, IDS[:2])
+    evicted = weakref.ref(shared.pool.ready(["a"])["a"])
+    with shared.rows(["c", None]):
+        logits(shared, IDS[:2])
+        gc.collect()
+        assert evicted() is None and "a" not in shared.pool.ready_names
+    assert "b" in shared.pool.ready_names, "the one that was switched to is back"
+
+
+def test_runs_are_served_by_their_ids_and_digits(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "runs" / run.run_id)
+    run = RunFolder(tmp_path / "runs" / run.run_id)
     shared = SharedBase(opened_base(tmp_path, tiny_base()), tmp_path / "runs")
     registered = shared.register("mine", run.run_id[:6])
     assert shared.names == ["mine"] and registered.prompt_format == "plain" and registered.notes == ()
@@ -196,14 +216,17 @@ def test_what_is_no_adapter_here_is_refused(shared: SharedBase, adapters: dict[s
         assert said in str(error.value)
     with pytest.raises(ModelError, match="the adapter must be one of a, b, c, d; got 'e'"):
         shared.switch("e")
-    tokens = ("model.new_tokens=['<a>']", "adapter.trained_modules=[embed_tokens]", "optim.learning_rate=0.05")
-    run = finished(tmp_path / "runs", *tokens)
-    with_tokens = SharedBase(opened_base(tmp_path, tiny_base(tokens[0])), tmp_path / "runs")
-    with pytest.raises(ModelError, match=r"adapter 'x' trained 'lm_head\.weight' as a whole"):
-        with_tokens.register("x", run.path)
-    full = finished(tmp_path / "runs", "adapter=none", "quant=none")
+    with_tokens = tmp_path / "with_tokens"
+    shutil.copytree(adapters["a"], with_tokens)
+    key, values = "base_model.model.model.embed_tokens.weight", torch.zeros(384, 64)
+    save_file(load_file(with_tokens / WEIGHTS) | {key: values}, with_tokens / WEIGHTS)
+    settings = json.loads((with_tokens / CONFIG).read_text())
+    (with_tokens / CONFIG).write_text(json.dumps(settings | {"modules_to_save": ["embed_tokens"]}))
+    with pytest.raises(ModelError, match=r"adapter 'x' trained 'model\.embed_tokens\.weight' as a whole"):
+        shared.register("x", with_tokens)
+    full = planned(tmp_path / "runs", "adapter=none", "quant=none")
     with pytest.raises(ModelError, match="trained every weight and has no adapter"):
-        shared.register("x", full.path)
+        source_of(Candidate("full", full.path, tiny_base(), full))
     with pytest.raises(ConfigError, match="only models that continue a text are served"):
         opened = opened_base(tmp_path)
         base = replace(opened.base, model=replace(opened.base.model, task="seq2seq"))

@@ -47,8 +47,12 @@ def test_a_stop_ends_an_answer_and_is_not_shown(text: str, stops: tuple[str, ...
 def test_at_its_limit_everything_is_shown() -> None:
     shown, writing = pieces("abcEN", "END", max_tokens=5, eos=False)
     assert ("".join(shown), writing.finish_reason) == ("abcEN", "length")
+    # This tokenizer shows nothing for half a character.
     shown, writing = pieces("a€", max_tokens=3, eos=False)
-    assert ("".join(shown), writing.finish_reason) == ("a\ufffd", "length")
+    assert ("".join(shown), writing.finish_reason) == (
+        "a",
+        "length",
+    )  # this tokenizer shows nothing for half a character
 
 
 def test_pieces_make_up_what_is_decoded_at_once() -> None:

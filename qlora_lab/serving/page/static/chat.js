@@ -30,7 +30,7 @@ function keep() {
 }
 
 function trouble(sentence) {
-  find("#trouble").textContent = sentence;
+  find("#trouble").textContent = sentence.charAt(0).toUpperCase() + sentence.slice(1);
   find("#trouble").hidden = sentence === "";
 }
 
