@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from qlora_lab.config import hardware
 from qlora_lab.config.command import command
 from qlora_lab.config.load import typed_from_hydra
-from qlora_lab.config.schema import AUTO, BASE, EvaluateConfig, EvaluationConfig, MergeConfig
+from qlora_lab.config.schema import AUTO, BASE, EvaluateConfig, EvaluationConfig, MergeConfig, RunConfig
 from qlora_lab.errors import ConfigError
 from qlora_lab.evaluate import run_name
 from qlora_lab.evaluation.candidates import asked_base, trained
@@ -49,14 +49,16 @@ def request_of(config: MergeConfig) -> "Request":
     from qlora_lab.evaluation.run_model import check_weights
     from qlora_lab.merging.merge import Request
 
+    run: RunConfig | None = None
+    run_id: str | None = None
     if config.adapter_folder is not None:
         asked = EvaluateConfig(
             run=BASE, model=config.model, quant=config.quant, compute_dtype=config.dtype, evaluation=EvaluationConfig()
         )
-        base, adapter, run, run_id = asked_base(asked, hardware.detect()), Path(config.adapter_folder), None, None
+        base, adapter = asked_base(asked, hardware.detect()), Path(config.adapter_folder)
     else:
         folder = find_run(Path(config.paths.runs_dir), run_name(config.run))
-        base, run, run_id, adapter = trained(folder).base, folder.config(), folder.run_id, folder.adapter
+        base, adapter, run, run_id = trained(folder).base, folder.adapter, folder.config(), folder.run_id
         if run.adapter.kind == "none":
             raise ConfigError(
                 f"run {run_id} trained every weight and has no adapter: {adapter} is its whole model already"

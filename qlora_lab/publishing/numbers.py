@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -45,8 +46,8 @@ def measured(run: PublishedRun) -> list[Measured]:
     return [_measured(row | {"arm": run.run_id}, name) for name in names if math.isfinite(row[name])]
 
 
-def _measured(row: dict[str, object], name: str) -> Measured:
-    value = float(str(row[name]))
+def _measured(row: dict[str, Any], name: str) -> Measured:
+    value = float(row[name])
     if describe(name).numerator is None:
         return Measured(name, value)
     scores = Scores(pd.DataFrame([row]), name)
@@ -72,7 +73,7 @@ def answer_of(study_folder: Path, runs_dir: Path) -> Answer:
 def arm_sentence(answer: Answer, run_id: str) -> str:
     """Say what the runs that differ from this one in the seed alone give together."""
     (arm,) = answer.runs.loc[answer.runs["run_id"] == run_id, "arm"]
-    row = answer.table.set_index("arm").loc[arm]
+    row: Any = answer.table.set_index("arm").loc[arm]
     metric = describe(answer.metric)
     mean, low, high = (format_value(metric, float(row[f"{answer.metric} {part}"])) for part in ("mean", "low", "high"))
     seeds = sorted(int(seed) for seed in answer.counted_runs(arm)["seed"])
