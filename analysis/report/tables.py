@@ -35,14 +35,18 @@ def arm_table(answer: Answer) -> pd.DataFrame:
     """Return the answer's table as people read it: text cells, one row an arm, short headings."""
     metric = describe(answer.metric)
     shown = pd.DataFrame({"arm": answer.table["arm"]})
-    for heading, part in ((answer.metric, "mean"), ("std", "std")):
-        shown[heading] = [format_value(metric, value) for value in answer.table[f"{answer.metric} {part}"]]
+    mean, low, high = (
+        [format_value(metric, value) for value in answer.table[f"{answer.metric} {part}"]]
+        for part in ("mean", "low", "high")
+    )
+    shown[answer.metric] = mean
+    shown["95 % interval"] = ["–" if a == "–" else f"{a} to {b}" for a, b in zip(low, high, strict=True)]
     shown["seeds"] = [
-        str(n) if n == planned else f"{n} of {planned} ({missing})"
-        for n, planned, missing in zip(
-            answer.table["n"], answer.table["planned"], answer.table["not counted"], strict=True
-        )
+        str(n) if n == planned else f"{n} of {planned}"
+        for n, planned in zip(answer.table["n"], answer.table["planned"], strict=True)
     ]
+    if len(answer.not_counted):
+        shown["not counted"] = [missing or "–" for missing in answer.table["not counted"]]
     for label, printed in answer.published.groupby("beside", sort=False):
         by_arm = printed.set_index("arm")["value"]
         shown[f"paper: {label}" if label else "paper"] = [

@@ -50,7 +50,8 @@ def metric_line(answer: Answer) -> str:
     unit = describe(answer.metric).unit
     better = "lower" if answer.goal == "min" else "higher"
     return (
-        f"{answer.metric}{f' in {unit}' if unit else ''}, {better} is better: mean and standard deviation over seeds."
+        f"{answer.metric}{f' in {unit}' if unit else ''}, {better} is better: mean over seeds, and its 95 % interval "
+        "over seeds and held-out rows."
     )
 
 

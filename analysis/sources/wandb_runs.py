@@ -106,8 +106,11 @@ def steps_of(history: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     for line in history:
         step = line.get(STEP)
         if isinstance(step, int):
-            metrics = {key: _number(value) for key, value in _own(line).items() if key != STEP}
-            steps.setdefault(step, {"step": step}).update(metrics)
+            metrics = steps.setdefault(step, {"step": step})
+            for key, value in line.items():
+                if not key.startswith(INTERNAL) and key != STEP:
+                    is_number = type(value) is float and math.isfinite(value)  # nearly all are, so it is asked here
+                    metrics[key] = value if is_number else _number(value)
     return steps
 
 

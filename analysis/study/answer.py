@@ -148,7 +148,7 @@ def compare(
             *([published_note(numbers, paper, table["arm"].tolist())] if paper else []),
         ],
         sentence=sentence(describe(metric), goal, table, comparisons),
-        findings=findings(describe(metric), comparisons, variance, correlations, iqm),
+        findings=findings(describe(metric), goal, comparisons, variance, correlations, iqm),
         variance=variance,
         iqm=iqm,
         correlations=correlations,

@@ -18,6 +18,7 @@ FEW = 3  # pairs, each with a sentence
 
 def findings(
     metric: Metric,
+    goal: str,
     comparisons: Sequence[Comparison],
     variance: pd.DataFrame,
     correlations: pd.DataFrame,
@@ -27,7 +28,7 @@ def findings(
     best = comparisons[0].first if comparisons else None
     pairs = [pair for pair in comparisons if pair.first == best and pair.verdict in NOT_TOLD]
     texts = [*(_seeds(metric, pair) for pair in pairs[:FEW]), _axes(metric, variance), _iqm(iqm)]
-    return [text for text in [*texts, *_correlations(correlations)] if text]
+    return [text for text in [*texts, *_correlations(correlations, metric.name if goal == "min" else None)] if text]
 
 
 def _seeds(metric: Metric, pair: Comparison) -> str:
@@ -94,14 +95,16 @@ def _iqm(iqm: pd.DataFrame) -> str:
     )
 
 
-def _correlations(table: pd.DataFrame) -> list[str]:
-    """Say whether metrics put the arms in the same order, the strongest first."""
+def _correlations(table: pd.DataFrame, lower_is_better: str | None) -> list[str]:
+    """Say whether metrics put the same arms first, the strongest correlation first; of benchmarks more is better."""
     known = table[table["rho"].notna()]
     order = known["rho"].abs().sort_values(ascending=False, kind="stable").index
     texts = []
     for row in known.loc[order].head(FEW).itertuples():
         order_them = "order" if row.p_holm <= 1 - LEVEL else "are not shown to order"
-        alike = "alike" if row.rho >= 0 else "in opposite ways"
+        turned = lower_is_better in (row.first, row.second)
+        alike = "alike" if (row.rho >= 0) != turned else "in opposite ways"
+        alike += f" (lower {lower_is_better} is better)" if turned else ""
         texts.append(
             f"{row.first} and {row.second} {order_them} the {row.arms} arms {alike}: Spearman's rho {row.rho:.2f} (95 "
             f"% interval {row.low:.2f} to {row.high:.2f}), Kendall's tau {row.tau:.2f}."

@@ -262,6 +262,7 @@ def estimate_simulated(n_seeds: int, seed_noise: float, effect: float, random: n
         (2, 10.0, 0.82, 0.18),  # the worst case: two seeds, and hardly anything but their noise
         (3, 1.0, 0.91, 0.09),
         (5, 10.0, 0.91, 0.09),
+        (6, 3.0, 0.91, 0.09),  # whose signs need not agree
     ],
 )
 def test_intervals_hold_the_truth_and_nothing_is_found_where_nothing_is(

@@ -83,6 +83,9 @@ def test_benchmarks_are_taken_together_and_against_each_other(tmp_path: Path) ->
     against = answer.correlations.set_index(["first", "second"])["rho"]
     assert against[(ACC.format("arc"), ACC.format("piqa"))] == pytest.approx(1)
     assert against[(ACC.format("arc"), "eval/mmlu/test/5shot/hendrycks_micro")] == pytest.approx(-1)
+    losses = answered(tmp_path, runs, ["data", "seed"])
+    text = next(text for text in losses.findings if text.startswith("eval/loss and"))
+    assert "the 5 arms alike (lower eval/loss is better): Spearman's rho -1.00" in text
     assert sum("are not shown to order the 5 arms" in text for text in answer.findings) == 3, "5 arms, 6 pairs"
 
 
