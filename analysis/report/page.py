@@ -36,8 +36,8 @@ th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2p
 th[aria-sort] button::after { content: " \25B2"; font-size: .7em; }
 th[aria-sort=descending] button::after { content: " \25BC"; }
 .filter { display: flex; flex-wrap: wrap; gap: .8rem; align-items: baseline; }
-input[type=search], select { max-width: 100%; font: inherit; color: inherit; background: var(--page); border: 1px solid var(--faint);
-  border-radius: 5px; padding: .25rem .5rem; }
+input[type=search], select { max-width: 100%; font: inherit; color: inherit; background: var(--page);
+  border: 1px solid var(--faint); border-radius: 5px; padding: .25rem .5rem; }
 .chart { display: block; font-size: .88rem; } .chart svg.marks { max-width: 100%; height: auto; }
 .sample { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .sample .prompt { padding: .6rem .9rem; font-size: .92rem; background: var(--panel);

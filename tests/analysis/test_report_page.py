@@ -108,10 +108,6 @@ def test_the_page_in_chromium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         check_table(browser)
         check_brush(browser)
         check_legend(browser)
-        size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        page = browser.find_element(By.TAG_NAME, "html")
-        assert page.get_property("scrollWidth") <= page.get_property("clientWidth")
 
 
 def attribute(browser: WebDriver, name: str) -> object:
