@@ -14,6 +14,7 @@ body { margin: 0; background: var(--page); color: var(--ink);
 main { max-width: 57rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
 .study { margin: 0; color: var(--soft); font-size: .9rem; letter-spacing: .03em; }
 h1 { margin: .2rem 0 1.2rem; font-size: 1.65rem; line-height: 1.25; font-weight: 650; text-wrap: balance; }
+h1, h2, p, li, figcaption { overflow-wrap: anywhere; }
 h2 { margin: 2.6rem 0 .6rem; font-size: 1.12rem; font-weight: 650; }
 p { margin: .5rem 0; }
 a { color: var(--accent); }
@@ -34,9 +35,9 @@ figcaption { margin-top: .35rem; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort] button::after { content: " \25B2"; font-size: .7em; }
 th[aria-sort=descending] button::after { content: " \25BC"; }
-.filter { display: flex; gap: .8rem; align-items: baseline; }
-input[type=search], select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--faint);
-  border-radius: 5px; padding: .25rem .5rem; }
+.filter { display: flex; flex-wrap: wrap; gap: .8rem; align-items: baseline; }
+input[type=search], select { max-width: 100%; font: inherit; color: inherit; background: var(--page);
+  border: 1px solid var(--faint); border-radius: 5px; padding: .25rem .5rem; }
 .chart { display: block; font-size: .88rem; } .chart svg.marks { max-width: 100%; height: auto; }
 .sample { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .sample .prompt { padding: .6rem .9rem; font-size: .92rem; background: var(--panel);

@@ -15,7 +15,8 @@ import pytest
 
 from analysis.report.__main__ import main
 from analysis.report.samples import without_markup
-from analysis.report.study_report import summarize_study
+from analysis.report.settings_sections import benchmarks
+from analysis.report.study_report import read_study, summarize_study
 from analysis.statistics.verdicts import FALSE_POSITIVES
 from analysis.study.plan import plan_of
 from qlora_lab.data.prompts import chatml_markup
@@ -159,7 +160,26 @@ def test_several_arms_and_sets_are_reported(tmp_path: Path) -> None:
     assert len(answer.arms) == 4
     assert "none, rank=16" in answer.arms
     assert "chat loss" in answer.text
-    assert "The other 3 pairs" in (study / "report.html").read_text()
+    html = (study / "report.html").read_text()
+    assert "The other 3 pairs" in html
+    assert all(f"<h2>{heading}</h2>" in html for heading in ("By setting", "What matters", "Quality and cost"))
+    assert all(escape(finding) in html for finding in answer.findings)
+
+
+def test_benchmarks_are_shown_together(tmp_path: Path) -> None:
+    tasks = ("mmlu", "arc", "hellaswag")
+    runs = [
+        replace(
+            run,
+            metrics={f"eval/{task}/test/5shot/acc": 0.3 + 0.1 * n + 0.01 * run.seed for n, task in enumerate(tasks)},
+        )
+        for run in two_arms()
+    ]
+    study = read_study(write_study(tmp_path, runs), tmp_path)
+    assert len(study.answer.iqm) == 2
+    shown = benchmarks(study.answer)
+    assert "interquartile mean" in shown and f"{study.answer.iqm['iqm'][0]:.3f}" in shown
+    assert "eval/mmlu/test/5shot/acc" in shown
 
 
 def test_the_command_writes_a_study_again_and_answers_for_a_folder_of_runs(
