@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.load import load_history, runs_frame
 from analysis.report.figures import arm_figure, curve_figure
+from analysis.report.study_report import NO_CONCLUSION
 from analysis.report.tables import arm_table
 from analysis.report.terminal import remarks
 from analysis.sources.run_folders import load_run
@@ -48,14 +49,16 @@ class OpenedStudy:
     @property
     def words(self) -> str:
         """The answer in one sentence, and what it must be read with."""
-        return "\n\n".join([self.answer.sentence, *remarks(self.plan)])
+        no_conclusion = [NO_CONCLUSION] if self.plan.pipeline_check else []
+        return "\n\n".join([*no_conclusion, self.answer.sentence, *remarks(self.plan)])
 
     def arms_figure(self) -> "Figure":
         return arm_figure(self.answer)
 
     def curves_figure(self, metric: str = "train/loss") -> "Figure | None":
         """Draw a metric over the steps; None where no run has logged it."""
-        curves = load_history([Path(folder) for folder in self.runs["folder"].dropna()], [metric], cache=False)
+        folders = [Path(folder) for folder in self.runs["folder"].dropna() if Path(folder).is_dir()]
+        curves = load_history(folders, [metric], cache=False)
         return curve_figure(self.answer, {str(run): of_run for run, of_run in curves.groupby("run_id")}, metric)
 
     def over_arms(self, columns: Sequence[str]) -> pd.DataFrame:
