@@ -57,7 +57,9 @@ class OpenedStudy:
     def curves_figure(self, metric: str = "train/loss") -> "Figure | None":
         """Draw a metric over the steps; None where no run has logged it."""
         curves = training_curves(self.answer, metric)
-        return curves and curve_figure(curves.history, curves.groups, metric, stopped=curves.stopped)
+        if curves is None:
+            return None
+        return curve_figure(curves.history, curves.groups, metric, stopped=curves.stopped)
 
     def over_arms(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return the means of further columns of the runs, one row an arm, in the order of the table."""

@@ -50,7 +50,7 @@ def arm_table(answer: Answer) -> pd.DataFrame:
     for label, printed in answer.published.groupby("beside", sort=False):
         by_arm = printed.set_index("arm")["value"]
         shown[f"paper: {label}" if label else "paper"] = [
-            f"{by_arm[a]:g}" if a in by_arm else "–" for a in shown["arm"]
+            f"{float(by_arm[a]):g}" if a in by_arm else "–" for a in shown["arm"]
         ]
     for name in secondary_metrics(answer.table, answer.metric):
         other = describe(name)

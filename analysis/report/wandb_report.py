@@ -65,6 +65,7 @@ def build_report(
     blocks = [
         wr.CalloutBlock(text=answer.sentence),
         *([wr.UnorderedList(items=list(answer.findings))] if answer.findings else []),
+        *(wr.P(remark) for remark in remarks(plan)),
         wr.P(_counted(answer)),
         *([wr.UnorderedList(items=list(answer.notes))] if answer.notes else []),
         wr.TableOfContents(),

@@ -79,7 +79,7 @@ def _required(schema: type, prefix: str) -> Iterator[str]:
     for field in fields(schema):  # type: ignore[arg-type]
         kind = hints[field.name]
         if is_dataclass(kind):
-            yield from _required(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            yield from _required(kind, f"{prefix}{field.name}.")
         elif not isinstance(kind, types.UnionType) and typing.get_origin(kind) is not dict:
             yield f"{prefix}{field.name}"
 
@@ -91,8 +91,9 @@ def _two_names(runs: pd.DataFrame, metric: str) -> Iterator[str]:
             alike.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), []).append(name)
     for names in alike.values():
         if len(names) > 1:
-            names.sort(key=lambda name: (name != metric, -int(runs[name].notna().sum())))
-            counts = " and ".join(f"{name} ({int(runs[name].notna().sum())} runs)" for name in names)
+            there = {name: int(runs[name].count()) for name in names}
+            names.sort(key=lambda name: (name != metric, -there[name]))
+            counts = " and ".join(f"{name} ({there[name]} runs)" for name in names)
             yield (
                 f"{counts} look like one metric under two names. They are kept apart: a run without {names[0]} is not "
                 f"in its means. load_runs(..., aliases={{'{names[1]}': '{names[0]}'}}) takes them together."

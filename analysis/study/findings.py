@@ -58,8 +58,8 @@ def _axes(metric: Metric, variance: pd.DataFrame) -> str:
     if len(axes) < 2:
         return ""
     shares = ", ".join(
-        f"{100 * row.share:.0f} %{_range(row.low, row.high)} with {_source(str(row.source))}"
-        for row in variance.itertuples()
+        f"{100 * row['share']:.0f} %{_range(row['low'], row['high'])} with {_source(str(row['source']))}"
+        for row in variance.to_dict("records")
     )
     text = f"Of the variance of {metric.name} between runs go {shares}"
     first, second = axes.iloc[0], axes.iloc[1]
@@ -100,13 +100,13 @@ def _correlations(table: pd.DataFrame, lower_is_better: str | None) -> list[str]
     known = table[table["rho"].notna()]
     order = known["rho"].abs().sort_values(ascending=False, kind="stable").index
     texts = []
-    for row in known.loc[order].head(FEW).itertuples():
-        order_them = "order" if row.p_holm <= 1 - LEVEL else "are not shown to order"
-        turned = lower_is_better in (row.first, row.second)
-        alike = "alike" if (row.rho >= 0) != turned else "in opposite ways"
+    for row in known.loc[order].head(FEW).to_dict("records"):
+        order_them = "order" if row["p_holm"] <= 1 - LEVEL else "are not shown to order"
+        turned = lower_is_better in (row["first"], row["second"])
+        alike = "alike" if (row["rho"] >= 0) != turned else "in opposite ways"
         alike += f" (lower {lower_is_better} is better)" if turned else ""
         texts.append(
-            f"{row.first} and {row.second} {order_them} the {row.arms} arms {alike}: Spearman's rho {row.rho:.2f} (95 "
-            f"% interval {row.low:.2f} to {row.high:.2f}), Kendall's tau {row.tau:.2f}."
+            f"{row['first']} and {row['second']} {order_them} the {row['arms']} arms {alike}: Spearman's rho {row['rho']:.2f} (95 "
+            f"% interval {row['low']:.2f} to {row['high']:.2f}), Kendall's tau {row['tau']:.2f}."
         )
     return texts

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.errors import ModelError
-from qlora_lab.runs.progress import progress_bar
 from qlora_lab.hashing import file_sha256
 from qlora_lab.merging.tensors import MergedTensors
 from qlora_lab.models.location import HALF_WRITTEN
 from qlora_lab.runs.files import read_json, write_json
+from qlora_lab.runs.progress import progress_bar
 from qlora_lab.train.tensor_file import write_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -130,7 +130,7 @@ def write_weights(tensors: MergedTensors, partial: PartialMerge, shard_bytes: in
         for number, names in enumerate(shards, start=1):
             name = file_name(number, len(shards))
             if name not in partial.files:
-                made = {}
+                made: dict[str, Tensor] = {}
                 for parameter in names:
                     made |= tensors.make(parameter)
                     bar.update()
