@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from qlora_lab.errors import ModelError
 from qlora_lab.evaluation.progress import progress_bar
 from qlora_lab.hashing import file_sha256
@@ -130,7 +132,7 @@ def write_weights(tensors: MergedTensors, partial: PartialMerge, shard_bytes: in
         for number, names in enumerate(shards, start=1):
             name = file_name(number, len(shards))
             if name not in partial.files:
-                made = {}
+                made: dict[str, Tensor] = {}
                 for parameter in names:
                     made |= tensors.make(parameter)
                     bar.update()

@@ -79,7 +79,7 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    places = tokenizer.convert_tokens_to_ids(new_tokens)
+    places: Any = tokenizer.convert_tokens_to_ids(new_tokens)
     for weight in {id(layer.weight): layer.weight for layer in layers if layer}.values():  # once where they are one
         fill_new_rows(weight, known, places)
 
