@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from qlora_lab.errors import ModelError
 from qlora_lab.hashing import file_sha256
 from qlora_lab.merging.tensors import MergedTensors
