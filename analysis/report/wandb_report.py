@@ -19,7 +19,7 @@ from analysis.report.overview import overview_of
 from analysis.report.sections import environment_lines
 from analysis.report.study_report import Study
 from analysis.report.tables import arm_table, to_markdown
-from analysis.report.terminal import metric_line, seed_text, what_happened
+from analysis.report.terminal import metric_line, remarks, seed_text, what_happened
 from analysis.study.answer import Answer
 from analysis.study.arms import SEED
 from qlora_lab.errors import ConfigError, RunFolderError

@@ -105,8 +105,9 @@ def _correlations(table: pd.DataFrame, lower_is_better: str | None) -> list[str]
         turned = lower_is_better in (row["first"], row["second"])
         alike = "alike" if (row["rho"] >= 0) != turned else "in opposite ways"
         alike += f" (lower {lower_is_better} is better)" if turned else ""
+        rho = f"{row['rho']:.2f} (95 % interval {row['low']:.2f} to {row['high']:.2f})"
         texts.append(
-            f"{row['first']} and {row['second']} {order_them} the {row['arms']} arms {alike}: Spearman's rho {row['rho']:.2f} (95 "
-            f"% interval {row['low']:.2f} to {row['high']:.2f}), Kendall's tau {row['tau']:.2f}."
+            f"{row['first']} and {row['second']} {order_them} the {row['arms']} arms {alike}: Spearman's rho {rho}, "
+            f"Kendall's tau {row['tau']:.2f}."
         )
     return texts

@@ -86,9 +86,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(wandb_server: WandbStandIn)
         load_runs("wandb://team/p")
 
 
-def test_a_server_that_does_not_answer_is_given_up(
-    wandb_server: WandbStandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_does_not_answer_is_given_up(wandb_server: WandbStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb_server.run("team", "p", "run")
     monkeypatch.setattr("analysis.sources.wandb_project.TIMEOUT_S", 1)
     wandb_server.faults.drop = True
