@@ -49,7 +49,7 @@ def arm_table(answer: Answer) -> pd.DataFrame:
         shown["not counted"] = [missing or "–" for missing in answer.table["not counted"]]
     for label, printed in answer.published.groupby("beside", sort=False):
         by_arm = printed.set_index("arm")["value"]
-        shown[f"paper: {label}" if label else "paper"] = [
+        shown[f"paper: {label!s}" if label else "paper"] = [
             f"{float(by_arm[a]):g}" if a in by_arm else "–" for a in shown["arm"]
         ]
     for name in secondary_metrics(answer.table, answer.metric):

@@ -76,9 +76,9 @@ def _settings_of_every_run() -> tuple[str, ...]:
 
 def _required(schema: type, prefix: str) -> Iterator[str]:
     hints = typing.get_type_hints(schema)
-    for field in fields(schema):  # type: ignore[arg-type]
+    for field in fields(schema):
         kind = hints[field.name]
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             yield from _required(kind, f"{prefix}{field.name}.")
         elif not isinstance(kind, types.UnionType) and typing.get_origin(kind) is not dict:
             yield f"{prefix}{field.name}"
