@@ -89,7 +89,7 @@ class Writing:
         return text[len(before) :]
 
     def _text_of(self, token_ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _doubtful(self) -> int:
         """Return how many of the last characters could be the beginning of a stop."""
