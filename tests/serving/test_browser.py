@@ -101,7 +101,7 @@ def test_a_token_is_asked_for_and_troubles_are_told(server: Served, browser: Web
         browser.execute_script("state.maxTokens = '2000'; keep()")
         browser.find_element(By.ID, "text").send_keys("too long an answer", Keys.ENTER)
         wait_for(browser, "return running === null && !document.querySelector('#trouble').hidden")
-        assert "Max_tokens" in browser.find_element(By.ID, "trouble").text
+        assert browser.find_element(By.ID, "trouble").text.startswith("The prompt has 19 tokens and max_tokens is 2000")
         assert browser.find_element(By.ID, "text").get_property("value") == "too long an answer"
 
 
