@@ -29,7 +29,9 @@ def find_run(runs_dir: Path, name: str) -> RunFolder:
         return RunFolder(runs_dir / found[0])
     if found:
         shown = ", ".join(found[:SHOWN_IDS]) + (", ..." if len(found) > SHOWN_IDS else "")
-        raise RunFolderError(f"run '{name}' could be any of {len(found)} runs in '{runs_dir}': {shown}; give more digits")
+        raise RunFolderError(
+            f"run '{name}' could be any of {len(found)} runs in '{runs_dir}': {shown}; give more digits"
+        )
     there = f"it has {len(ids)} runs{nearest(name, ids)}" if ids else "it has no runs; set paths.runs_dir"
     raise RunFolderError(f"'{name}' is no run in '{runs_dir}', and no run folder; {there}")
 

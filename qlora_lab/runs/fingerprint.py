@@ -34,9 +34,7 @@ def locate_file(path: str, data_dir: Path, key: str = "data.source.path") -> Pat
     )
 
 
-def source_fingerprint(
-    source: RowsConfig | ModelConfig, data_dir: Path, key: str = "data.source.path"
-) -> str | None:
+def source_fingerprint(source: RowsConfig | ModelConfig, data_dir: Path, key: str = "data.source.path") -> str | None:
     """Return the SHA-256 of what a data source or a model reads from local files, so that other content is a new run.
 
     Others have none: a wheel is pinned by its hash, and procedural rows and random weights are made from the

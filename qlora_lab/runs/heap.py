@@ -1,8 +1,8 @@
 """Settings of glibc's heap for processes that train.
 
 torch asks for memory at multiples of 64 bytes. glibc cuts the edges off a larger piece, keeps these edges for later
-small requests (in its "tcache" and "fast bins"), and so cannot join a tensor that is freed with what lies around it: the
-next tensor of the same size does not fit there, and the heap grows. Without these two caches the peak of a training
+small requests (in its "tcache" and "fast bins"), and so cannot join a tensor that is freed with what lies around it:
+the next tensor of the same size does not fit there, and the heap grows. Without these two caches the peak of a training
 step of SmolLM2-135M is a fifth lower, at the same speed. glibc reads them only when a process starts.
 """
 

@@ -1,8 +1,8 @@
 """Whether the holder of a lease lives, wherever it runs: by its lock where that reaches, by its beat everywhere.
 
-A lock dies with its holder, but on some clusters it is not seen beyond a node, and some file systems have none. The beat
-is a number that the holder changes every few seconds. Who wants to know sees it change, or not, by a monotonic clock of
-their own: the clocks of other machines, and the times that they write into files, say nothing.
+A lock dies with its holder, but on some clusters it is not seen beyond a node, and some file systems have none. The
+beat is a number that the holder changes every few seconds. Who wants to know sees it change, or not, by a monotonic
+clock of their own: the clocks of other machines, and the times that they write into files, say nothing.
 """
 
 import errno

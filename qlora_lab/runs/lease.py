@@ -1,12 +1,12 @@
 """Leases: at most one attempt at a time may write into a folder, whatever node or moment it comes from.
 
-A lease is the folder `lease.000003`: the attempt's number, a file `beat` that its holder changes every few seconds, some
-space on the disk kept in reserve, and whatever the holder is writing. Nothing here trusts the clock of another machine,
-or that a process is gone because nobody has heard of it:
+A lease is the folder `lease.000003`: the attempt's number, a file `beat` that its holder changes every few seconds,
+some space on the disk kept in reserve, and whatever the holder is writing. Nothing here trusts the clock of another
+machine, or that a process is gone because nobody has heard of it:
 
 - Taking: a folder with a beat in it is prepared and renamed to the next number, which works for one taker only.
-- Dead or alive (`heartbeat`): a holder whose beat has not changed for `STALE_S` on the observer's own monotonic clock is
-  given up. On the same kernel a lock on the beat, which dies with its holder, says so at once.
+- Dead or alive (`heartbeat`): a holder whose beat has not changed for `STALE_S` on the observer's own monotonic clock
+  is given up. On the same kernel a lock on the beat, which dies with its holder, says so at once.
 - Fence: the taker removes the older lease's folder before it reads anything. What the older attempt puts in place, it
   renames from inside that folder, of which it keeps a descriptor: a process that was stopped for an hour and wakes up
   between two instructions finds its rename refused, even where it has since made a folder of that name again. There is
@@ -70,7 +70,7 @@ class Lease:
         self._thread.start()
 
     def fileno(self) -> int:
-        """Return the file descriptor of the lock; a child that keeps it open keeps the lease from being free at once."""
+        """Return the file descriptor of the lock; a child that keeps it open keeps the lease taken a while."""
         return self._beat
 
     def is_held(self) -> bool:
@@ -78,7 +78,7 @@ class Lease:
         if self._done.is_set():
             return False
         try:  # numbers may come again where nobody keeps a record of them; files do not
-            return os.path.samestat(os.stat(self.path / BEAT), os.fstat(self._beat))
+            return os.path.samestat((self.path / BEAT).stat(), os.fstat(self._beat))
         except OSError as error:
             if error.errno in TAKEN_AWAY:
                 return False

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from qlora_lab.runs.config_text import config_text
 
 AWKWARD = [
-    *("", " ", "~", "null", "Yes", "off", "n", "1", "010", "1e-4", "2.", "-", "- a", "a: b", "a #b", "#", "{a}", "[", "*x"),
-    *("2020-01-01", "12:30", ".inf", "nan", "0x1f", "=", "<<", "!x", "%", "@", "`", "'", '"', "\\", "a\nb", "\t", "é", "😀"),
-    *("\u2028", "\x7f", "\ufeff", "nf4", "qlora_lab/x-1.y", "true", "_1"),
+    *("", " ", "~", "null", "Yes", "off", "n", "1", "010", "1e-4", "2.", "-", "- a", "a: b", "a #b", "#", "{a}", "["),
+    *("*x", "2020-01-01", "12:30", ".inf", "nan", "0x1f", "=", "<<", "!x", "%", "@", "`", "'", '"', "\\", "a\nb"),
+    *("\t", "é", "😀", "\u2028", "\x7f", "\ufeff", "nf4", "qlora_lab/x-1.y", "true", "_1"),
     *(0, -3, 2**40, True, False, None, 1e-5, 2e-4, 1e20, -1.5, 0.1, 3.0, 5e-324, float("inf"), float("-inf")),
 ]
 

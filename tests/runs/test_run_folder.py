@@ -17,8 +17,8 @@ from qlora_lab.errors import RunFolderError
 from qlora_lab.runs import files
 from qlora_lab.runs.causes import DISK
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, MetricsFile, RunFolder
-from qlora_lab.runs.identity import run_id
 from qlora_lab.runs.heartbeat import BEAT
+from qlora_lab.runs.identity import run_id
 from tests.helpers import tiny
 from tests.small_disk import fill, small_disk
 
