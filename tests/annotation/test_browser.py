@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
@@ -42,7 +43,9 @@ def press(browser: WebDriver, key: str) -> None:
 
 
 def wait_for(browser: WebDriver, text: str) -> None:
-    WebDriverWait(browser, WAIT_S, 0.02).until(lambda page: text in page.find_element(By.TAG_NAME, "body").text)
+    """Wait for a text; between two pages the body that was found is not there any more."""
+    waiting = WebDriverWait(browser, WAIT_S, 0.02, ignored_exceptions=[StaleElementReferenceException])
+    waiting.until(lambda page: text in page.find_element(By.TAG_NAME, "body").text)
 
 
 def test_a_study_is_judged_by_keys_undone_and_survives_the_server(tmp_path, browser):
