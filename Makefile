@@ -2,11 +2,12 @@
 PYTHON ?= python3
 # Test processes, of one thread each.
 JOBS ?= 2
+IN_PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 KERNELS := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt) qlora_lab/ops/formats.py
 
-.PHONY: sweep test test-slurm lint sanitize gpu-check kernels-check setup clean
+.PHONY: sweep test test-processes test-slurm lint sanitize gpu-check kernels-check setup clean
 
 sweep: $(VENV)/.ready
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
@@ -14,7 +15,11 @@ sweep: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) --ignore=tests/end_to_end --ignore=tests/cuda
+
+# Whole commands, started, stopped and killed: four minutes.
+test-processes: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) tests/end_to_end
 
 # On a SLURM cluster of its own, which needs root and the packages of tests/slurm/install.sh; skipped without them.
 test-slurm: $(VENV)/.ready-dev
@@ -34,8 +39,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-check:
 	$(GPU_PYTHON) kernels/bench/gpu_check.py
 
-# What `make test` leaves out of the CUDA kernels' tests: the emulated kernels under AddressSanitizer and UBSan, and what
-# nvcc makes of them for every GPU. Two minutes.
+# The CUDA kernels on a CPU, also under AddressSanitizer and UBSan, and what nvcc makes of them for every GPU: two minutes.
 kernels-check: $(VENV)/.ready-dev
 	QLORA_LAB_SANITIZE=1 QLORA_LAB_GATE=1 $(BIN)/python -m pytest tests/cuda
 

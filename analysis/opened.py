@@ -17,7 +17,6 @@ from analysis.report.terminal import remarks
 from analysis.study.answer import Answer
 from analysis.study.plan import STUDIES, StudyPlan, planned_folders
 from qlora_lab.errors import RunFolderError
-from qlora_lab.runs.files import read_json
 
 PARAMETERS = ("trainable_parameters", "total_parameters")
 
@@ -62,8 +61,9 @@ class OpenedStudy:
         return curve_figure(curves.history, curves.groups, metric, stopped=curves.stopped)
 
     def over_arms(self, columns: Sequence[str]) -> pd.DataFrame:
-        """Return the means of further columns of the runs, one row an arm, in the order of the table."""
-        return self.runs.groupby("arm")[list(columns)].mean().reindex(self.answer.arms)
+        """Return the means of further columns over the runs that count, one row an arm, in the order of the table."""
+        counted = self.runs[~self.runs["run_id"].isin(self.answer.not_counted["run_id"])]
+        return counted.groupby("arm")[list(columns)].mean().reindex(self.answer.arms)
 
 
 def nearest(name: str) -> Path:
@@ -97,10 +97,8 @@ def open_study(name: str, runs_dir: Path | None = None) -> OpenedStudy:
             f"{runs_dir} holds no study {name}; start it with `python -m qlora_lab.sweep +experiment={name}`"
         )
     study = read_study(plans[-1], runs_dir)
-    files = [runs_dir / run_id / "result.json" for run_id in study.answer.runs["run_id"]]
-    results = [read_json(file) if file.exists() else {} for file in files]
-    counts = {count: [result.get(count, math.nan) for result in results] for count in PARAMETERS}
-    study.answer.runs = study.answer.runs.assign(**counts)
+    runs = study.answer.runs
+    study.answer.runs = runs.assign(**{count: math.nan for count in PARAMETERS if count not in runs})
     return OpenedStudy(study.plan, study.answer)
 
 

@@ -157,7 +157,10 @@ def _study_sources(config: OpenConfig, runs_dir: Path) -> "Iterator[tuple[str, S
 
     if config.study is not None:
         for run in finished_of_study(runs_dir, config.study):
-            yield run.run_id, source_of(trained(run, readable_name(run)))
+            try:
+                yield run.run_id, source_of(trained(run, readable_name(run)))
+            except ModelError as error:
+                print(f"left out: {error}", flush=True)
 
 
 def _announce(shared: "SharedBase", address: str) -> None:

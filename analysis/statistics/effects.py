@@ -13,6 +13,7 @@ from analysis.statistics.estimates import LEVEL, Estimate, satterthwaite
 
 POWER = 0.8
 MOST_SEEDS = 1000  # more are no advice
+ALL_SEEDS = 10**9
 
 
 def effect_size(difference: Estimate) -> float:
@@ -39,7 +40,7 @@ def seeds_needed(difference: Estimate, *, power: float = POWER, comparisons: int
 
     Returns:
         The smallest number of seeds, 2 or more; None where the spread of the seeds is not known (one seed), the
-        difference is 0, or about MOST_SEEDS are not enough: then it is the held-out rows that are too few.
+        difference is 0, or about MOST_SEEDS are not enough (`rows_are_too_few` says whether any number would be).
     """
     if difference.seed_freedom < 1 or not difference.value or math.isnan(difference.row_variance):
         return None
@@ -53,6 +54,11 @@ def seeds_needed(difference: Estimate, *, power: float = POWER, comparisons: int
         middle = (few + many) // 2
         few, many = (few, middle) if power_of_seeds(difference, middle, level) >= power else (middle, many)
     return many
+
+
+def rows_are_too_few(difference: Estimate, *, power: float = POWER, comparisons: int = 1) -> bool:
+    """Whether no number of seeds would tell a difference of the size seen, since the held-out rows alone blur it."""
+    return bool(difference.n_rows) and power_of_seeds(difference, ALL_SEEDS, (1 - LEVEL) / comparisons) < power
 
 
 def power_of_seeds(difference: Estimate, n_seeds: int, level: float = 1 - LEVEL) -> float:

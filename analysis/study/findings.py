@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.statistics.effects import MOST_SEEDS, POWER, effect_size, seeds_needed
+from analysis.statistics.effects import MOST_SEEDS, POWER, effect_size, rows_are_too_few, seeds_needed
 from analysis.statistics.estimates import LEVEL
 from analysis.statistics.variance import CHANCE, INTERACTIONS, SEED
 from analysis.statistics.verdicts import Verdict
@@ -44,7 +44,9 @@ def _seeds(metric: Metric, pair: Comparison) -> str:
     found += ")" if math.isnan(g) else f", {abs(g):.2g} times what one seed changes)"
     needed = seeds_needed(difference, comparisons=pair.n_comparisons)
     if needed is None:
-        return f"Seeds alone, {MOST_SEEDS:,} of them, would not tell {found}: that takes more held-out rows."
+        if rows_are_too_few(difference, comparisons=pair.n_comparisons):
+            return f"No number of seeds would tell {found}: that takes more held-out rows."
+        return f"More than {MOST_SEEDS:,} seeds would be needed to tell {found}."
     several = f" among {pair.n_comparisons} comparisons" if pair.n_comparisons > 1 else ""
     return (
         f"About {max(needed, difference.n_seeds + 1):,} seeds would be needed to tell {found}{several}, with a chance "

@@ -99,6 +99,8 @@ def row_ratios(rows: pd.DataFrame, name: str, counts: Sequence[str] = ()) -> pd.
     parts = name.split("/")
     if len(parts) > 2:
         rows = rows[rows["set"] == "/".join(parts[1:-1])]
+        if rows.empty:  # of a benchmark, not of a held-out set
+            return None
     columns = {"numerator": rows[metric.numerator].to_numpy(dtype=float) * metric.row_scale}
     ones = np.ones(len(rows))
     columns["denominator"] = rows[metric.denominator].to_numpy(dtype=float) if metric.denominator in rows else ones

@@ -113,6 +113,6 @@ def published_note(numbers: pd.DataFrame, paper: Mapping[str, Any], arms: Sequen
     what = paper.get("value") or "value"
     return (
         f"Columns that begin with 'paper' are {what} as the original study printed it ({sources}"
-        f"{f'; {sure}' if sure else ''}): of other models, at another scale, so their order may be compared with ours, "
-        f"their size may not.{lacking}"
+        f"{f'; {sure}' if sure else ''}): of that study's models and settings. Where ours are others, the order may be "
+        f"compared, the size may not.{lacking}"
     )

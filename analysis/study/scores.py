@@ -26,7 +26,7 @@ class Scores:
     Attributes:
         values: the reported metric, by (arm, seed).
         compared: the same as the rows give it, for the runs that can be compared.
-        seeded: whether any of the runs trained; a seed changes nothing where none did.
+        seeded: whether a seed can change any of the runs: one that trained, or began with random weights.
         has_rows: whether held-out rows stand behind the metric; if not, arms are compared by seed alone.
         notes: one sentence for each run whose rows cannot be used or do not give what it reported.
     """
@@ -38,7 +38,7 @@ class Scores:
         self.notes: list[str] = []
         self.compared: dict[tuple[str, int], float] = {}
         self._rows: dict[tuple[str, int], pd.DataFrame] = {}
-        self.seeded = STEPS not in counted or bool((counted[STEPS] != 0).any())
+        self.seeded = STEPS not in counted or bool(((counted[STEPS] != 0) | _drawn(counted)).any())
         self._counted_in = list(counted_in(metric))
         if describe(metric).numerator is not None:
             for key, run_id, folder in zip(keys, counted["run_id"], counted["folder"], strict=True):
@@ -46,6 +46,8 @@ class Scores:
         self.has_rows = bool(self._rows)
         if not self.has_rows:
             self.compared = dict(self.values)
+            if self.notes:  # of every run, such as those that W&B keeps
+                self.notes = [f"No run has held-out rows behind {metric} here, so arms are compared by seed alone."]
         self._finished, self._seeds = _by_arm(self.values), _by_arm(self.compared)
         self._indexes = {key: rows.index for key, rows in self._rows.items()}
         first = next(iter(self._indexes.values()), pd.Index([]))
@@ -142,3 +144,12 @@ def _by_arm(values: Mapping[tuple[str, int], float]) -> dict[str, tuple[int, ...
 def _stack(runs: Sequence[pd.DataFrame], rows: pd.Index, column: str) -> Array:
     found = [run[column] if run.index.equals(rows) else run.loc[rows, column] for run in runs]
     return np.stack([values.to_numpy(dtype=float) for values in found])
+
+
+def _drawn(counted: pd.DataFrame) -> "pd.Series[bool]":
+    """Say of each run whether its seed drew weights: all of them, or those of a classifier's new head."""
+    drawn = pd.Series(False, index=counted.index)
+    for column, value in (("config.model.source", "random"), ("config.model.task", "classification")):
+        if column in counted:
+            drawn |= counted[column] == value
+    return drawn

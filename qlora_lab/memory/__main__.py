@@ -35,18 +35,29 @@ def report(config: RunConfig) -> str:
         *(_line(name, size, NOTES.get(name, "")) for name, size in asdict(plan).items() if size or name != "process"),
         _line("peak", plan.total, ON_GPU if config.trainer.device == "cuda" else ON_CPU),
         "Loss and workspace come one after the other, so the peak holds the larger one.",
+        _with_the_other_checkpointing(config, Shape(rows, tokens)),
     ]
     if config.trainer.device == "cuda":
         paged = paged_bytes(config)
         if paged:
             lines.append(_line("paged", paged, "of optimizer states, in the host's memory if need be"))
         lines += ["", f"card     rows of {tokens} tokens    tokens at {rows} rows"]
-        for card in CARDS_GB:
+        own = config.launcher.gpu_memory_gb
+        for card in sorted({*CARDS_GB, *([] if own is None else [own])}):
             budget = card * GIB - RESERVED_GB * GB
             most = largest_rows(config, tokens, budget)
             longest = longest_tokens(config, rows, budget)
-            lines.append(f"{card:3} GB{most or 'none':>12}{longest or 'none':>24}")
+            lines.append(f"{card:3g} GB{most or 'none':>12}{longest or 'none':>24}")
     return "\n".join(lines)
+
+
+def _with_the_other_checkpointing(config: RunConfig, shape: Shape) -> str:
+    other = not config.trainer.gradient_checkpointing
+    plan = plan_memory(replace(config, trainer=replace(config.trainer, gradient_checkpointing=other)), shape)
+    return (
+        f"{'With' if other else 'Without'} gradient checkpointing activations take {plan.activations / GB:.3f} GB, and "
+        f"the peak is {plan.total / GB:.3f} GB."
+    )
 
 
 def _line(name: str, size: int, note: str) -> str:

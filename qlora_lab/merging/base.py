@@ -65,6 +65,12 @@ class OpenedBase:
         """Every parameter by each of its names; tied ones are the same object."""
         return dict(self.model.named_parameters(remove_duplicate=False))
 
+    @property
+    def _by_token(self) -> list[nn.Parameter]:
+        """The weights with a row for each token; some bases have rows to spare, which new tokens take."""
+        layers = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        return [layer.weight for layer in layers if layer is not None]
+
     def is_quantized(self, name: str) -> bool:
         """Say whether a parameter was quantized in training."""
         path, _, last = name.rpartition(".")
@@ -94,12 +100,11 @@ class OpenedBase:
         if not tensor.is_floating_point():
             return tensor
         tensor = tensor.to(dtype)
-        parameter = self.parameters.get(name)
-        if parameter is None or tensor.shape == parameter.shape or not self.base.model.new_tokens:
+        parameter, new_tokens = self.parameters.get(name), self.base.model.new_tokens
+        if parameter is None or not new_tokens or not any(parameter is weight for weight in self._by_token):
             return tensor
         grown = tensor.new_empty(parameter.shape)
         grown[: len(tensor)] = tensor
-        new_tokens = self.base.model.new_tokens
         places: Any = self.tokenizer.convert_tokens_to_ids(new_tokens)
         fill_new_rows(grown, len(self.tokenizer) - len(new_tokens), places)
         return grown

@@ -140,7 +140,7 @@ def _check(request: Request, comparison: Comparison | None, partial: PartialMerg
             f"the merged model differs from base and adapter by {comparison.relative_difference:.2%} of the logits' "
             f"spread, and {_tolerance(request):.2%} is allowed for into={request.into} in {request.dtype}; it stays "
             f"unfinished in {partial.folder}: give tolerance={comparison.relative_difference * 1.1:.2g} to take it as "
-            "it is, or a dtype with more bits"
+            f"it is, or {'into=dequantized' if request.into == 'quantized' else 'a dtype with more bits'}"
         )
 
 

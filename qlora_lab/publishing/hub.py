@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from qlora_lab.errors import DataError
@@ -75,7 +75,7 @@ def upload(uploads: list[Upload], *, private: bool, api: "HfApi | None" = None) 
             api.upload_folder(
                 repo_id=one.repository, folder_path=one.folder, commit_message="Adapter exported by qlora_lab"
             )
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:  # the hub's own, and whatever its HTTP library has for a network that is not there
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(
                 f"{one.repository} was not sent ({reason}); {len(sent)} of {len(uploads)} repositories are up to date, "

@@ -9,7 +9,7 @@ from typing import Any
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import DataError, RunFolderError
 from qlora_lab.hashing import file_sha256
-from qlora_lab.publishing.public import slug
+from qlora_lab.publishing.public import public, slug
 from qlora_lab.runs.find import find_run
 from qlora_lab.runs.folder import FINISHED, RunFolder
 from qlora_lab.sweep.status import find_study
@@ -44,7 +44,8 @@ class PublishedRun:
     @property
     def name(self) -> str:
         """What its folder and its repository are called: unique by the run's id, readable by its place."""
-        words = [f"{value}" if axis in ("data", "model") else f"{axis}-{value}" for axis, value in self.place.items()]
+        place = {axis: public(f"{value}") for axis, value in self.place.items()}  # a path is cut to its last name
+        words = [value if axis in ("data", "model") else f"{axis}-{value}" for axis, value in place.items()]
         return slug("-".join([*words, self.run_id]))
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from qlora_lab.data.rows import SYSTEM, Turn
-from qlora_lab.errors import DataError, unknown_name
+from qlora_lab.errors import QloraLabError, unknown_name
 from qlora_lab.listening import is_loopback
 from qlora_lab.serving.asking import Asking, TooLongError
 from qlora_lab.serving.engine import Engine
@@ -113,7 +113,7 @@ def create_app(shared: SharedBase, engine: Engine, limits: Limits, *, token: str
             job = make(deliver)
         except TooLongError as error:
             raise RefusedError(400, f"{error}", param="messages", code="context_length_exceeded") from error
-        except DataError as error:
+        except QloraLabError as error:  # also a tokenizer without a template, or one that takes no system turn
             raise RefusedError(400, f"{error}") from error
         reply = Reply(chat=isinstance(body, ChatRequest), model=body.model, prompt_tokens=len(job.prompt))
         if body.stream:

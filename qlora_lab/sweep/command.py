@@ -36,6 +36,7 @@ def sweep(loader: ConfigLoader, config: DictConfig, params: dict[str, Any], argu
     name, action = experiment_of(config), str(config.sweep.action)
     require_one_of("sweep.action", action, SWEEP_ACTIONS)
     check_experiment(loader, name, config.hydra.runtime.choices.get(f"{SCALES}{name}{WHOLE}"))
+    check_launcher(config.hydra.runtime.choices.get("hydra/launcher"))
     asked: Any = OmegaConf.to_container(config.study, resolve=True)
     axes = axes_of_study(loader, params, arguments, asked)
     memory = PlanMemory(Path(config.paths.runs_dir), command_key(loader, config, arguments))
@@ -87,6 +88,19 @@ def axes_of_study(loader: ConfigLoader, params: dict[str, Any], arguments: list[
 def experiment_of(config: DictConfig) -> str | None:
     """Return the name of the study's file, where it has one."""
     return OmegaConf.select(config, "hydra.runtime.choices.experiment")
+
+
+def check_launcher(name: str | None) -> None:
+    """Refuse a launcher of Hydra's: it would never be asked, since this sweeper hands over all runs at once.
+
+    Raises:
+        ConfigError: with what would do.
+    """
+    if name not in (None, "basic"):
+        raise ConfigError(
+            f"hydra/launcher={name} goes with one of Hydra's sweepers: add hydra/sweeper=basic; without it runs are "
+            "launched as launcher=local, pool or slurm says"
+        )
 
 
 def check_experiment(loader: ConfigLoader, name: str | None, scale: str | None = None) -> None:

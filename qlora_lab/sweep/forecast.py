@@ -160,6 +160,8 @@ def _shape(config: RunConfig) -> Shape:
         *(config.model.name, config.quant.format, config.adapter.kind, config.adapter.placement),
         *(trainer.device, trainer.batch_size, trainer.max_steps, trainer.max_train_tokens, trainer.compute_dtype),
         *(data.max_source_tokens, data.max_target_tokens, config.evaluation.rows, config.evaluation.max_new_tokens),
+        *(trainer.gradient_checkpointing, config.quant.double_quant),
+        *sorted([*config.evaluation.benchmarks, *config.evaluation.prompts]),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qlora_lab.errors import ConfigError, RunFolderError, nearest, unknown_name
 from qlora_lab.runs.files import read_json
-from qlora_lab.runs.folder import FAILED, FINISHED
+from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING
 from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.states import REFUSED, RunState, counted, read_states
 
@@ -61,7 +61,8 @@ class StudyStatus:
         values: axis -> value -> state -> runs; seeds and other axes of many values are left to programs.
         finished_per_hour: over the last hour, or since the first run began; None before any has finished.
         time_left_s: at that speed; None where it is not known.
-        jobs: in the queue, by state; None without a scheduler.
+        jobs: in the queue, by state; None without a scheduler, or where it did not answer.
+        no_queue: why the scheduler did not answer.
     """
 
     study: str
@@ -73,6 +74,13 @@ class StudyStatus:
     finished_per_hour: float | None
     time_left_s: float | None
     jobs: dict[str, int] | None = None
+    no_queue: str | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something to wait for: a run that is not over, and what may execute it."""
+        left = sum(count for state, count in self.states.items() if state not in OVER)
+        return left > 0 and (self.jobs is None or bool(self.jobs) or self.states.get(RUNNING, 0) > 0)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=2)
@@ -93,6 +101,8 @@ class StudyStatus:
             lines.append(f"and {len(self.failures) - MOST_FAILURES:,} other kinds of failure")
         if self.jobs is not None:
             lines.append(f"jobs: {_counts(self.jobs) if self.jobs else 'none in the queue'}")
+        if self.no_queue is not None:
+            lines.append(f"jobs: not known, {self.no_queue}")
         if self.finished_per_hour is not None:
             left = f"; {duration(self.time_left_s)} left at that speed" if self.time_left_s is not None else ""
             lines.append(f"{self.finished_per_hour:,.1f} runs finish an hour{left}")
@@ -129,13 +139,18 @@ def find_study(runs_dir: Path, name: str, where: Where | None = None) -> StudyFo
 
 
 def study_status(
-    study: StudyFolder, states: Mapping[str, RunState], now: datetime, jobs: dict[str, int] | None = None
+    study: StudyFolder,
+    states: Mapping[str, RunState],
+    now: datetime,
+    jobs: dict[str, int] | None = None,
+    no_queue: str | None = None,
 ) -> StudyStatus:
     """Return how a study stands.
 
     Args:
         states: of its runs, of `states_of`.
         jobs: in the queue, by state.
+        no_queue: why that is not known.
     """
     counts: dict[str, dict[str, Counter[str]]] = {}
     for run_id, place in study.places.items():
@@ -154,6 +169,7 @@ def study_status(
         finished_per_hour=speed,
         time_left_s=3600 * left / speed if speed and left else None,
         jobs=jobs,
+        no_queue=no_queue,
     )
 
 

@@ -6,6 +6,7 @@
 are the same; the first does without Hydra. Nothing here runs on after the command.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from qlora_lab.sweep.scheduler import Job, Scheduler
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.unbegun import record_unbegun
 from qlora_lab.sweep.states import RunState
-from qlora_lab.sweep.status import OVER, StudyFolder, find_study, states_of, study_status
+from qlora_lab.sweep.status import OVER, StudyFolder, StudyStatus, find_study, states_of, study_status
 
 WATCH_S = 10.0
 LOG_LINES = 40
@@ -87,30 +88,39 @@ def chosen_plan(plan: Plan, states: Mapping[str, RunState], action: str, cause: 
 
 
 def _status(study: StudyFolder, asked: Asked) -> None:
+    _show_status(study, asked)
+
+
+def _show_status(study: StudyFolder, asked: Asked) -> StudyStatus:
     scheduler, states = _scheduler(study, needed=False), states_of(study)
-    jobs = None
+    jobs, no_queue = None, None
     if scheduler is not None:
-        queue = scheduler.query()
-        if _record_unbegun(study, states, queue, scheduler):
-            states = states_of(study)
-        own = [(job, set(runs_of(job, study.path)[0])) for job in queue if not job.is_over]
-        jobs = dict(Counter(job.state for job, runs in own if runs & set(study.places) for _ in job.ids))
-    status = study_status(study, states, datetime.now(UTC), jobs)
+        try:
+            queue = scheduler.query()
+            if _record_unbegun(study, states, queue, scheduler):
+                states = states_of(study)
+        except LaunchError as error:  # the run folders tell the rest
+            no_queue = str(error)
+        else:
+            own = [(job, set(runs_of(job, study.path)[0])) for job in queue if not job.is_over]
+            jobs = dict(Counter(job.state for job, runs in own if runs & set(study.places) for _ in job.ids))
+    status = study_status(study, states, datetime.now(UTC), jobs, no_queue)
     if asked.as_json:
         print(status.to_json(), flush=True)
-        return
+        return status
     print(status.text(), flush=True)
     if study.others and "/" not in asked.study:
         print(f"this is its newest plan, {study.path.name}; it has {study.others} older in {study.path.parent}")
+    return status
 
 
 def _watch(study: StudyFolder, asked: Asked) -> None:
-    """Show the status again and again until no run is left to wait for."""
-    while True:
-        _status(study, asked)
-        if all(state.state in OVER for state in states_of(study).values()):
-            return
+    """Show the status again and again until no run is left to wait for, or nothing that could execute one."""
+    while (status := _show_status(study, asked)).goes_on:
         time.sleep(WATCH_S)
+    left = sum(count for state, count in status.states.items() if state not in OVER)
+    if left and not asked.as_json:
+        print(f"{left:,} runs are left, and nothing in the queue executes them; `resume` or `retry` goes on")
 
 
 def _go_on(study: StudyFolder, asked: Asked) -> None:
@@ -127,7 +137,13 @@ def _go_on(study: StudyFolder, asked: Asked) -> None:
     if scheduler is not None and _record_unbegun(study, states, scheduler.query(), scheduler):
         states = states_of(study)
     plan = chosen_plan(planned(record.study, record.rows), states, asked.action, asked.cause)
-    execute(plan, read_json(study.path / "plan.json"))
+    to_do = [run.run_id for run in plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)]
+    if not asked.as_json:
+        execute(plan, read_json(study.path / "plan.json"))
+        return
+    print(json.dumps({"runs": to_do}), flush=True)
+    with contextlib.redirect_stdout(sys.stderr):
+        execute(plan, read_json(study.path / "plan.json"))
 
 
 def _record_unbegun(

@@ -81,7 +81,7 @@ def test_every_table_has_the_columns_and_says_what_they_are(tmp_path: Path) -> N
     folder = write_study(tmp_path / "runs", two_arms(), paper=PAPER)
     answer = summarize_study(folder, tmp_path / "runs")
     (note,) = [note for note in answer.notes if "original study" in note]
-    assert "of other models, at another scale" in note and "Table 5; two public transcriptions agree, one" in note
+    assert "of that study's models and settings" in note and "Table 5; two public transcriptions agree, one" in note
     for name in ("table.md", "table.tex"):
         assert "paper: 13B" in (folder / name).read_text() and "38.8" in (folder / name).read_text()
     csv = pd.read_csv(folder / "table.csv").set_index("arm")

@@ -108,10 +108,30 @@ def test_what_cannot_be_planned_is_refused(overrides: list[str], sentence: str) 
         plan_memory(replace(config), Shape(1, 512))
 
 
+@pytest.mark.parametrize(
+    ("size", "total_gib", "model_mb", "adapters_mb", "optimizer_mb"),
+    [
+        ("7b", 6.3, 3866, 640, 1279),
+        ("13b", 10.9, 7201, 1001, 2003),
+        ("33b", 24.3, 17414, 1950, 3901),
+        ("65b", 45.2, 34459, 3198, 6396),
+    ],
+)
+def test_what_is_printed_beside_figure_6_is_what_is_planned(
+    size: str, total_gib: float, model_mb: int, adapters_mb: int, optimizer_mb: int
+) -> None:
+    """sweeps/paper/README.md has these numbers."""
+    plan = plan_memory(llama(size, "trainer.gradient_checkpointing=true"), Shape(1, 512))
+    assert plan.training / 2**30 == pytest.approx(total_gib, abs=0.051)
+    found = [plan.packed_weights + plan.absmax + plan.dense_weights, plan.adapters, plan.optimizer]
+    assert [round(size / 1e6) for size in found] == [model_mb, adapters_mb, optimizer_mb]
+
+
 def test_the_command_prints_components_and_cards_without_torch() -> None:
     code = (
         "import runpy, sys; sys.argv = ['memory', 'model=llama_65b', 'trainer.micro_batch_size=1', "
-        "'data.max_source_tokens=256', 'data.max_target_tokens=256', 'trainer.gradient_checkpointing=true']; "
+        "'data.max_source_tokens=256', 'data.max_target_tokens=256', 'trainer.gradient_checkpointing=true', "
+        "'launcher.gpu_memory_gb=141']; "
         "runpy.run_module('qlora_lab.memory', run_name='__main__'); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -123,5 +143,8 @@ def test_the_command_prints_components_and_cards_without_torch() -> None:
     assert list(sizes)[:3] == ["packed weights", "absmax", "dense weights"]
     # 64,760 M weights in 4 bits; 64,760 M / 64 absmax of 1 + 4 / 256 bytes; 525 M numbers of 2 bytes
     assert (sizes["packed weights"], sizes["absmax"], sizes["dense weights"]) == (32.380, 1.028, 1.051)
-    cards = {line[0]: line[2:] for line in lines[-5:]}
+    without = next(line for line in done.stdout.splitlines() if line.startswith("Without gradient checkpointing"))
+    assert float(without.split()[-2]) > sizes["peak"] + 4 * sizes["activations"]
+    cards = {line[0]: line[2:] for line in lines[-6:]}
+    assert int(cards["141"][0]) > int(cards["80"][0])
     assert cards["24"] == ["none", "none"] and int(cards["80"][0]) > int(cards["48"][0]) > 1

@@ -162,6 +162,20 @@ def test_a_run_is_merged_with_its_new_tokens_and_trained_embeddings(tmp_path: Pa
     assert json.loads((tmp_path / "out/merge.json").read_text())["run"] == run.run_id
 
 
+def test_new_tokens_take_rows_that_a_base_has_to_spare(tmp_path: Path) -> None:
+    run = finished(tmp_path / "runs", "model.new_tokens=['<tool>']", "model.architecture.vocab_size=400")
+    done = call(
+        "qlora_lab.merge",
+        *(f"run={run.run_id[:6]}", "out=out", "dtype=float32", "check_rows=4", f"paths.runs_dir={tmp_path}/runs"),
+        f"paths.cache_dir={tmp_path}/cache",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    embeddings = AutoModelForCausalLM.from_pretrained(tmp_path / "out").get_input_embeddings().weight
+    assert len(embeddings) == 400
+    torch.testing.assert_close(embeddings[384], embeddings[:384].mean(0))
+
+
 def test_a_merge_that_loses_the_adapter_fails(asked: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MergedTensors, "_change", lambda self, name: None)
     with pytest.raises(ModelError, match=r"differs from base and adapter by \d+\.\d+% .* 0\.10% is allowed"):

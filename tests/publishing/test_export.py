@@ -15,8 +15,10 @@ from safetensors.numpy import save_file
 from qlora_lab.export import main
 from qlora_lab.hashing import file_sha256
 from qlora_lab.publishing.public import public
+from qlora_lab.publishing.runs import PublishedRun
 from qlora_lab.runs.config_text import config_text
 from qlora_lab.runs.files import read_json, write_json
+from qlora_lab.runs.folder import RunFolder
 from tests.analysis.study_folders import FakeRun, write_study
 from tests.helpers import tiny
 
@@ -170,6 +172,13 @@ def test_an_export_that_was_touched_is_told(out: Path, tmp_path: Path, capsys: p
     assert "15 files as released" in capsys.readouterr().out
     (folder_of(touched, "000000000000") / "adapter_model.safetensors").write_bytes(b"another one")
     assert "adapter_model.safetensors has changed" in refusal(capsys, "--verify", "--out", str(touched))
+
+
+def test_a_path_on_an_axis_is_no_part_of_a_name(tmp_path: Path) -> None:
+    run = PublishedRun(
+        RunFolder(tmp_path / "000000000000"), {"data.source.path": "/home/ann/acme/x.jsonl", "seed": "0"}
+    )
+    assert run.name == "data.source.path-x.jsonl-seed-0-000000000000"
 
 
 def test_names_of_folders_lose_only_their_folders() -> None:

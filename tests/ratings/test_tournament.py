@@ -109,5 +109,8 @@ def test_the_released_ratings(capsys: pytest.CaptureFixture[str]) -> None:
     assert (result["matches"], result["questions"]) == (1600, 80)  # the release leaves two verdicts unread
     assert result["order"]["unread"] == 0
     assert [row["system"] for row in result["systems"]] == ["gpt4", "65b-guanaco", "vicuna-13b", "gpt35", "7b-guanaco"]
+    # as sweeps/paper/README.md has them
+    ratings = [row["rating"] for row in result["systems"]]
+    assert ratings == pytest.approx([1341, 978, 934, 924, 823], abs=2)
     assert result["order"]["first"] == pytest.approx(864 / 1600)
     assert result["first_advantage"][1] > 0, "GPT-4 prefers the answer shown first"

@@ -76,7 +76,7 @@ def test_an_answer_is_stopped_and_its_row_leaves(server: Served, browser: WebDri
     wait_for(browser, "return running === null")
     WebDriverWait(server.engine, WAIT_S, 0.01).until(lambda engine: engine.running == 0)
     assert any("stopped" in who for who in texts(browser, ".who"))
-    assert any(len(job.writing.token_ids) < 450 for job in server.jobs[-2:])
+    assert all(len(job.writing.token_ids) < 450 for job in server.jobs[-2:])
 
 
 def test_texts_of_models_and_people_are_only_text(

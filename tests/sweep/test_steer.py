@@ -162,6 +162,49 @@ def test_watching_ends_when_no_run_is_left_to_wait_for(
     assert said.count("study bits: 8 runs: ") == 4 and "study bits: 8 runs: 5 finished, 3 failed" in said
 
 
+def test_a_status_is_told_without_a_scheduler_that_answers(
+    plan: Plan, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: FakeScheduler) -> list[Job]:
+        raise LaunchError("squeue is not on this machine")
+
+    monkeypatch.setattr(FakeScheduler, "query", refuse)
+    steer.steer(asked(plan, "status"))
+    said = capsys.readouterr().out
+    assert "study bits: 8 runs: " in said and "jobs: not known, squeue is not on this machine" in said
+
+
+def test_watching_ends_where_nothing_executes_what_is_left(
+    plan: Plan, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queues = [scheduler.query(), []]
+    for index in range(8):
+        put(plan, index, record(FINISHED if index < 6 else INTERRUPTED))
+    monkeypatch.setattr(FakeScheduler, "query", lambda self: queues.pop(0))
+    monkeypatch.setattr(steer.time, "sleep", lambda seconds: None)
+    steer.steer(asked(plan, "watch"))
+    assert not queues
+    assert "2 runs are left, and nothing in the queue executes them; `resume` or `retry`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["resume", "retry"])
+def test_what_is_executed_again_is_told_to_programs(
+    plan: Plan,
+    scheduler: FakeScheduler,
+    monkeypatch: pytest.MonkeyPatch,
+    action: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for index in range(8):
+        put(plan, index, record(FINISHED if index < 6 else INTERRUPTED if index == 6 else FAILED))
+    monkeypatch.setattr(FakeScheduler, "query", lambda self: [])
+    monkeypatch.setattr(study, "execute", lambda plan, record: print("words for people"))
+    steer.steer(asked(plan, action, as_json=True))
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"runs": [plan.runs[6 if action == "resume" else 7].run_id]}
+    assert said.err == "words for people\n"
+
+
 @pytest.mark.parametrize("action", ["cancel", "hold", "release", "logs", "clean", "watch"])
 def test_every_command_tells_programs(
     plan: Plan, scheduler: FakeScheduler, action: str, capsys: pytest.CaptureFixture[str]

@@ -215,7 +215,11 @@ def test_wandb_that_cannot_start_is_no_failure(
     assert "tracking stopped (no service)" in capsys.readouterr().out
 
 
-def test_a_killed_service_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_service_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb.teardown()  # a service that began elsewhere is no child of this process
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
     session = open_session(offline(tmp_path), ID, "a_study", tmp_path)
     assert isinstance(session, GuardedSession) and isinstance(session._session, WandbSession)
     session.log(1, {"train/loss": 2.5})

@@ -52,6 +52,7 @@ STYLE: dict[str, Any] = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a regex of an adapter's layers has dollars
     "figure.dpi": 100,
 }
 

@@ -123,7 +123,7 @@ def test_a_prefix_is_run_once_and_batches_change_nothing(
 ) -> None:
     expected = run("mmlu", questions, shots=5, examples=examples)
     whole = sum(item["prompt_tokens"] for item in expected.items["mmlu"])
-    assert expected.metrics["tokens"] < whole / 2
+    assert expected.metrics["tokens"] < whole / 2  # ten questions of two subjects; many of one come to a third and less
     for batch_tokens in (1, 90, 250, 100_000):
         outcome = run("mmlu", questions, make_examinee(batch_tokens=batch_tokens), shots=5, examples=examples)
         # float32: padding and the order of rows change how sums are rounded
