@@ -68,7 +68,7 @@ class OpenedBase:
     @property
     def _by_token(self) -> list[nn.Parameter]:
         """The weights with a row for each token; some bases have rows to spare, which new tokens take."""
-        layers = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        layers: list[Any] = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
         return [layer.weight for layer in layers if layer is not None]
 
     def is_quantized(self, name: str) -> bool:

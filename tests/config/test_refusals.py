@@ -61,7 +61,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "4 of 16 combinations cannot work, such as data=procedural_clean_128 seed=0 quant=nf4 adapter=none: quant",
         ),
         ("sweep.action=stop", "sweep.action must be one of run, plan, status"),
-        ("hydra/launcher=submitit_local", "hydra/launcher=submitit_local goes with one of Hydra's sweepers: add hydra/sw"),
+        (
+            "hydra/launcher=submitit_local",
+            "hydra/launcher=submitit_local goes with one of Hydra's sweepers: add hydra/sw",
+        ),
         ("+experiment=dataset_quality sweep.action=status", "no study 'dataset_quality' was started"),
         ("experiment=dataset_quality", "write it with +: +experiment=dataset_quality"),
         ("+experiment=dataset_quality,data_types", "+experiment names one study"),
