@@ -224,7 +224,7 @@ def test_a_killed_service_is_no_failure(
     assert isinstance(session, GuardedSession) and isinstance(session._session, WandbSession)
     session.log(1, {"train/loss": 2.5})
     listed = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=True
     ).stdout
     services = [int(line.split()[0]) for line in listed.splitlines() if "wandb-core" in line]
     assert services
