@@ -2,6 +2,9 @@
 PYTHON ?= python3
 # Test processes, of one thread each.
 JOBS ?= 2
+# Tests that start whole processes: commands, notebooks, browsers.
+PROCESSES := tests/end_to_end tests/notebooks tests/sweep/test_stock.py tests/annotation/test_browser.py \
+	tests/serving/test_browser.py
 IN_PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,11 +18,11 @@ sweep: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) --ignore=tests/end_to_end --ignore=tests/cuda
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) $(PROCESSES:%=--ignore=%) --ignore=tests/cuda
 
-# Whole commands, started, stopped and killed: four minutes.
+# Whole commands, stopped and killed, notebooks, browsers: five minutes.
 test-processes: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) tests/end_to_end
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) $(PROCESSES)
 
 # On a SLURM cluster of its own, which needs root and the packages of tests/slurm/install.sh; skipped without them.
 test-slurm: $(VENV)/.ready-dev
