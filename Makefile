@@ -2,9 +2,9 @@
 PYTHON ?= python3
 # Test processes, of one thread each.
 JOBS ?= 2
-# Tests that start whole processes: commands, notebooks, browsers.
+# Tests that start whole processes: commands, notebooks, browsers; and those beside lm-evaluation-harness.
 PROCESSES := tests/end_to_end tests/notebooks tests/sweep/test_stock.py tests/annotation/test_browser.py \
-	tests/serving/test_browser.py
+	tests/serving/test_browser.py tests/evaluation/benchmarks/test_harness.py
 IN_PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,9 +20,12 @@ test: $(VENV)/.ready-dev
 	$(BIN)/python -m qlora_lab.fetch smollm2_135m
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) $(PROCESSES:%=--ignore=%) --ignore=tests/cuda
 
-# Whole commands, stopped and killed, notebooks, browsers: five minutes.
+# Whole commands, stopped and killed, notebooks, browsers, and 20 studies beside Hydra, drawn from SEED: six minutes.
+SEED ?= 0
 test-processes: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) $(PROCESSES)
+	QLORA_LAB_EXAMPLES=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --hypothesis-seed=$(SEED) \
+		tests/sweep/test_compose_property.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs $(IN_PARALLEL) $(PROCESSES)
 
 # On a SLURM cluster of its own, which needs root and the packages of tests/slurm/install.sh; skipped without them.
 test-slurm: $(VENV)/.ready-dev
@@ -44,7 +47,7 @@ gpu-check:
 
 # The CUDA kernels on a CPU, also under AddressSanitizer and UBSan, and what nvcc makes of them for every GPU: two minutes.
 kernels-check: $(VENV)/.ready-dev
-	QLORA_LAB_SANITIZE=1 QLORA_LAB_GATE=1 $(BIN)/python -m pytest tests/cuda
+	QLORA_LAB_SANITIZE=1 QLORA_LAB_GATE=1 $(BIN)/python -m pytest -rs tests/cuda
 
 setup: $(VENV)/.ready
 

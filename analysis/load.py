@@ -17,11 +17,12 @@ from analysis.sources.parallel import read_in_processes
 from analysis.sources.row_table import RowTable
 from analysis.sources.run_folders import RECORD_FILES, find_run_folders, history_rows, read_json_lines, run_rows
 from analysis.sources.run_row import BASE_COLUMNS
-from analysis.sources.wandb_project import SCHEME, OnlineRun, project_runs
+from analysis.sources.wandb_project import SCHEME, OnlineRun, project_runs, read_curves, read_rows
 from analysis.sources.wandb_runs import mirrored_history, mirrored_rows, read_runs, run_key, wandb_files
 from qlora_lab.errors import ConfigError, RunFolderError
 
 ROW_COLUMNS = ("set", "key", "family", "loss_sum", "target_tokens", "target_bytes", "exact_match")
+REQUIRED_COLUMNS = frozenset(ROW_COLUMNS) - {"family"}
 FIRST_COLUMNS = ("run_id", "step", "time_s")  # of a history
 Source = Path | str | Iterable[Path | str]
 
@@ -33,7 +34,7 @@ def load_runs(
 
     Args:
         source: a run folder, a folder of run folders, an offline W&B folder (`wandb/`), a W&B project
-            (`wandb://ENTITY/PROJECT`), or a list of these.
+            (`wandb://ENTITY/PROJECT`) or a run of one (`wandb://ENTITY/PROJECT/RUN_ID`), or a list of these.
         cache: a folder where rows are kept, so that only new and changed runs are read again; None: in the project's
             cache; False: nothing is kept.
         aliases: metrics that were logged under another name, as `{other name: name}`. Without it a metric of two names
@@ -45,7 +46,9 @@ def load_runs(
         `started_at`, `ended_at`, `wall_time_s` (of the last attempt), `attempt`, `traceback`, `folder`, `also_in`,
         then `config.GROUP.KEY`, `environment.KEY`, `data.COUNT`, and the metrics by their names (`eval/loss`).
         What a run does not have is NaN or None. A damaged folder is a row in state `unreadable`. W&B's files give the
-        same cells, but for `folder`; of an attempt that was killed they know the configuration and the curve alone.
+        same cells, but for `folder`; of an attempt that was killed they lack up to its last 15 seconds. A damaged W&B
+        file is named in `reason`; its run is `unreadable` unless it has finished, when all that can be missing is part
+        of its curve.
 
         A run that is in several places is one row: that of the folder which is named by its id, or else of the place
         that comes first. `also_in` (JSON) lists the others, which are not read into any number.
@@ -77,7 +80,8 @@ def load_history(
     Returns:
         One row a step of a run: `run_id`, `step`, `time_s`, and the metrics by name; by run, and by step within a run.
         A step that was taken twice, since the run went on from a checkpoint, has the values of the last time. Lines
-        that cannot be read are left out; `frame.attrs["damaged_lines"]` counts them by run.
+        that cannot be read are left out; `frame.attrs["damaged_lines"]` counts them by run (of W&B's files, the damaged
+        places: nobody knows how many lines were there).
 
     Raises:
         RunFolderError: `source` does not exist, or W&B cannot be reached.
@@ -127,19 +131,23 @@ def load_rows(run_folder: Path) -> pd.DataFrame:
     Raises:
         RunFolderError: the file is missing, holds no row, or has a line that is not a row (named).
     """
+    return pd.DataFrame(read_row_columns(run_folder))
+
+
+def read_row_columns(run_folder: Path) -> dict[str, np.ndarray]:
+    """Return the columns of `load_rows` as arrays, which thousands of runs are read into faster than into frames."""
     path = run_folder / "evaluation" / "rows.jsonl"
     rows = []
     for number, row in read_json_lines(path):
-        if row is None or any(column not in row for column in ROW_COLUMNS if column != "family"):
+        if row is None or not row.keys() >= REQUIRED_COLUMNS:
             raise RunFolderError(
                 f"{path}, line {number}, is not a row with {', '.join(ROW_COLUMNS)}; score the run again"
             )
         rows.append(row)
     if not rows:
         raise RunFolderError(f"{path} holds no row; score the run again")
-    names, numbers = ROW_COLUMNS[:3], ROW_COLUMNS[3:]
-    texts = {name: [row.get(name) for row in rows] for name in names}
-    return pd.DataFrame(texts | {name: np.array([row[name] for row in rows], dtype=float) for name in numbers})
+    texts = {name: np.array([row.get(name) for row in rows], dtype=object) for name in ROW_COLUMNS[:3]}
+    return texts | {name: np.array([row[name] for row in rows], dtype=float) for name in ROW_COLUMNS[3:]}
 
 
 Read = Callable[[Sequence[str]], RowTable]
@@ -198,16 +206,14 @@ class _Found:
     """
 
     def __init__(self, source: Source) -> None:
-        items = [source] if isinstance(source, str | Path) else source
+        items = [source] if isinstance(source, str | Path) else list(source)
         self.listed: set[str] = set()
         self._folders: dict[str, None] = {}  # each once
         self._files: dict[str, list[Path]] = {}
-        self._online: dict[str, OnlineRun] = {}
-        for item in items:
-            if str(item).startswith(SCHEME):
-                self._online |= project_runs(str(item))
-                self.listed.add(str(item).rstrip("/"))
-                continue
+        addresses = [str(item).rstrip("/") for item in items if str(item).startswith(SCHEME)]
+        self._online: dict[str, OnlineRun] = project_runs(addresses)
+        self.listed.update(addresses)  # as no other key begins with the address of a run, that one does no harm
+        for item in (item for item in items if not str(item).startswith(SCHEME)):
             place = Path(item).resolve()
             files = wandb_files(place)
             for file in files:
@@ -233,14 +239,14 @@ class _Found:
         }
 
     def read(self, keys: Sequence[str], of_folders: Read, *, with_history: bool) -> RowTable:
-        """Read runs anew; the curve of one on a server is asked for only on demand."""
+        """Read runs anew."""
         files = [self._files[key] for key in keys if key in self._files]
         of_files = _history_of_files if with_history else _rows_of_files
-        online = {key: self._online[key].read(with_history) for key in keys if key in self._online}
+        online = [self._online[key] for key in keys if key in self._online]
         tables = [
             read_in_processes(of_folders, [key for key in keys if key in self._folders]),
             read_in_processes(of_files, files),
-            (mirrored_history if with_history else mirrored_rows)(online),
+            mirrored_history(read_curves(online)) if with_history else mirrored_rows(read_rows(online)),
         ]
         return RowTable.joined(tables)
 

@@ -25,8 +25,8 @@ MODELS = ("llama_7b", "llama_13b", "llama_33b", "llama_65b")
 CARDS = (24, 48, 80)
 # Components of a plan that are drawn as one, from below; the hatch tells them apart without any colour.
 PARTS: dict[str, tuple[tuple[str, ...], str]] = {
-    "4-bit weights, absmax": (("packed_weights", "absmax"), ""),
-    "embeddings, head, norms": (("dense_weights",), "//"),
+    "4-bit weights, absmax": (("packed_weights", "absmax", "nested_absmax"), ""),
+    "embeddings, head, norms": (("embeddings", "head", "dense_weights"), "//"),
     "adapters, gradients": (("adapters", "gradients"), ""),
     "optimizer states": (("optimizer",), "\\\\"),
     "activations, workspace": (("activations", "loss", "workspace"), "xx"),
@@ -83,7 +83,9 @@ def draw(found: Sequence[Bar]) -> "Figure":
     axes.set_ylabel("GiB")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(0.14, 0.92))
-    axes.set_title(f"QLoRA, rank {RANK}, one row of {TOKENS} tokens, gradient checkpointing (predicted)", loc="left")
+    axes.set_title(
+        f"QLoRA, bfloat16 adapters of rank {RANK}, one row of {TOKENS} tokens, checkpointing (predicted)", loc="left"
+    )
     return figure
 
 

@@ -1,7 +1,7 @@
-"""A study opened for a notebook: its plan, its runs, its answer, and what the original study printed."""
+"""A study opened for a notebook: its plan, its runs, its answer and its figures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,13 @@ import pandas as pd
 
 from analysis.report.figures.answers import arm_figure
 from analysis.report.figures.curves import curve_figure
+from analysis.report.figures.scaling import scaling_figure
 from analysis.report.overview import training_curves
 from analysis.report.study_report import read_study
 from analysis.report.tables import arm_table
 from analysis.report.terminal import remarks
 from analysis.study.answer import Answer
+from analysis.study.arms import label_arms
 from analysis.study.plan import STUDIES, StudyPlan, planned_folders
 from qlora_lab.errors import RunFolderError
 
@@ -41,6 +43,11 @@ class OpenedStudy:
         return self.answer.runs
 
     @property
+    def counted(self) -> pd.DataFrame:
+        """The rows of `runs` that are in the means."""
+        return self.runs[~self.runs["run_id"].isin(self.answer.not_counted["run_id"])]
+
+    @property
     def table(self) -> pd.DataFrame:
         """One row an arm, the best first, as the terminal shows it."""
         return arm_table(self.answer)
@@ -60,10 +67,26 @@ class OpenedStudy:
             return None
         return curve_figure(curves.history, curves.groups, metric, stopped=curves.stopped)
 
+    def scaling_figure(self) -> "Figure":
+        """Draw the metric against the number of parameters: a line for each setting that varies at one size."""
+        places = self.plan.places
+        sizes = [axis for axis in self.answer.axes if axis.partition(".")[0] == "model"]
+        told_apart = list(sizes)
+        for axis in self.answer.axes:
+            if axis not in told_apart and _distinct(places, [*told_apart, axis]) > _distinct(places, told_apart):
+                told_apart.append(axis)
+        others = told_apart[len(sizes) :]
+        lines = label_arms({run: {axis: place[axis] for axis in others} for run, place in places.items()})
+        runs = self.counted.assign(line=self.counted["run_id"].map(lines))
+        return scaling_figure(runs, self.answer.metric, by="line" if others else None)
+
     def over_arms(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return the means of further columns over the runs that count, one row an arm, in the order of the table."""
-        counted = self.runs[~self.runs["run_id"].isin(self.answer.not_counted["run_id"])]
-        return counted.groupby("arm")[list(columns)].mean().reindex(self.answer.arms)
+        return self.counted.groupby("arm")[list(columns)].mean().reindex(self.answer.arms)
+
+
+def _distinct(places: Mapping[str, Mapping[str, str]], axes: Sequence[str]) -> int:
+    return len({tuple(place[axis] for axis in axes) for place in places.values()})
 
 
 def nearest(name: str) -> Path:
@@ -100,10 +123,3 @@ def open_study(name: str, runs_dir: Path | None = None) -> OpenedStudy:
     runs = study.answer.runs
     study.answer.runs = runs.assign(**{count: math.nan for count in PARAMETERS if count not in runs})
     return OpenedStudy(study.plan, study.answer)
-
-
-def printed(name: str) -> pd.DataFrame:
-    """Return one of the tables of sweeps/paper/, such as `elo`: what the original study reported."""
-    from qlora_lab.config.command import shipped  # imports Hydra
-
-    return pd.read_csv(shipped("sweeps") / "paper" / f"{name}.csv")

@@ -1,6 +1,7 @@
 """People compare answers of systems, side by side and without their names, on a page of this machine.
 
 python -m qlora_lab.annotate ANSWERS... --annotators ann,bo --db study.sqlite    # begin; prints a link for each
+python -m qlora_lab.annotate --server http://127.0.0.1:8000/v1 --questions FILE --annotators ann --db study.sqlite
 python -m qlora_lab.annotate --db study.sqlite                                   # go on
 python -m qlora_lab.annotate --db study.sqlite --status                          # how far they are and agree
 python -m qlora_lab.annotate --db study.sqlite --export ratings.jsonl            # for qlora_lab.tournament
@@ -19,6 +20,7 @@ from qlora_lab.annotation.schedule import MOST_REPEATS, asked, comparisons, unan
 from qlora_lab.annotation.store import Store
 from qlora_lab.errors import DataError, QloraLabError
 from qlora_lab.listening import is_loopback, listen
+from qlora_lab.ratings.answers import read_questions
 from qlora_lab.ratings.files import load_answers
 from qlora_lab.runs.files import write_json_lines
 
@@ -26,8 +28,10 @@ PACKAGES = ("fastapi", "uvicorn", "jinja2", "markdown_it")  # of the extra `anno
 
 
 def begin(options: argparse.Namespace) -> Store:
-    """Open the study in options.db, a new one of options.answers where they are named."""
-    if not options.answers:
+    """Open the study in options.db, a new one of options.answers or options.server where they are named."""
+    if options.systems and options.server is None:
+        raise DataError("--systems names models of a --server, and none is given")
+    if not options.answers and options.server is None:
         for name in ("questions", "against", "limit", "repeat"):
             if getattr(options, name):
                 raise DataError(f"--{name} is chosen when a study begins, together with the files of answers")
@@ -36,11 +40,29 @@ def begin(options: argparse.Namespace) -> Store:
         raise DataError(f"--limit must be 1 or more; got {options.limit}")
     if not 0 <= options.repeat <= MOST_REPEATS:
         raise DataError(f"--repeat must be a share from 0 to {MOST_REPEATS:g}; got {options.repeat:g}")
+    if options.server is not None:
+        options.answers = [*options.answers, asked_of_server(options)]
     answers = load_answers(options.answers, options.questions).answers
     chosen = comparisons(answers, against=options.against, limit=options.limit, seed=options.seed)
     for line in unanswered(answers):
         print(f"note: {line}; pairs need both answers", file=sys.stderr)
     return Store.create(options.db, asked(answers), answers, chosen, repeat=options.repeat, seed=options.seed)
+
+
+def asked_of_server(options: argparse.Namespace) -> Path:
+    """Ask a server's models; return the file of their answers, which lies beside the study.
+
+    Raises:
+        DataError: there is nothing to ask, or the server does not answer.
+    """
+    from qlora_lab.annotation.from_server import ask_server
+
+    if options.questions is None:
+        raise DataError("--server needs --questions FILE: the prompts that its models are to answer")
+    file: Path = options.db.with_name(f"{options.db.name}.answers.jsonl")
+    systems = [name.strip() for name in options.systems.split(",") if name.strip()]
+    ask_server(options.server, systems, read_questions(options.questions), file)
+    return file
 
 
 def export(store: Store, file: Path, *, repeats: bool) -> int:
@@ -112,6 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--db", type=Path, required=True, metavar="FILE", help="the study: made, or gone on with")
     parser.add_argument("--annotators", default="", metavar="NAME,NAME", help="who votes; more can be added later")
     parser.add_argument("--questions", type=Path, metavar="FILE", help="prompts, where the files of answers lack them")
+    parser.add_argument("--server", metavar="URL", help="ask this OpenAI-compatible server, such as qlora_lab.serve")
+    parser.add_argument("--systems", default="", metavar="NAME,NAME", help="its models; default: all that it has")
     parser.add_argument("--against", metavar="SYSTEM", help="compare this system with each other one, and no others")
     parser.add_argument("--limit", type=int, metavar="N", help="compare N pairs, spread over the pairs of systems")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""python -m qlora_lab.evaluate run=ID evaluation=vicuna: benchmarks and prompts on finished runs."""
+"""python -m qlora_lab.evaluate run=ID evaluation=vicuna: benchmarks and prompts on finished runs, and on adapters."""
 
 import sys
 import time
@@ -16,10 +16,11 @@ from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.load import typed_from_hydra
 from qlora_lab.config.schema import BASE, EvaluateConfig
 from qlora_lab.errors import ConfigError, QloraLabError, RunFolderError
-from qlora_lab.evaluation.candidates import Candidate, alone, asked_base, base_of, trained
+from qlora_lab.evaluation.candidates import Candidate, adapted, alone, asked_base, base_of, trained
+from qlora_lab.runs.attempt import now
 from qlora_lab.runs.evaluations import EvaluationFolder
 from qlora_lab.runs.find import check_finished, find_run
-from qlora_lab.runs.folder import FINISHED, RunFolder, now
+from qlora_lab.runs.folder import FINISHED, RunFolder
 from qlora_lab.runs.heap import restart_with_heap_settings
 from qlora_lab.sweep.status import find_study
 from qlora_lab.wheels import default_cache_dir
@@ -64,8 +65,12 @@ def candidates_of(config: EvaluateConfig) -> list[Candidate]:
     Raises:
         RunFolderError: there is no such run or study, or one that is named has no result.
         ConfigError: an id that was read as a number.
+        ModelError: there is no such adapter, or files of the model that was named are missing.
     """
     runs_dir = Path(config.paths.runs_dir)
+    if config.adapter_folder is not None:
+        base = asked_base(config, hardware.detect())
+        return [adapted(base, Path(config.adapter_folder), runs_dir, config.system)]
     if config.run == BASE:
         return [alone(asked_base(config, hardware.detect()), runs_dir, config.system)]
     if config.study is not None:
@@ -192,7 +197,7 @@ def execute(candidate: Candidate, task: "Task", folder: EvaluationFolder, opened
             "name": task.name,
             "system": candidate.name,
             "run": run.run_id if run is not None else None,
-            "adapter_sha256": run.result()["adapter_sha256"] if run is not None else None,
+            "adapter_sha256": candidate.adapter_sha256,
             "base": asdict(candidate.base),
             "threads": torch.get_num_threads(),
         }

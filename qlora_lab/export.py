@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.report.study_report import read_study
 from qlora_lab.errors import DataError
 from qlora_lab.publishing.card import base_name, base_revision, model_card, settings_of
 from qlora_lab.publishing.hub import planned_uploads, upload
 from qlora_lab.publishing.manifest import MANIFEST, publish, verify
-from qlora_lab.publishing.numbers import answer_of, arm_sentence, measured
-from qlora_lab.publishing.public import public
+from qlora_lab.publishing.numbers import arm_sentence, measured
+from qlora_lab.publishing.public import command_line, public
 from qlora_lab.publishing.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PublishedRun, Selection, select_runs
 from qlora_lab.publishing.study_index import ADAPTERS, write_index
 from qlora_lab.ratings.command import run
@@ -32,29 +33,30 @@ def write_export(out: Path, chosen: Selection, *, command: str) -> None:
     Raises:
         DataError: `out` is there already, or something private would be published.
     """
-    publish(out, lambda folder: _write(folder, chosen), layout=FORMAT, command=command)
+    publish(out, lambda folder: _write(folder, chosen), layout=FORMAT, command=command, paths=chosen.paths)
 
 
 def _write(folder: Path, chosen: Selection) -> dict[str, Any]:
     metrics = {one.run_id: measured(one) for one in chosen.runs}
-    answer = None
+    study = None
     if chosen.study_folder is not None:
-        answer = answer_of(chosen.study_folder, chosen.runs[0].folder.path.parent)
+        study = read_study(chosen.study_folder, chosen.runs[0].folder.path.parent)
     for one in chosen.runs:
         place = folder / ADAPTERS / one.name
         place.mkdir(parents=True)
-        arm = None if answer is None else arm_sentence(answer, one.run_id)
+        arm = None if study is None else arm_sentence(study.answer, one.run_id)
         shutil.copyfile(one.folder.adapter / ADAPTER_WEIGHTS, place / ADAPTER_WEIGHTS)
         write_json(place / ADAPTER_CONFIG, adapter_config(one))
         write_json(place / "settings.json", _settings(one))
-        (place / "README.md").write_text(str(public(model_card(one, metrics[one.run_id], arm))), encoding="utf-8")
-    write_index(folder, chosen, metrics, answer)
+        card = public(model_card(one, metrics[one.run_id], arm), one.paths)
+        (place / "README.md").write_text(str(card), encoding="utf-8")
+    write_index(folder, chosen, metrics, study)
     return {"study": chosen.study, "runs": [one.run_id for one in chosen.runs]}
 
 
 def adapter_config(one: PublishedRun) -> dict[str, Any]:
     """Return PEFT's settings of an adapter, its base named as others can find it."""
-    settings: dict[str, Any] = public(read_json(one.folder.adapter / ADAPTER_CONFIG))
+    settings: dict[str, Any] = public(read_json(one.folder.adapter / ADAPTER_CONFIG), one.paths)
     revision = base_revision(one) if one.config.model.hub_id else None
     return settings | {"base_model_name_or_path": base_name(one.config.model), "revision": revision}
 
@@ -65,8 +67,8 @@ def _settings(one: PublishedRun) -> dict[str, Any]:
     return {
         "run": one.run_id,
         "config": settings_of(one),
-        "result": public(one.result),
-        "environment": public(kept),
+        "result": public(one.result, one.paths),
+        "environment": public(kept, one.paths),
     }
 
 
@@ -91,7 +93,7 @@ def _work(options: argparse.Namespace, arguments: Sequence[str]) -> str:
     if not options.runs and not (options.verify or options.namespace):
         raise DataError("an export needs study=NAME, or ids or folders of runs; name some")
     if options.runs:
-        command = " ".join(["python -m qlora_lab.export", *arguments])
+        command = command_line("qlora_lab.export", arguments)
         write_export(options.out, select_runs(options.runs, options.runs_dir), command=command)
     said = [verify(options.out)]
     if options.namespace is not None:
@@ -102,8 +104,8 @@ def _work(options: argparse.Namespace, arguments: Sequence[str]) -> str:
         if options.upload:
             said += upload(uploads, private=options.private)
         else:
-            said += [f"would send {one}" for one in uploads]
-            said.append("nothing was sent; --upload sends it")
+            said += [f"would send {one}{', private' if options.private else ''}" for one in uploads]
+            said.append("nothing was sent; --upload sends it, with a token in HF_TOKEN")
     return "\n".join(said)
 
 

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from analysis.study.plan import planned_folders, read_plan, runs_folder
 from qlora_lab.errors import DataError
 from qlora_lab.publishing.manifest import publish, verify
-from qlora_lab.publishing.public import public, slug
+from qlora_lab.publishing.public import command_line, paths_in, public, slug
 from qlora_lab.ratings.answers import Answer, Question, read_answers
 from qlora_lab.ratings.command import is_person, run
 from qlora_lab.ratings.files import AnswerFiles, files_in, load_answers, read_ratings
@@ -201,7 +201,9 @@ def _by_name(folder: Path, field: str, rows: Sequence[dict[str, Any]]) -> None:
 def _settings(folder: RunFolder) -> dict[str, Any]:
     environment = folder.environment() or {}
     kept = {name: environment.get(name) for name in ("packages", "python", "git_commit", "command")}
-    return {"config": public(of_the_result(folder.config())), "environment": public(kept)}
+    config = folder.config()
+    paths = paths_in(asdict(config))
+    return {"config": public(of_the_result(config), paths), "environment": public(kept, paths)}
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
@@ -229,7 +231,7 @@ def _work(options: argparse.Namespace, arguments: Sequence[str]) -> str:
         return verify(options.out)
     if not options.sources:
         raise DataError("a release needs answers, ratings or run folders to publish; name some")
-    command = " ".join(["python -m qlora_lab.release", *arguments])
+    command = command_line("qlora_lab.release", arguments)
     write_release(options.out, options.sources, options.questions, names=options.names, command=command)
     return verify(options.out)
 

@@ -8,53 +8,43 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from qlora_lab.adapters.lora import add_adapters, count_parameters, train_everything
+from qlora_lab.adapters.lora import count_parameters
 from qlora_lab.adapters.peft_format import save_adapter, save_full
 from qlora_lab.config import hardware
 from qlora_lab.config.schema import RunConfig
-from qlora_lab.data.batching import plan_steps
-from qlora_lab.data.prepare import PreparedData, data_of_run
 from qlora_lab.errors import ConfigError, LeaseLostError, TrainingError
 from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.run import BenchmarkOutcome, check_benchmarks, check_packages, run_benchmarks
-from qlora_lab.evaluation.candidates import base_of
-from qlora_lab.evaluation.run_model import base_model
 from qlora_lab.evaluation.suite import EvaluationOutcome, evaluate
 from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
-from qlora_lab.models.load import commit_of, load_tokenizer
-from qlora_lab.models.loss import check_output_head
-from qlora_lab.models.packing import check_packing
+from qlora_lab.models.load import commit_of
 from qlora_lab.models.precision import computing_in
-from qlora_lab.models.warm import WarmBase, base_key
+from qlora_lab.models.warm import WarmBase
 from qlora_lab.ops.blockwise.checks import DTYPES
 from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
-from qlora_lab.quant.quantizer import QuantizedShare, count_quantized
 from qlora_lab.runs.causes import STOPPED
 from qlora_lab.runs.environment import environment
-from qlora_lab.runs.fingerprint import check_model_fingerprint
-from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, MetricsFile, RunFolder
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
+from qlora_lab.runs.heap import give_back
 from qlora_lab.runs.lease import Lease
+from qlora_lab.runs.metrics_file import MetricsFile
 from qlora_lab.tracking.session import NoSession, Session, open_session
 from qlora_lab.train.fit import FitResult, TrainingInterrupted, fit
 from qlora_lab.train.interrupt import stop_requests
 from qlora_lab.train.peak_memory import PeakMemory
 from qlora_lab.train.progress import progress_for
 from qlora_lab.train.rng import seed_everything
-from qlora_lab.wheels import default_cache_dir
+from qlora_lab.workbench import Workbench, build, say_what_was_built
 
 Record = Callable[[int, dict[str, float]], None]
 Clock = Callable[[], float]
-HEAD_CHECK_TOKENS = 8
 LOST = "lost"  # what `execute` says of an attempt that another one has replaced
-LITTLE_QUANTIZED = 0.5  # of the matrix weights; below it the run says so
 
 
 def execute(
@@ -135,55 +125,6 @@ def _clock_from(elapsed_s: float) -> Clock:
     return lambda: elapsed_s + time.monotonic() - started
 
 
-@dataclass(frozen=True)
-class Workbench:
-    """What a run works with, before its first step."""
-
-    model: PreTrainedModel
-    tokenizer: Any
-    data: PreparedData
-    plan: list[list[int]]
-    quantized: QuantizedShare
-
-    def plan_metrics(self) -> dict[str, float]:
-        """Return how much of the training data the plan holds."""
-        drawn = [row for step in self.plan for row in step]
-        return {"train/rows_seen": len(set(drawn)), "train/epochs": len(drawn) / len(self.data.train)}
-
-
-def build(config: RunConfig, bases: WarmBase | None = None) -> Workbench:
-    """Load, quantize and adapt the model, and prepare the data and the plan of steps."""
-    cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
-    check_model_fingerprint(config.model)
-    tokenizer = load_tokenizer(config.model, cache_dir)
-    data = data_of_run(config, tokenizer, cache_dir)
-    model = base_model(
-        base_of(config),
-        tokenizer,
-        cache_dir=cache_dir,
-        cache_bases=config.paths.cache_bases,
-        bases=bases,
-        key=base_key(config),
-    )
-    check_output_head(model, torch.tensor([data.train[0].input_ids[:HEAD_CHECK_TOKENS]], device=model.device))
-    if config.data.packing:
-        check_packing(model)
-    quantized = count_quantized(model)
-    if config.adapter.kind == "lora":
-        add_adapters(model, config.adapter, torch.Generator().manual_seed(config.seed))
-    else:
-        train_everything(model)
-    plan = plan_steps(
-        data.train_lengths,
-        batch_size=config.trainer.batch_size,
-        max_steps=config.trainer.max_steps,
-        max_tokens=config.trainer.max_train_tokens,
-        seed=config.seed,
-        group_by_length=config.trainer.group_by_length,
-    )
-    return Workbench(model, tokenizer, data, plan, quantized)
-
-
 def _execute(
     folder: RunFolder, config: RunConfig, session: Session, clock: Clock, bases: WarmBase | None
 ) -> dict[str, Any]:
@@ -194,6 +135,7 @@ def _execute(
         raise ConfigError("trainer.threads must be resolved before a run; got null; plan the run again")
     torch.set_num_threads(config.trainer.threads)
     folder.write_environment(_environment(config))
+    session.begin(folder.summary())
     memory = PeakMemory(config.trainer.device)
     metrics_file = MetricsFile(folder, clock)
 
@@ -203,15 +145,16 @@ def _execute(
     # Before anything is initialised, so that a seed fixes the adapters too.
     seed_everything(config.seed)
     bench = build(config, bases)
-    _say_what_was_built(bench, config, folder.run_id)
+    say_what_was_built(bench, config, folder.run_id)
     check_benchmarks(_examinee(bench, config), config.evaluation.benchmarks)
-    if bench.data.removed:
-        folder.write_removed_rows(bench.data.removed)
+    if bench.data.removed is not None:
+        folder.copy_removed_rows(bench.data.removed.path)
     if config.evaluation.before_training and not folder.has_metric(0, "eval/loss"):
         record(0, _evaluate(bench, config).metrics)
     memory.end_section()
     trained = _train(bench, config, folder, record)
     training_peaks = memory.end_section()
+    give_back()
     checksum = _save_weights(bench, config, folder)
     evaluation_started = time.monotonic()
     outcome = _evaluate(bench, config)
@@ -244,24 +187,16 @@ def _execute(
     }
 
 
-def _say_what_was_built(bench: Workbench, config: RunConfig, run_id: str) -> None:
-    print(f"run {run_id}: {bench.data.report.summary()}", flush=True)
-    share = bench.quantized
-    if config.quant.format != "none" and share.share < LITTLE_QUANTIZED:
-        print(
-            f"run {run_id}: only {share.share:.0%} of the {share.matrices:,} matrix weights outside embeddings and "
-            "head are quantized; the others are in no plain linear layers (fused experts, for example) and stay dense",
-            flush=True,
-        )
-
-
 def _check_device(config: RunConfig) -> None:
-    """A run goes on only on the kind of device it was resolved for: another kind gives other numbers."""
+    """A run goes on only on the kind of device it was resolved for, and with the kernels that were asked for."""
+    KERNELS.require()
     if config.trainer.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "trainer.device is 'cuda', but torch sees no GPU here; run it where one is, "
             "or plan it for this machine with trainer.device=cpu (that is another run)"
         )
+    if config.trainer.device == "cuda":
+        CUDA_KERNELS.require()
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # torch: only once there is something to serve
 
 PACKAGES = ("fastapi", "uvicorn")  # of the extra `serve`
 SHORTEST_TOKEN = 16
+FEWEST_CACHE_TOKENS = 16
+SHARE_OF_A_GPU, SHARE_OF_THE_HOST = 0.5, 0.25  # of its free memory, or of all; for keys and values of answers
 LAST_ANSWERS_S = 5  # that a stopping server waits for its connections
 
 
@@ -54,8 +56,9 @@ def serve(node: DictConfig) -> None:
         def failed() -> None:
             server.should_exit = True
 
-        engine = Engine(shared, Scheduler(shared, max_rows=config.max_rows), failed)
-        limits = Limits(config.max_waiting, config.max_body_kb * 1024, config.max_new_tokens)
+        cache_tokens = cache_tokens_of(config, shared)
+        engine = Engine(shared, Scheduler(shared, max_rows=config.max_rows, max_cache_tokens=cache_tokens), failed)
+        limits = Limits(config.max_waiting, config.max_body_kb * 1024, config.max_new_tokens, cache_tokens)
         # No log_config: it would close the handlers of everybody else's logs.
         server = Server(
             uvicorn.Config(
@@ -96,6 +99,37 @@ def token_of(config: ServeConfig) -> str | None:
     return token or None
 
 
+def cache_tokens_of(config: ServeConfig, shared: "SharedBase") -> int | None:
+    """Return how many tokens of prompts and answers are remembered at a time; None: the host's memory is not known.
+
+    Raises:
+        ConfigError: the budget is none for any answer.
+    """
+    import torch
+
+    from qlora_lab.serving.batch import cache_bytes_per_token
+
+    budget_bytes: float | None
+    if config.cache_budget_mb is not None:
+        budget_bytes = config.cache_budget_mb * 1e6
+    elif shared.model.device.type == "cuda":
+        budget_bytes = torch.cuda.mem_get_info()[0] * SHARE_OF_A_GPU
+    else:
+        total = hardware.detect().memory_bytes
+        budget_bytes = None if total is None else total * SHARE_OF_THE_HOST
+    if budget_bytes is None:
+        return None
+    of_a_token = cache_bytes_per_token(shared)
+    tokens = int(budget_bytes // of_a_token)
+    if tokens < FEWEST_CACHE_TOKENS:
+        raise ConfigError(
+            f"cache_budget_mb must hold at least {FEWEST_CACHE_TOKENS} tokens of {shared.base.name}, "
+            f"{FEWEST_CACHE_TOKENS * of_a_token / 1e6:g} MB; {budget_bytes / 1e6:g} MB hold {tokens}"
+        )
+    print(f"prompts and answers under way have at most {tokens:,} tokens together, {budget_bytes / 1e6:,.0f} MB")
+    return tokens
+
+
 def open_shared(config: OpenConfig) -> "SharedBase":
     """Open a base, and put on it the adapters that are asked for.
 
@@ -120,6 +154,12 @@ def open_shared(config: OpenConfig) -> "SharedBase":
             "folders and hub ids do not say how their base is loaded; name it, as in model=smollm2_135m quant=nf4"
         )
     base = bases[0] if config.model is None else asked_base(config, hardware.detect())
+    if base.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{base.name} is to compute on a GPU, as a run of it did or as it was asked for, and torch sees none here; "
+            f"for the CPU name the base, as in model={base.model.name} quant={base.quant.format} device=cpu "
+            "+adapters.tuned=RUN"
+        )
     cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
     opened = open_model(alone(base, runs_dir), cache_dir=cache_dir, cache_bases=config.paths.cache_bases)
     budget_bytes = None if config.adapter_budget_mb is None else int(config.adapter_budget_mb * 1e6)

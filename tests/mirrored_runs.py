@@ -1,14 +1,13 @@
 """Runs as W&B mirrors them offline, with the values that a test chooses; see the fixture `isolated_wandb`."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 import wandb
 
-from analysis.sources.wandb_log import read_wandb_file
 from analysis.sources.wandb_runs import wandb_files
 from qlora_lab.runs.mirror import RECORDS, STEP
+from tests.wandb_file import records
 
 QUIET = {
     "console": "off",
@@ -33,10 +32,7 @@ def mirrored(folder: Path, run_id: str, lines: list[dict[str, Any]], summary: di
     run.summary.update(summary)
     run.finish()
     (file,) = set(wandb_files(folder / "wandb")) - before
-    deadline = time.monotonic() + 240
-    while not read_wandb_file(file).ended:  # `finish` does not wait for it
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    records(file, timeout_s=240)  # `finish` does not wait for it
     return file
 
 

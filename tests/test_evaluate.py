@@ -17,7 +17,7 @@ from qlora_lab import evaluate as evaluating
 from qlora_lab.config.load import typed_from_hydra
 from qlora_lab.config.refusals import explain
 from qlora_lab.config.schema import EvaluateConfig
-from qlora_lab.errors import ConfigError, DataError, RunFolderError
+from qlora_lab.errors import ConfigError, DataError, ModelError, RunFolderError
 from qlora_lab.evaluate import evaluate
 from qlora_lab.evaluation import run_model
 from qlora_lab.runs.folder import RunFolder
@@ -108,6 +108,28 @@ def test_the_base_of_a_run_is_the_same_as_the_model_alone(
     command(f"run=[{run_id},{runs_dir / run_id}]", "weights=base")
 
 
+def test_an_adapter_of_no_run_is_asked_on_the_model_that_is_named(command: Command, runs_dir: Path) -> None:
+    (run_id,) = (path.name for path in runs_dir.iterdir())
+    command(f"run={run_id}")
+    adapter = runs_dir.parent / "mine"
+    shutil.copytree(runs_dir / run_id / "adapter", adapter)
+    words = [f"adapter_folder={adapter}", "model=tiny_random", "device=cpu", "compute_dtype=float32"]
+    command(*words)
+    command(*words, "weights=trained", "system=another name")  # finished already
+    (asked,) = (runs_dir / "bases").glob("mine-*")
+    own, run = answers_in(only_folder(asked)), answers_in(only_folder(runs_dir / run_id))
+    assert {line["system"] for line in own} == {"mine"}
+    assert [line["answer"] for line in own] == [line["answer"] for line in run]
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 999}))
+    command(*words)
+    changed = next(path for path in (runs_dir / "bases").glob("mine-*") if path != asked)
+    assert [line["answer"] for line in answers_in(only_folder(changed))] != [line["answer"] for line in own]
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "some/other"}))
+    with pytest.raises(ModelError, match="is for the base 'some/other', and this one is 'tiny_random'"):
+        command(*words)
+
+
 def test_runs_of_a_study_are_named_by_their_place_in_it(
     command: Command, runs_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,8 +194,11 @@ def test_a_second_process_waits_for_the_first(
         ([], ConfigError, "give either run=ID"),
         (["run=[]"], ConfigError, "give either run=ID"),
         (["run=a", "study=b"], ConfigError, "give either run=ID"),
-        (["run=a", "model=tiny_random"], ConfigError, "model can be given with run=base only"),
+        (["run=a", "model=tiny_random"], ConfigError, "model can be given with run=base or adapter_folder only"),
         (["run=base"], ConfigError, "run=base needs a model"),
+        (["adapter_folder=a"], ConfigError, "adapter_folder needs a model"),
+        (["run=a", "adapter_folder=b"], ConfigError, "give either run=ID"),
+        (["adapter_folder=none", "model=tiny_random"], ModelError, "none must hold an adapter in PEFT's format"),
         (["run=[a,b]", "system=one"], ConfigError, "system names the answers of one model"),
         (["run=a", "evaluation.prompts.own.top_p=0"], ConfigError, r"evaluation\.prompts\.own\.top_p must be above 0"),
         (["run=a", "evaluation.prompts.own.kind=procedural"], ConfigError, "kind must be file, hub, wheel or probes"),

@@ -33,7 +33,7 @@ LIGHT = [
     "release",
     "export",
 ]
-HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation", "serving", "merging"]
+HEAVY = ["ops", "quant", "adapters", "models", "data", "train", "evaluation", "workbench", "serving", "merging"]
 # What the heavy chain may use of the light one.
 SHARED = {"errors", "hashing", "listening", "config", "wheels", "runs", "ratings"}
 COMMAND_LINES = {"__main__.py"}
@@ -93,3 +93,13 @@ def test_workers_and_the_words_about_a_study_start_without_hydra() -> None:
     code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
     code += "found = {'hydra', 'omegaconf', 'submitit', 'numpy', 'pandas'} & set(sys.modules)\nassert not found, found"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_study_begins_without_what_few_commands_need() -> None:
+    """Half a second of imports is Hydra's, and the most that the start of each command may take."""
+    code = "import sys, qlora_lab.sweep.command; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "hydra" in loaded
+    slow = {"importlib.metadata", "numpy", "pandas", "wandb", "submitit", "transformers", "qlora_lab.sweep.preview"}
+    assert not loaded & slow

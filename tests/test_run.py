@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose
+from safetensors.torch import load_file
 
-from qlora_lab import run
+from qlora_lab import run, workbench
 from qlora_lab.config.hardware import Hardware
 from qlora_lab.config.resolve import resolve
 from qlora_lab.errors import ModelError
-from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
+from qlora_lab.ops.registry import KERNELS
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder
 from qlora_lab.runs.identity import run_id
 from qlora_lab.tracking import session as sessions
 from qlora_lab.train.__main__ import train
@@ -63,6 +65,15 @@ def test_a_result_says_what_was_trained_on_and_how_much_is_quantized(plan: Plan)
     assert 10**7 < peaks["train/peak_rss_bytes"] <= peaks["memory/peak_rss_bytes"]
 
 
+def test_bfloat16_adapters_train_and_are_saved_as_such(plan: Plan) -> None:
+    folder = plan("adapter.dtype=bfloat16", "optim.learning_rate=1e-2", "trainer.max_steps=12")
+    assert run.execute(folder.path) == FINISHED
+    losses = [row["train/loss"] for row in history(folder) if "train/loss" in row]
+    assert losses[-1] < losses[0]
+    saved = load_file(folder.path / "adapter" / "adapter_model.safetensors")
+    assert {values.dtype for values in saved.values()} == {torch.bfloat16}
+
+
 def test_rows_seen_are_distinct(plan: Plan) -> None:
     folder = plan("trainer.max_steps=3")
     assert run.execute(folder.path) == FINISHED
@@ -83,6 +94,10 @@ class Mirror:
         if name == self.fails:
             raise RuntimeError("the mirror broke")
 
+    def begin(self, summary: dict[str, Any]) -> None:
+        assert summary["run"]["status"]["state"] == RUNNING
+        self._note("begin")
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._note("log")
 
@@ -94,7 +109,7 @@ class Mirror:
         self._note(f"finish {state}")
 
 
-@pytest.mark.parametrize("fails", ["nothing", "open", "log", "adapter", "finish finished"])
+@pytest.mark.parametrize("fails", ["nothing", "open", "begin", "log", "adapter", "finish finished"])
 def test_tracking_fails_no_run_and_comes_after_the_result(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: str
 ) -> None:
@@ -250,7 +265,7 @@ def test_the_output_head_is_checked_also_where_nothing_is_trained(plan: Plan, mo
     def refuse(*_: Any) -> None:
         raise ModelError("this head does more")
 
-    monkeypatch.setattr(run, "check_output_head", refuse)
+    monkeypatch.setattr(workbench, "check_output_head", refuse)
     assert failure(plan("trainer.max_steps=0")) == "this head does more"
 
 
@@ -268,16 +283,23 @@ def test_a_model_that_changed_since_the_plan_is_refused(plan: Plan, tmp_path: Pa
     assert "the model tiny_random has changed since this run was planned" in failure(folder)
 
 
-def test_little_quantization_is_said(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernels_and_little_quantization_are_said(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     """A mixture of experts: transformers fuses the experts into one tensor, which no linear layer holds."""
     folder = plan()
-    share = run.QuantizedShare(quantized=100, matrices=1000)
+    share = workbench.QuantizedShare(quantized=100, matrices=1000)
     bench = replace(run.build(folder.config()), quantized=share)
     capsys.readouterr()
-    run._say_what_was_built(bench, folder.config(), folder.run_id)
+    workbench.say_what_was_built(bench, folder.config(), folder.run_id)
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2
-    assert "only 10% of the 1,000 matrix weights outside embeddings and head are quantized" in said[1]
+    assert len(said) == 3
+    assert said[0] == f"run {folder.run_id}: kernels: {KERNELS}"
+    assert "only 10% of the 1,000 matrix weights outside embeddings and head are quantized" in said[2]
+
+
+def test_kernels_that_were_asked_for_and_are_not_there_are_refused(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = replace(run.KERNELS, reason="no libqlk_cpu.so in /kernels", asked="QLORA_LAB_KERNELS=/kernels")
+    monkeypatch.setattr(run, "KERNELS", missing)
+    assert "QLORA_LAB_KERNELS=/kernels: no libqlk_cpu.so in /kernels; unset it" in failure(plan())
 
 
 def test_a_run_that_the_process_is_told_to_leave_is_interrupted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

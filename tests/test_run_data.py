@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import datasets
 import pytest
 from huggingface_hub import constants
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,6 +13,7 @@ from qlora_lab.config.resolve import resolve
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
 from qlora_lab.runs.identity import run_id
 from tests.helpers import tiny
+from tests.hub_stand_in import give_rows
 from tests.tiny_models import LLAMA
 
 
@@ -80,9 +80,8 @@ def test_the_commits_of_model_and_data_are_in_the_result(tmp_path: Path, monkeyp
     LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": 384})).save_pretrained(repository / "snapshots" / ("1" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "tuned").write_text("1" * 40)
-    rows = datasets.Dataset.from_list([{"input": f"Question {n}?", "output": f"{n}"} for n in range(20)])
-    rows.info.download_checksums = {f"hf://datasets/some/set@{'2' * 40}/rows.jsonl": {"num_bytes": 1}}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    rows = [{"input": f"Question {n}?", "output": f"{n}"} for n in range(20)]
+    give_rows(monkeypatch, rows, commit="2" * 40)
     model = ["model=hub", "model.hub_id=some/model", "model.revision=tuned", "model.tokenizer=byte_level"]
     data = ["data=hub", "data.source.hub_id=some/set", "model.prompt_format=plain", "evaluation.rows=4"]
     folder = planned(tmp_path, *model, *data)

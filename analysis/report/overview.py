@@ -1,18 +1,24 @@
 """What figures and charts draw: the counted runs as one frame of settings, metric and costs, and their curves."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from analysis.load import load_history
 from analysis.sources.run_folders import read_history
+from analysis.sources.wandb_project import SCHEME
+from analysis.sources.wandb_runs import wandb_files
 from analysis.study.answer import Answer
 from analysis.study.arms import SEED
 from analysis.study.plan import StudyPlan
 
 MOST_ARMS = 12  # with curves that can be told apart
 MOST_COLOURS = 10  # of one figure
+MODEL, SIZE = "model", "total_parameters"  # an axis, and what its values have
+FEWEST_SIZES = 3  # of two there is always a line
 COSTS = ("train/time_s", "memory/peak_cuda_bytes", "memory/peak_rss_bytes", "train/tokens", "trainable_parameters")
 
 
@@ -69,6 +75,7 @@ def training_curves(answer: Answer, metric: str = "train/loss") -> TrainingCurve
     histories = {
         run_id: read_history(folder) for run_id, folder in folders.items() if (folder / "metrics.jsonl").exists()
     }
+    histories |= _mirrored({str(run["run_id"]): str(run["folder"]) for run in runs.to_dict("records")}, metric)
     if not histories:
         return None
     return TrainingCurves(
@@ -78,6 +85,37 @@ def training_curves(answer: Answer, metric: str = "train/loss") -> TrainingCurve
         stopped=frozenset(answer.not_counted["run_id"]),
         damaged_lines=sum(history.attrs["damaged_lines"] for history in histories.values()),
     )
+
+
+def _attempts(place: Path) -> Path:
+    """Return where the W&B files of a run's attempts lie: beside each other, or each in a folder of its own."""
+    return place.parent if "run-" in place.name else place
+
+
+def _mirrored(places: Mapping[str, str], metric: str) -> dict[str, pd.DataFrame]:
+    """Read the curves of runs that were read from W&B, by id."""
+    sources = dict.fromkeys(
+        place if place.startswith(SCHEME) else _attempts(Path(place))
+        for place in places.values()
+        if place.startswith(SCHEME) or wandb_files(Path(place))
+    )
+    if not sources:
+        return {}
+    history = load_history(sources, [metric])
+    damaged = history.attrs["damaged_lines"]
+    curves = {str(run_id): curve for run_id, curve in history.groupby("run_id") if run_id in places}
+    for run_id, curve in curves.items():
+        curve.attrs["damaged_lines"] = damaged.get(run_id, 0)
+    return curves
+
+
+def with_sizes(overview: Overview, answer: Answer) -> pd.DataFrame | None:
+    """Return the overview's runs with the parameters of each one's model; None of fewer than FEWEST_SIZES sizes."""
+    if MODEL not in overview.axes or SIZE not in answer.runs:
+        return None
+    parameters = overview.runs["run_id"].map(answer.runs.set_index("run_id")[SIZE]).astype(float)
+    smallest = parameters.groupby(overview.runs[MODEL]).transform("min")  # adapters of other ranks are no other model
+    return overview.runs.assign(**{SIZE: smallest}) if smallest.nunique() >= FEWEST_SIZES else None
 
 
 def overview_of(answer: Answer, plan: StudyPlan) -> Overview:

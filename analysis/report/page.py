@@ -14,8 +14,9 @@ body { margin: 0; background: var(--page); color: var(--ink);
 main { max-width: 57rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
 .study { margin: 0; color: var(--soft); font-size: .9rem; letter-spacing: .03em; }
 h1 { margin: .2rem 0 1.2rem; font-size: 1.65rem; line-height: 1.25; font-weight: 650; text-wrap: balance; }
-h1, h2, p, li, figcaption { overflow-wrap: anywhere; }
+h1, h2, h3, p, li, figcaption { overflow-wrap: anywhere; }
 h2 { margin: 2.6rem 0 .6rem; font-size: 1.12rem; font-weight: 650; }
+h3 { margin: 1.6rem 0 .4rem; font-size: 1rem; font-weight: 600; }
 p { margin: .5rem 0; }
 a { color: var(--accent); }
 .answer { margin: 0 0 1rem; padding: .9rem 1.1rem; background: var(--panel); border-left: 4px solid var(--accent);
@@ -32,6 +33,8 @@ td:not(.number) { min-width: 5rem; } td code { white-space: nowrap; }
 figure { margin: 1.4rem 0 0; }
 figure > svg, figure > div > svg { width: 100%; height: auto; display: block; }
 figcaption { margin-top: .35rem; }
+@media (max-width: 34rem) { figure { overflow-x: auto; } figure > svg, figure > div > svg { min-width: 30rem; }
+  figcaption { position: sticky; left: 0; } }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort] button::after { content: " \25B2"; font-size: .7em; }
 th[aria-sort=descending] button::after { content: " \25BC"; }
@@ -82,6 +85,12 @@ def section(heading: str, *content: str) -> str:
     """Return the content under a heading; nothing where there is no content."""
     inside = "".join(content)
     return f"<section>\n<h2>{escape(heading)}</h2>\n{inside}</section>\n" if inside else ""
+
+
+def subsection(heading: str, *content: str) -> str:
+    """Return the content under a lesser heading; nothing where there is no content."""
+    inside = "".join(content)
+    return f"<h3>{escape(heading)}</h3>\n{inside}" if inside else ""
 
 
 def paragraph(text: str, kind: str = "") -> str:

@@ -10,17 +10,20 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from analysis.report.contents import counted_line, fixed_table, not_counted_table, varied_table
 from analysis.report.figures.answers import MOST_ARM_LINES, arm_figure, row_difference_figure
 from analysis.report.figures.style import to_svg
 from analysis.report.page import bullet_list, details, figure, paragraph, section, table
 from analysis.report.samples import Sample
 from analysis.report.tables import arm_table, comparison_table, to_html
-from analysis.report.terminal import metric_line, remarks, seed_text, what_happened
+from analysis.report.terminal import metric_line, remarks, seed_text
+from analysis.statistics.blocks import FALSE_POSITIVES_IN_BLOCKS, OWN_BLOCKS
 from analysis.statistics.rows import DRAWS
 from analysis.statistics.verdicts import FALSE_POSITIVES, FEW_SEEDS
 from analysis.study.answer import Answer
 from analysis.study.metrics import describe, format_value
 from analysis.study.plan import StudyPlan
+from analysis.study.wording import following
 
 MOST_PAIRS_DRAWN, MOST_PAIRS_SHOWN = 3, 20
 MOST_PAIRS_LISTED = 200
@@ -30,17 +33,13 @@ MOST_CHARACTERS = 600  # of a prompt or a generation
 
 
 def header(answer: Answer, plan: StudyPlan) -> str:
-    planned, missed = len(answer.runs), len(answer.not_counted)
-    states = answer.not_counted["state"].value_counts()
-    others = ", ".join(f"{count} {str(state).replace('_', ' ')}" for state, count in states.items())
-    counted = f"{planned - missed} of {planned} runs are counted" + (f"; not counted: {others}." if missed else ".")
     return (
         paragraph(f"Study {plan.name}", "study")
         + f"<h1>{escape(plan.question or plan.name)}</h1>\n"
         + paragraph(answer.sentence, "answer")
         + bullet_list(answer.findings)
         + "".join(paragraph(remark) for remark in remarks(plan))
-        + paragraph(counted, "soft failed" if missed else "soft")
+        + paragraph(counted_line(answer), "soft failed" if len(answer.not_counted) else "soft")
         + bullet_list(answer.notes, "notes")
     )
 
@@ -111,14 +110,10 @@ def _shown(text: str) -> str:
 def failures(answer: Answer) -> str:
     """List the runs that are in no mean, each with what became of it, and their tracebacks."""
     records = answer.not_counted.to_dict("records")
+    told = not_counted_table(answer)
     rows = [
-        [
-            f"<code>{escape(str(run['run_id']))}</code>",
-            escape(str(run["arm"])),
-            seed_text(run["seed"]),
-            f'<span class="failed">{escape(what_happened(answer, run))}</span>',
-        ]
-        for run in records
+        [f"<code>{escape(run)}</code>", escape(arm), seed, f'<span class="failed">{escape(happened)}</span>']
+        for run, arm, seed, happened in told.itertuples(index=False, name=None)
     ]
     traced = [run for run in records if isinstance(run["traceback"], str)]
     tracebacks = [
@@ -127,8 +122,7 @@ def failures(answer: Answer) -> str:
     ]
     if len(traced) > MOST_TRACEBACKS:
         tracebacks.append(paragraph(f"The other {len(traced) - MOST_TRACEBACKS:,} are in their status.json.", "soft"))
-    columns = ["run", "arm", "seed", "what happened"]
-    listed = table(columns, rows, {"run", "arm", "what happened"}, _kind(rows)) if rows else ""
+    listed = table(list(told.columns), rows, {"run", "arm", "what happened"}, _kind(rows)) if rows else ""
     return section("Runs that are not counted", listed, *tracebacks)
 
 
@@ -158,25 +152,11 @@ def _run_cells(answer: Answer, run: Mapping[Hashable, Any], folder: Path, *, cou
 
 
 def design(answer: Answer, plan: StudyPlan) -> str:
-    varied = []
-    for axis in plan.axes:
-        values = dict.fromkeys(str(place[axis]) for place in plan.places.values() if axis in place)
-        if axis == "seed" and not values:
-            values = dict.fromkeys(seed_text(seed) for seed in sorted(answer.runs["seed"].dropna()))
-        varied.append({"varied": axis, "values": ", ".join(values)})
-    content = [to_html(pd.DataFrame(varied), text_columns=["values"])] if varied else []
-    if plan.fixed:
-        fixed = pd.DataFrame(
-            {"held fixed": list(plan.fixed), "value": [_plain(value) for value in plan.fixed.values()]}
-        )
+    varied, fixed = varied_table(answer, plan), fixed_table(plan)
+    content = [to_html(varied, text_columns=["values"])] if len(varied) else []
+    if len(fixed):
         content.append(details(f"Held fixed: {len(fixed)} settings", to_html(fixed, text_columns=["value"])))
     return section("Varied and held fixed", *content)
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
 
 
 def method(answer: Answer) -> str:
@@ -208,6 +188,21 @@ def method(answer: Answer) -> str:
         "differences. The interval is widened by Student's t with Satterthwaite's degrees of freedom, because few "
         "seeds say little about their own spread. With one seed it covers the rows only.",
         *(by_seeds if answer.scores.seeded else [by_rows]),
+    )
+    changes = "; ".join(following(compared.axis) for compared in answer.by_axis if compared.axis.follow)
+    by_axis = (
+        "The values of one axis are compared in blocks: runs that have all other settings and the seed in common"
+        f"{f' (but {changes})' if changes else ''}. The difference is the mean over the blocks that both values have; "
+        "what a block has of its own drops out of it. "
+        "The spread of the blocks' differences takes the place of the seeds' (with fewer than "
+        f"{OWN_BLOCKS} blocks at least that pooled over all values of the axis). With two seeds or more it is at least "
+        "the spread between seeds of the mean over settings, because runs of one seed draw the same training rows in "
+        "all settings; effect sizes, and what would tell a pair apart, are then of seeds instead of blocks. Holm's "
+        "correction counts the pairs of the axis. It is a statement on the settings that were tried, not on others."
+    )
+    text = (
+        *text,
+        *([by_axis, *([FALSE_POSITIVES_IN_BLOCKS] if answer.scores.seeded else [])] if answer.by_axis else []),
     )
     return section("How this was computed", *(paragraph(part) for part in text))
 

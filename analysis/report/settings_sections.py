@@ -2,29 +2,24 @@
 
 import pandas as pd
 
+from analysis.report.axis_sections import by_axis
 from analysis.report.figures.curves import curve_figure
-from analysis.report.figures.settings import MOST_VALUES, axis_figure, cost_figure, heat_map, parallel_figure
+from analysis.report.figures.scaling import scaling_figure
+from analysis.report.figures.settings import MOST_VALUES, cost_figure, heat_map, parallel_figure
 from analysis.report.figures.style import to_svg
-from analysis.report.overview import MOST_ARMS, Overview, TrainingCurves
+from analysis.report.overview import MODEL, MOST_ARMS, Overview, TrainingCurves, with_sizes
 from analysis.report.page import figure, paragraph, section
 from analysis.report.tables import to_html
 from analysis.study.answer import Answer
 
-MOST_AXES_DRAWN, MOST_SERIES = 3, 6
+MOST_SERIES = 6
 
 
-def settings(overview: Overview) -> str:
-    """Draw the metric by each setting; nothing where only one varies, as the arms' figure shows it."""
-    if len(overview.axes) < 2:
-        return ""
+def settings(answer: Answer, overview: Overview) -> str:
+    """Show the metric by each setting; where only one varies the arms' figure does, and sizes alone are drawn."""
     metric, runs = overview.metric, overview.runs
     few = [axis for axis in overview.axes if runs[axis].nunique() <= MOST_VALUES]
-    content = []
-    for axis in few[:MOST_AXES_DRAWN]:
-        others = [other for other in few if other != axis and runs[other].nunique() <= MOST_SERIES]
-        drawn = axis_figure(runs, axis, metric, by=min(others, key=lambda other: runs[other].nunique(), default=None))
-        caption = "Every run as a small mark, the mean of the runs as a large one, its 95 % t interval as a bar."
-        content.append(figure(to_svg(drawn, f"{metric} by {axis}"), caption))
+    content = [by_axis(answer, overview), _scaling(answer, overview)]
     if len(few) > 1:
         row, column = sorted(few, key=lambda axis: runs[axis].nunique())[-2:]
         drawn = heat_map(runs, row, column, metric, goal=overview.goal)
@@ -33,6 +28,25 @@ def settings(overview: Overview) -> str:
         )
         content.append(figure(to_svg(drawn, f"{metric} by {row} and {column}"), caption))
     return section("By setting", *content)
+
+
+def _scaling(answer: Answer, overview: Overview) -> str:
+    """Draw the metric against the models' sizes, where three or more were tried."""
+    sized = with_sizes(overview, answer)
+    if sized is None:
+        return ""
+    others = [axis for axis in overview.axes if axis != MODEL]
+    asked = [axis for compared in answer.by_axis if compared.axis.asked for axis in compared.axis.keys]
+    by = next((axis for axis in [*asked, *others] if axis != MODEL and 1 < sized[axis].nunique() <= MOST_SERIES), None)
+    drawn = scaling_figure(sized, overview.metric, by=by)
+    mixed = [
+        axis
+        for axis in others
+        if axis != by and sized.groupby([MODEL, *([by] if by else [])])[axis].nunique().max() > 1
+    ]
+    over = f"runs, which also differ in {', '.join(mixed)}" if mixed else "seeds"
+    caption = f"Every run against the parameters of its model; lines join means, bars are 95 % t intervals over {over}."
+    return figure(to_svg(drawn, f"{overview.metric} by the number of parameters"), caption)
 
 
 def variance(answer: Answer) -> str:
@@ -67,20 +81,25 @@ def benchmarks(answer: Answer) -> str:
                 "arm": rows["arm"],
                 "interquartile mean": [f"{value:.3f}" for value in rows["iqm"]],
                 "95 % interval": _intervals(rows, "{:.3f} to {:.3f}"),
+                "behind the first": _intervals(rows, "{:.3f} to {:.3f}", "behind_low", "behind_high"),
                 "seeds": rows["n"],
                 "benchmarks": rows["tasks"],
             }
         )
         content.append(to_html(shown))
-        content.append(paragraph("The mean of the middle half of all scores; one benchmark cannot decide it.", "soft"))
+        note = (
+            "The mean of the middle half of all scores; one benchmark cannot decide it. How far an arm is behind the "
+            "first is a 95 % interval of the difference, paired by seed and benchmark."
+        )
+        content.append(paragraph(note, "soft"))
     if len(answer.correlations):
         content.append(to_html(answer.correlations.round(3), text_columns=list(answer.correlations.columns[:2])))
         content.append(paragraph("Rank correlations over arms: does one benchmark say what another says?", "soft"))
     return section("Benchmarks together", *content)
 
 
-def _intervals(rows: pd.DataFrame, form: str) -> list[str]:
-    pairs = zip(rows["low"], rows["high"], strict=True)
+def _intervals(rows: pd.DataFrame, form: str, lowest: str = "low", highest: str = "high") -> list[str]:
+    pairs = zip(rows[lowest], rows[highest], strict=True)
     return ["–" if pd.isna(low) else form.format(low, high) for low, high in pairs]
 
 

@@ -1,12 +1,16 @@
 """A study as one self-contained HTML file and as a block of text for the terminal, from its run folders alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from analysis.load import load_runs, runs_frame
-from analysis.report import interactive, sections, settings_sections
+from analysis.report import interactive, ratings_section, sections, settings_sections
+from analysis.report.charts.explore import explore_chart
+from analysis.report.charts.training import training_chart
 from analysis.report.overview import Overview, TrainingCurves, overview_of, training_curves
 from analysis.report.page import page
 from analysis.report.samples import choose_samples
@@ -15,6 +19,7 @@ from analysis.report.terminal import answer_text
 from analysis.sources.run_folders import load_run
 from analysis.study.answer import Answer, compare
 from analysis.study.arms import IDENTITY_GROUPS, arms_of_runs, varying_axes
+from analysis.study.audit import of_study
 from analysis.study.plan import StudyPlan, read_plan
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import write_atomic
@@ -54,29 +59,38 @@ def read_study(study_folder: Path, runs_dir: Path, plan: StudyPlan | None = None
     return _study(plan, runs, study_folder)
 
 
-def read_runs(runs_dir: Path, out: Path, metric: str, goal: str) -> Study:
-    """Read all the runs in a folder, planned or not: arms are told apart by what varies in their configurations.
+def read_runs(source: Path | str, out: Path, metric: str, goal: str, study: str | None = None) -> Study:
+    """Read all runs of a folder or a W&B project, planned or not: arms differ in what varies in the configurations.
+
+    Args:
+        source: as for `load_runs`.
+        study: the name of the study whose runs are taken; None: all.
 
     Raises:
-        RunFolderError: there is no run folder.
-        ConfigError: the metric is none of the runs'.
+        RunFolderError: there is no run.
+        ConfigError: the metric is none of the runs', or they are of other studies.
     """
-    runs = load_runs(runs_dir)
+    runs = load_runs(source)
     if runs.empty:
         raise RunFolderError(
-            f"{runs_dir} holds no run folder; give the folder of the runs, or of a study (with plan.json)"
+            f"{source} holds no run; give the folder of the runs or of a study (with plan.json), or a project of W&B"
         )
+    others: list[str] = []
+    if study is not None:
+        runs, others = of_study(runs, study)
     readable = runs[runs["seed"].notna()]
     axes = varying_axes(readable)
     plan = StudyPlan(
-        name=str(runs_dir),
+        name=str(source) if study is None else study,
         metric=metric,
         goal=goal,
         axes=[*axes, "seed"],
         places={run_id: {a: str(v) for a, v in place.items()} for run_id, place in arms_of_runs(runs, axes).items()},
         fixed=_shared_configuration(readable),
     )
-    return _study(plan, runs, out)
+    read = _study(plan, runs, out)
+    read.answer.notes[:0] = others
+    return read
 
 
 def _shared_configuration(runs: pd.DataFrame) -> dict[str, object]:
@@ -86,37 +100,51 @@ def _shared_configuration(runs: pd.DataFrame) -> dict[str, object]:
 
 def _study(plan: StudyPlan, runs: pd.DataFrame, folder: Path) -> Study:
     planned = plan.created_at is not None
-    answer = compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places, planned=planned, paper=plan.paper)
+    answer = compare(
+        runs,
+        plan.axes,
+        plan.metric,
+        plan.goal,
+        arms=plan.places,
+        planned=planned,
+        paper=plan.paper,
+        question=plan.compares,
+    )
     if plan.pipeline_check:
         answer.sentence = f"{NO_CONCLUSION} {answer.sentence}"
     return Study(plan, answer, folder)
 
 
-def summarize(study: Study, *, scripts: bool = False) -> Answer:
+def summarize(study: Study, *, scripts: bool = False, ratings: Mapping[str, Any] | None = None) -> Answer:
     """Write the tables and the page of a study into its folder, and put paths and text into its answer.
 
     Args:
         scripts: make the page interactive, which takes a few seconds more.
+        ratings: of a tournament of the study's systems; see `read_ratings`.
     """
     answer, plan = study.answer, study.plan
-    page_file = write_report(study.folder, answer, plan, scripts=scripts)
+    page_file = write_report(study.folder, answer, plan, scripts=scripts, ratings=ratings)
     answer.paths = {"report": page_file, "table": write_tables(answer, plan.question, study.folder)}
     answer.text = answer_text(answer, plan)
     return answer
 
 
-def write_report(folder: Path, answer: Answer, plan: StudyPlan, *, scripts: bool = False) -> Path:
+def write_report(
+    folder: Path, answer: Answer, plan: StudyPlan, *, scripts: bool = False, ratings: Mapping[str, Any] | None = None
+) -> Path:
     """Write report.html into `folder`; it needs no other file and no network.
 
     Args:
         scripts: give figures and long tables scripts, as far as the packages for it are installed.
+        ratings: of a tournament.
     """
     overview, curves = overview_of(answer, plan), training_curves(answer)
     body = [
         sections.header(answer, plan),
         sections.arms(answer),
+        ratings_section.ratings(ratings),
+        settings_sections.settings(answer, overview),
         sections.comparisons(answer),
-        settings_sections.settings(overview),
         settings_sections.variance(answer),
         settings_sections.benchmarks(answer),
         settings_sections.explore(overview),
@@ -137,6 +165,6 @@ def _scripts(overview: Overview, curves: TrainingCurves | None) -> str:
     tables = f"<script>{interactive.own_script('tables.js')}</script>\n"
     if interactive.missing_packages():
         return tables
-    charts = {"explore": interactive.explore_chart(overview), "curves": interactive.training_chart(curves)}
+    charts = {"explore": explore_chart(overview), "curves": training_chart(curves)}
     drawn = {name: chart for name, chart in charts.items() if chart is not None}
     return tables + (interactive.scripts(drawn) if drawn else "")

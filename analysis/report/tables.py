@@ -1,17 +1,21 @@
 """Tables as text for a terminal, as Markdown, LaTeX, CSV and HTML: all of one frame of text cells."""
 
 import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import pandas as pd
 
 from analysis.report import page
+from analysis.statistics.effects import effect_size, seeds_needed
 from analysis.study.answer import Answer, secondary_metrics
 from analysis.study.audit import what_is_missing
 from analysis.study.comparison import Comparison
 from analysis.study.metrics import describe, format_differences, format_value
+from analysis.study.wording import count_of
 from qlora_lab.runs.files import write_atomic
 
 WIDTH = 100
@@ -48,9 +52,9 @@ def arm_table(answer: Answer) -> pd.DataFrame:
     if len(answer.not_counted):
         shown["not counted"] = [missing or "–" for missing in answer.table["not counted"]]
     for label, printed in answer.published.groupby("beside", sort=False):
-        by_arm = printed.set_index("arm")["value"]
+        by_arm = printed.set_index("arm")
         shown[f"paper: {label!s}" if label else "paper"] = [
-            f"{float(by_arm[a]):g}" if a in by_arm else "–" for a in shown["arm"]
+            _printed(by_arm.loc[a]) if a in by_arm.index else "–" for a in shown["arm"]
         ]
     for name in secondary_metrics(answer.table, answer.metric):
         other = describe(name)
@@ -58,6 +62,11 @@ def arm_table(answer: Answer) -> pd.DataFrame:
             format_value(other, value) for value in answer.table[name]
         ]
     return shown
+
+
+def _printed(number: "pd.Series[Any]") -> str:
+    value, at_most = float(number["value"]), float(number["at_most"])
+    return f"{value:g}" if at_most == value else f"{value:g} to {at_most:g}"
 
 
 def comparison_table(answer: Answer, pairs: Sequence[Comparison]) -> pd.DataFrame:
@@ -76,9 +85,43 @@ def comparison_table(answer: Answer, pairs: Sequence[Comparison]) -> pd.DataFram
         row["rows"] = f"{estimate.n_rows:,}" if estimate is not None and estimate.n_rows else "–"
         if any_p:
             row["p (Holm)"] = f"{pair.adjusted_p:.2g}" if _shows_p(pair) else "–"
-        row["verdict"] = "separated" if pair.separated else f"not separated: {pair.verdict.value}"
+        row["verdict"] = "separated" if pair.separated else f"not separated: {pair.reason}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def axis_table(answer: Answer, pairs: Sequence[Comparison]) -> pd.DataFrame:
+    """Return one row a pair of an axis's values: the difference over their shared blocks, its size, and the verdict."""
+    metric = describe(answer.metric)
+    rows = []
+    for pair in pairs:
+        shared, either = len(pair.seeds), len({block for of_value in pair.finished for block in of_value})
+        row = {"values": f"{pair.first} − {pair.second}", "verdict": "not comparable"}
+        row |= dict.fromkeys(("difference", "95 % interval", "same sign"), "–")
+        row |= {"blocks": f"{shared} of {either}"} | dict.fromkeys(("effect size", "p (Holm)", "needed"), "–")
+        estimate = None if pair.refused else pair.difference
+        if estimate is not None:
+            numbers = [estimate.value, estimate.low, estimate.high]
+            value, low, high = (_signed(text) for text in format_differences(metric, numbers, estimate.half_width))
+            size = effect_size(estimate)
+            agree = sum((effect > 0) == (estimate.value > 0) for effect in estimate.per_seed)
+            row |= {"difference": value, "95 % interval": "–" if "nan" in low else f"{low} to {high}"}
+            row |= {
+                "same sign": f"{agree} of {shared}",
+                "effect size": "–" if math.isnan(size) else _signed(f"{size:.2g}"),
+            }
+            row |= {"p (Holm)": "–" if math.isnan(pair.adjusted_p) else f"{pair.adjusted_p:.2g}"}
+            row |= {"verdict": "separated" if pair.separated else "not separated", "needed": _needed(pair)}
+        rows.append(row | {"because": "–" if pair.separated else pair.reason})
+    return pd.DataFrame(rows)
+
+
+def _needed(pair: Comparison) -> str:
+    """Return how many blocks, or seeds, would tell a pair apart that is not; a dash where nothing says so."""
+    if pair.separated or pair.difference is None:
+        return "–"
+    needed = seeds_needed(pair.difference, comparisons=pair.n_comparisons)
+    return "–" if needed is None else count_of(max(needed, pair.difference.n_units + 1), pair.unit_needed)
 
 
 def _shows_p(pair: Comparison) -> bool:
@@ -180,7 +223,36 @@ def write_tables(answer: Answer, title: str | None, folder: Path) -> Path:
     )
     path = folder / "table.csv"
     write_csv(_with_published(answer), path)
+    if answer.by_axis:
+        write_csv(axis_numbers(answer), folder / "axes.csv")
     return path
+
+
+def axis_numbers(answer: Answer) -> pd.DataFrame:
+    """Return every pair of every axis's values, unrounded: `low` and `high` are the 95 % interval of `difference`.
+
+    `effect_size` is in standard deviations of what `effect_size_of` names, a block or a seed.
+    """
+    rows = []
+    for compared in answer.by_axis:
+        for pair in compared.pairs:
+            estimate = None if pair.refused else pair.difference
+            numbers = {
+                "difference": estimate.value if estimate else math.nan,
+                "low": estimate.low if estimate else math.nan,
+                "high": estimate.high if estimate else math.nan,
+                "effect_size": effect_size(estimate) if estimate else math.nan,
+                "effect_size_of": pair.unit_needed,
+            }
+            blocks = {
+                "blocks": len(pair.seeds),
+                "left_out": len({b for own in pair.finished for b in own}) - len(pair.seeds),
+            }
+            verdict = {"p_holm": pair.adjusted_p, "verdict": "separated" if pair.separated else pair.reason}
+            rows.append(
+                {"axis": compared.axis.name, "first": pair.first, "second": pair.second, **numbers, **blocks, **verdict}
+            )
+    return pd.DataFrame(rows)
 
 
 def _missing(answer: Answer) -> list[str]:
@@ -196,7 +268,10 @@ def _with_published(answer: Answer) -> pd.DataFrame:
     for label, printed in answer.published.groupby("beside", sort=False):
         name = f"paper {label}".rstrip()
         by_arm = printed.set_index("arm")
-        for column, part in ((name, "value"), (f"{name} source", "source"), (f"{name} certainty", "certainty")):
+        is_range = (by_arm["at_most"] > by_arm["value"]).any()
+        parts = {f"{name} at least": "value", f"{name} at most": "at_most"} if is_range else {name: "value"}
+        parts |= {f"{name} source": "source", f"{name} certainty": "certainty"}
+        for column, part in parts.items():
             table = table.assign(**{column: table["arm"].map(by_arm[part])})
     return table
 

@@ -6,13 +6,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.report.tables import WIDTH, arm_table, to_text
+from analysis.report.tables import WIDTH, arm_table, axis_table, to_text
 from analysis.study.answer import Answer
+from analysis.study.axes import AxisComparison
 from analysis.study.metrics import describe
 from analysis.study.plan import StudyPlan
+from analysis.study.wording import block_words
 from qlora_lab.sweep.listing import listed
 
 MOST_ARMS = 50  # in the table; the report has all
+MOST_PAIRS = 10
+IN_THE_TERMINAL = ["values", "verdict", "difference", "95 % interval", "blocks", "p (Holm)"]
 MOST_CHARACTERS = 300  # of an error; the whole one is in the run's status.json
 
 
@@ -22,6 +26,7 @@ def answer_text(answer: Answer, plan: StudyPlan) -> str:
         _wrapped(f"{plan.name}: {plan.question}" if plan.question else plan.name),
         _shown_arms(answer) + "\n" + _wrapped(metric_line(answer)),
         "\n".join([_wrapped(answer.sentence), *(_wrapped(f"- {text}", "  ") for text in answer.findings)]),
+        *_axis_block(answer),
         *(_wrapped(remark) for remark in remarks(plan)),
     ]
     if len(answer.not_counted):
@@ -43,6 +48,25 @@ def _shown_arms(answer: Answer) -> str:
     table = arm_table(answer)
     more = len(table) - MOST_ARMS
     return to_text(table.head(MOST_ARMS)) + (f"\n(and {more:,} arms more, in the report)" if more > 0 else "")
+
+
+def _axis_block(answer: Answer) -> list[str]:
+    """Return the pairs of the best value of the axis that answers the question, as far as one does."""
+    if answer.answering is None:
+        return []
+    pairs = answer.answering.of_the_best
+    shown = axis_table(answer, pairs[:MOST_PAIRS])[IN_THE_TERMINAL]
+    more = f"\n(and {len(pairs) - MOST_PAIRS:,} more, in the report)" if len(pairs) > MOST_PAIRS else ""
+    return [f"{_wrapped(block_line(answer, answer.answering))}\n\n{to_text(shown)}{more}"]
+
+
+def block_line(answer: Answer, compared: AxisComparison) -> str:
+    """Say what the numbers of an axis are, and what a block is."""
+    axis, unit = compared.axis, describe(answer.metric).difference_unit
+    return (
+        f"Values of {axis.name}, first minus second in {answer.metric}{f' ({unit})' if unit else ''}, over the blocks "
+        f"that both have: runs of one block have the same {block_words(axis)}."
+    )
 
 
 def metric_line(answer: Answer) -> str:

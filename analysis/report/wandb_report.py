@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis.report.contents import counted_line, fixed_table, not_counted_table, varied_table
 from analysis.report.overview import overview_of
 from analysis.report.sections import environment_lines
 from analysis.report.study_report import Study
-from analysis.report.tables import arm_table, to_markdown
-from analysis.report.terminal import metric_line, remarks, seed_text, what_happened
+from analysis.report.tables import arm_table, axis_table, to_markdown
+from analysis.report.terminal import block_line, metric_line, remarks
 from analysis.study.answer import Answer
 from analysis.study.arms import SEED
+from analysis.study.wording import equal_settings
 from qlora_lab.errors import ConfigError, RunFolderError
 from qlora_lab.runs.files import write_atomic
 from qlora_lab.runs.mirror import STEP
@@ -33,6 +35,7 @@ INSTALL = "pip install 'qlora_lab[wandb_report]'"
 MOST_ARMS = 12  # with a run set each
 MOST_COMPARED = 10  # by W&B's Run Comparer
 MOST_SHOWN = 1000  # by W&B, of a run set
+MOST_PAIRS = 20  # of an axis
 MOST_NAMED = 100  # runs of a run set that are named one by one; of more, the study's group stands for them
 MOST_CHARACTERS = 120  # of a title
 PROJECT = "qlora_lab"
@@ -66,12 +69,13 @@ def build_report(
         wr.CalloutBlock(text=answer.sentence),
         *([wr.UnorderedList(items=list(answer.findings))] if answer.findings else []),
         *(wr.P(remark) for remark in remarks(plan)),
-        wr.P(_counted(answer)),
+        wr.P(counted_line(answer)),
         *([wr.UnorderedList(items=list(answer.notes))] if answer.notes else []),
         wr.TableOfContents(),
         wr.H2("Finals"),
         wr.MarkdownBlock(_markdown(arm_table(answer))),
         wr.P(metric_line(answer)),
+        *_axis_blocks(answer),
         wr.H2("Arms"),
         wr.P(_arms_note(answer)),
         _arms_grid(study, place),
@@ -82,8 +86,8 @@ def build_report(
         _configurations_grid(study, place),
         *_not_counted_blocks(answer),
         wr.H2("Varied and held fixed"),
-        wr.MarkdownBlock(_markdown(_varied(study))),
-        *([wr.MarkdownBlock(_markdown(_fixed(study)))] if plan.fixed else []),
+        wr.MarkdownBlock(_markdown(varied_table(answer, plan))),
+        *([wr.MarkdownBlock(_markdown(fixed_table(plan)))] if plan.fixed else []),
         wr.H2("Environment"),
         *(wr.P(line) for line in environment_lines(answer.runs)),
     ]
@@ -146,12 +150,16 @@ def _default_entity() -> str:
         ) from error
 
 
-def _counted(answer: Answer) -> str:
-    missed = len(answer.not_counted)
-    counted = f"{len(answer.runs) - missed} of {len(answer.runs)} runs are counted"
-    return (
-        f"{counted}; {missed} not counted {'is' if missed == 1 else 'are'} listed below." if missed else f"{counted}."
-    )
+def _axis_blocks(answer: Answer) -> list[Any]:
+    from wandb_workspaces.reports import v2 as wr
+
+    blocks: list[Any] = []
+    for compared in answer.by_axis:
+        if compared.comparable:
+            table = axis_table(answer, compared.of_the_best[:MOST_PAIRS])
+            blocks += [wr.H2(equal_settings(compared.axis)), wr.P(block_line(answer, compared))]
+            blocks.append(wr.MarkdownBlock(_markdown(table)))
+    return blocks
 
 
 def _arms_note(answer: Answer) -> str:
@@ -241,32 +249,12 @@ def _varied_keys(study: Study) -> list[str]:
     return [key for key in keys if key != SEED]
 
 
-def _varied(study: Study) -> pd.DataFrame:
-    places = study.plan.places.values()
-    values = {axis: dict.fromkeys(str(place[axis]) for place in places if axis in place) for axis in study.plan.axes}
-    return pd.DataFrame({"varied": list(values), "values": [", ".join(found) for found in values.values()]})
-
-
-def _fixed(study: Study) -> pd.DataFrame:
-    fixed = study.plan.fixed
-    return pd.DataFrame({"held fixed": list(fixed), "value": [str(value) for value in fixed.values()]})
-
-
 def _not_counted_blocks(answer: Answer) -> list[Any]:
     from wandb_workspaces.reports import v2 as wr
 
     if answer.not_counted.empty:
         return []
-    told = [
-        {
-            "run": run["run_id"],
-            "arm": run["arm"],
-            "seed": seed_text(run["seed"]),
-            "what happened": what_happened(answer, run),
-        }
-        for run in answer.not_counted.to_dict("records")
-    ]
-    return [wr.H2("Runs that are not counted"), wr.MarkdownBlock(_markdown(pd.DataFrame(told)))]
+    return [wr.H2("Runs that are not counted"), wr.MarkdownBlock(_markdown(not_counted_table(answer)))]
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from analysis.sources.row_table import AS_JSON, Entry, RowTable
 from qlora_lab.runs.files import write_atomic
 from qlora_lab.wheels import default_cache_dir
 
-FORMAT = 3  # raised when what is kept changes its meaning, or rows are made otherwise
+FORMAT = 4  # raised when what is kept changes its meaning, or rows are made otherwise
 METADATA = b"qlora_lab"
 
 Read = Callable[[list[str]], RowTable]

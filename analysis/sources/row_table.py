@@ -4,15 +4,20 @@ A data frame takes the columns and types that all of its rows together need. So 
 be asked for later, a table also knows which columns the rows of each run have.
 """
 
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+
+from qlora_lab.config.schema import RunConfig
 
 ENTRY = "_entry"  # which run a row is of: its number in `entries`
 AS_JSON = {b"as": b"json"}  # of a column whose values have several types: each is text
@@ -109,8 +114,26 @@ class RowTable:
 
 
 def is_float(name: str) -> bool:
-    """Say whether a column holds measured numbers, which are floats whatever they are: metrics and seconds."""
-    return "/" in name or name.endswith("_s")
+    """Say whether a column holds floats, whatever its values look like: W&B's server gives 16.0 back as 16.
+
+    They are metrics, seconds, shares, and the settings that are floats in a configuration.
+    """
+    return "/" in name or name.endswith(("_s", "_share")) or name in _float_settings()
+
+
+@functools.cache
+def _float_settings() -> frozenset[str]:
+    """Return the columns of settings that are floats."""
+    return frozenset(_floats_of(RunConfig, "config."))
+
+
+def _floats_of(schema: Any, prefix: str) -> Iterator[str]:
+    for name, kind in typing.get_type_hints(schema).items():
+        for one in typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,):
+            if one is float:
+                yield f"{prefix}{name}"
+            elif is_dataclass(one):
+                yield from _floats_of(one, f"{prefix}{name}.")
 
 
 def _column(name: str, values: list[Any]) -> tuple[pa.Field, pa.Array]:

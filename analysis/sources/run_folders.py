@@ -114,8 +114,8 @@ def read_steps(run_folder: Path) -> tuple[list[dict[str, Any]], int]:
     for _, line in read_json_lines(run_folder / "metrics.jsonl"):
         if line is None or not isinstance(line.get("step"), int):
             damaged += 1
-        else:
-            steps.setdefault(line["step"], {}).update(line)
+        elif (taken := steps.setdefault(line["step"], line)) is not line:
+            taken.update(line)
     return [steps[step] for step in sorted(steps)], damaged
 
 
@@ -139,7 +139,8 @@ def history_of(
 ) -> tuple[Entry, list[dict[str, Any]]]:
     """Return a run's curve as `RowTable.of` takes it."""
     rows = [{"run_id": run_id, **step} for step in steps]
-    return Entry(key, run_id, tuple(dict.fromkeys(name for row in rows for name in row)), damaged), rows
+    names = dict.fromkeys(name for shape in dict.fromkeys(map(tuple, rows)) for name in shape)
+    return Entry(key, run_id, tuple(names), damaged), rows
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ ALL_SEEDS = 10**9
 def effect_size(difference: Estimate) -> float:
     """Return Hedges' g of a paired difference: its size in standard deviations of one seed's difference.
 
+    Of a difference over blocks it is one block's, or one seed's where these limit it (`Estimate.limiting_seeds`).
     Positive and negative as the difference. NaN where the seeds' spread has fewer than two degrees of freedom, as with
     two arms of two seeds: g is then no better than a guess.
     """
@@ -32,7 +33,9 @@ def effect_size(difference: Estimate) -> float:
 def seeds_needed(difference: Estimate, *, power: float = POWER, comparisons: int = 1) -> int | None:
     """Return how many seeds of both arms would tell a difference of the size seen.
 
-    The size seen is itself uncertain: with few seeds the answer may be off by a factor of several.
+    Of a difference over blocks these are blocks, in further seeds or settings, but seeds where these limit it
+    (`Estimate.limiting_seeds`): what the draws of a seed do is in all its blocks, and further settings do not help. The
+    size seen is itself uncertain: with few seeds the answer may be off by a factor of several.
 
     Args:
         power: the chance of finding it.
@@ -57,13 +60,18 @@ def seeds_needed(difference: Estimate, *, power: float = POWER, comparisons: int
 
 
 def rows_are_too_few(difference: Estimate, *, power: float = POWER, comparisons: int = 1) -> bool:
-    """Whether no number of seeds would tell a difference of the size seen, since the held-out rows alone blur it."""
-    return bool(difference.n_rows) and power_of_seeds(difference, ALL_SEEDS, (1 - LEVEL) / comparisons) < power
+    """Whether no number of seeds would tell a difference of the size seen, since the held-out rows alone blur it.
+
+    False where one seed tells no spread.
+    """
+    if not difference.n_rows or not difference.seed_freedom:
+        return False
+    return power_of_seeds(difference, ALL_SEEDS, (1 - LEVEL) / comparisons) < power
 
 
 def power_of_seeds(difference: Estimate, n_seeds: int, level: float = 1 - LEVEL) -> float:
     """Return the chance that `n_seeds` (2 or more) find a difference of this size, two-sided at `level`."""
-    freedom_a_seed = difference.seed_freedom / (difference.n_seeds - 1)  # several arms tell more of the seeds
+    freedom_a_seed = difference.seed_freedom / (difference.n_units - 1)  # several arms tell more of the seeds
     parts = [(difference.seed_variance / n_seeds, freedom_a_seed * (n_seeds - 1))]
     if difference.n_rows:
         parts.append((difference.row_variance, max(difference.n_rows - 1, 1)))

@@ -38,6 +38,8 @@ class Estimate:
         row_variance: of the value, from its rows; 0 where there are none.
         seed_variance: of one seed's value; NaN with one seed.
         seed_freedom: degrees of freedom behind `seed_variance`.
+        limiting_seeds: of values over blocks: how many seeds there are, where the interval is that of their means
+            (`blocks`) and `seed_variance` is of one such mean; 0 where each of `per_seed` counts by itself.
     """
 
     value: float
@@ -50,10 +52,16 @@ class Estimate:
     row_variance: float = 0.0
     seed_variance: float = math.nan
     seed_freedom: int = 0
+    limiting_seeds: int = 0
 
     @property
     def n_seeds(self) -> int:
         return len(self.per_seed)
+
+    @property
+    def n_units(self) -> int:
+        """How many values that vary by themselves are behind it: seeds, or blocks."""
+        return self.limiting_seeds or self.n_seeds
 
     @property
     def half_width(self) -> float:
@@ -71,7 +79,7 @@ class Estimate:
 
 def estimate_arm(arm: Scored) -> Estimate:
     """Estimate one arm's metric over its seeds and rows."""
-    return _estimate(arm.per_seed, float(arm.draws.mean(axis=1).var(ddof=1)), arm.n_rows)
+    return estimate_with_rows(arm.per_seed, float(arm.draws.mean(axis=1).var(ddof=1)), arm.n_rows)
 
 
 def estimate_difference(first: Scored, second: Scored, spread: SeedSpread | None = None) -> Estimate:
@@ -81,23 +89,43 @@ def estimate_difference(first: Scored, second: Scored, spread: SeedSpread | None
         spread: of the seeds, pooled over all arms of the study; without it these two arms must tell it alone.
     """
     row_variance = float((first.draws - second.draws).mean(axis=1).var(ddof=1))
-    return _estimate(first.per_seed - second.per_seed, row_variance, first.n_rows, spread)
+    return estimate_with_rows(first.per_seed - second.per_seed, row_variance, first.n_rows, spread)
 
 
 def estimate_over_seeds(per_seed: Sequence[float] | Array, spread: SeedSpread | None = None) -> Estimate:
     """Estimate a mean from one value a seed, where no rows stand behind the metric (time, memory)."""
-    return _estimate(np.asarray(per_seed, dtype=float), None, 0, spread)
+    return estimate_with_rows(np.asarray(per_seed, dtype=float), None, 0, spread)
 
 
-def _estimate(per_seed: Array, row_variance: float | None, n_rows: int, spread: SeedSpread | None = None) -> Estimate:
-    n_seeds = per_seed.size
+def estimate_with_rows(
+    per_seed: Array, row_variance: float | None, n_rows: int, spread: SeedSpread | None = None
+) -> Estimate:
+    """Estimate a mean over seeds (or other units) from the value of each and the variance that the rows give it.
+
+    Args:
+        row_variance: of the mean; None where no rows stand behind the metric.
+        n_rows: held-out rows behind it, or 0.
+        spread: of the units, pooled; without it their own.
+    """
+    return estimate_from_units(per_seed, variance_of_units(per_seed, spread), per_seed.size, row_variance, n_rows)
+
+
+def estimate_from_units(
+    per_seed: Array, of_unit: tuple[float, int], n_units: int, row_variance: float | None, n_rows: int
+) -> Estimate:
+    """Estimate a mean over seeds (or other units) whose spread is known.
+
+    Args:
+        of_unit: the variance of one unit's value, and its degrees of freedom.
+        n_units: that vary by themselves.
+    """
     value = float(per_seed.mean())
-    seed_variance, seed_freedom = _seed_variance(per_seed, spread)
+    unit_variance, unit_freedom = of_unit
     parts = []  # (variance, degrees of freedom) of each source that can be seen
     if row_variance is not None:
         parts.append((row_variance, max(n_rows - 1, 1)))
-    if n_seeds > 1:
-        parts.append((seed_variance / n_seeds, seed_freedom))
+    if n_units > 1:
+        parts.append((unit_variance / n_units, unit_freedom))
     variance = sum(part for part, _ in parts) if parts else math.nan
     freedom = satterthwaite(parts) if parts else math.nan
     half_width = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
@@ -110,13 +138,13 @@ def _estimate(per_seed: Array, row_variance: float | None, n_rows: int, spread: 
         per_seed=tuple(float(effect) for effect in per_seed),
         n_rows=n_rows,
         row_variance=row_variance or 0.0,
-        seed_variance=seed_variance,
-        seed_freedom=seed_freedom,
+        seed_variance=unit_variance,
+        seed_freedom=unit_freedom,
     )
 
 
-def _seed_variance(per_seed: Array, spread: SeedSpread | None) -> tuple[float, int]:
-    """Return the variance of one seed's value, and its degrees of freedom."""
+def variance_of_units(per_seed: Array, spread: SeedSpread | None) -> tuple[float, int]:
+    """Return the variance of one seed's (or other unit's) value, and its degrees of freedom."""
     n_seeds = per_seed.size
     if n_seeds < 2:
         return math.nan, 0

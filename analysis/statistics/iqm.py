@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from analysis.statistics.estimates import LEVEL
 from analysis.statistics.rows import DRAWS
@@ -18,11 +18,12 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval; the bounds are NaN where nothing tells them, as with one seed."""
+    """A value with its 95 % interval and the two-sided p-value of 0; NaN where nothing tells them, as with one seed."""
 
     value: float
     low: float
     high: float
+    p_value: float = math.nan
 
 
 def interquartile_mean(scores: Array) -> Array:
@@ -68,4 +69,5 @@ def estimate_iqm_difference(
     error = float(resampled.std(ddof=1)) * math.sqrt(n_seeds / (n_seeds - 1))
     freedom = (n_seeds - 1) * (1 if tasks_share_runs else n_tasks)
     half_width = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
-    return Interval(value, value - half_width, value + half_width)
+    p_value = 2 * float(stdtr(freedom, -abs(value) / error)) if error else float(value == 0)
+    return Interval(value, value - half_width, value + half_width, p_value)

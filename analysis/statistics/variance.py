@@ -5,6 +5,10 @@ A run's metric is the sum of a main effect of each axis, of what the axes do onl
     axes          least squares; where runs are missing, so that axes overlap, the mean over all orders in which the
                   axes can be counted (Shapley's value, in statistics: Lindeman, Merenda and Gold's). The shares add up
                   whatever is missing, and `overlap` says how much of one depends on the order
+    nested axes   where an axis has values of its own inside each value of an earlier one, as ranks that were chosen
+                  for each placement, it is counted after that one, always, and named `rank within placement`: the
+                  placements' share holds whatever their ranks have in common, which nothing can tell apart. An axis
+                  that earlier ones determine (a learning rate for each model) is no source: its share is theirs
     interactions  what the means of the arms have beyond the main effects
     seed          the spread of runs of one arm, which differ by the seed alone
 
@@ -17,7 +21,7 @@ Steiger 2004, "Beyond the F test" (intervals).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -50,8 +54,8 @@ def split_variance(runs: pd.DataFrame, axes: Sequence[str], metric: str) -> pd.D
 
     Args:
         runs: one row a run, with `metric` and a column for each axis. Runs without the metric do not count.
-        axes: the columns that vary, without the seed. Axes that always change together are one (`a + b`); one that
-            does not vary is left out.
+        axes: the columns that vary, without the seed, the leading ones first. Axes that always change together are one
+            (`a + b`); one that does not vary, or that those before it determine, is left out.
 
     Returns:
         One row a source, the largest share first, `seed` and `interactions` among them: `source`, `freedom` (degrees
@@ -82,7 +86,24 @@ def _distinct(runs: pd.DataFrame, axes: Sequence[str]) -> dict[str, npt.NDArray[
         if len(numbers) and numbers.max() > 0:
             names.setdefault(numbers.tobytes(), []).append(axis)
             codes[numbers.tobytes()] = numbers
-    return {" + ".join(names[key]): codes[key] for key in names}
+    found: dict[str, npt.NDArray[np.intp]] = {}
+    for key, numbers in codes.items():
+        if _cells([*found.values(), numbers]) > _cells([*found.values()]):
+            found[" + ".join(names[key])] = numbers
+    return found
+
+
+def _cells(codes: Sequence[npt.NDArray[np.intp]]) -> int:
+    """Count the combinations of values that runs have."""
+    return len(np.unique(np.stack(codes, axis=1), axis=0)) if codes else 1
+
+
+def _parents(codes: Sequence[npt.NDArray[np.intp]]) -> list[set[int]]:
+    """Return, for each axis, the earlier axes that it is nested in: its value tells theirs."""
+    return [
+        {other for other in range(axis) if _cells([codes[other], codes[axis]]) == _cells([codes[axis]])}
+        for axis in range(len(codes))
+    ]
 
 
 def _parts(values: Array, codes: dict[str, npt.NDArray[np.intp]]) -> list[_Part]:
@@ -103,9 +124,19 @@ def _parts(values: Array, codes: dict[str, npt.NDArray[np.intp]]) -> list[_Part]
         return float(((design @ effects) ** 2).sum()), int(rank) - 1
 
     everything = tuple(range(len(codes)))
-    fits = {subset: explained(subset) for size in range(len(codes) + 1) for subset in combinations(everything, size)}
+    parents = _parents(list(codes.values()))
+    fits = {
+        subset: explained(subset)
+        for size in range(len(codes) + 1)
+        for subset in combinations(everything, size)
+        if all(parents[axis] <= set(subset) for axis in subset)
+    }
     total = float(((values - values.mean()) ** 2).sum())
-    parts = [_of_axis(name, axis, fits, total) for axis, name in enumerate(codes)]
+    names = list(codes)
+    parts = [
+        _of_axis(" within ".join([name, *(names[parent] for parent in sorted(parents[axis]))]), axis, fits, total)
+        for axis, name in enumerate(names)
+    ]
     main_squares, main_freedom = fits[everything]
     lack = max(float((centered**2).sum()) - main_squares, 0.0)
     free_arms, free_runs = len(arms) - 1 - main_freedom, len(values) - len(arms)
@@ -117,20 +148,40 @@ def _parts(values: Array, codes: dict[str, npt.NDArray[np.intp]]) -> list[_Part]
 
 
 def _of_axis(name: str, axis: int, fits: dict[tuple[int, ...], tuple[float, int]], total: float) -> _Part:
-    """Return what an axis adds to the others, as a mean over all orders in which they can be counted."""
-    n_axes = max(map(len, fits))
+    """Return what an axis adds to the others, as a mean over all orders in which they can be counted.
+
+    Args:
+        fits: of the subsets that such an order can begin with: of each axis those that it is nested in are there too.
+    """
     squares = freedom = 0.0
     added = []
+    begin, end = _orders(fits), _orders(fits, backwards=True)
+    n_orders = begin[max(fits, key=len)]
     for subset, (without, rank_without) in fits.items():
-        if axis in subset:
+        more = tuple(sorted((*subset, axis)))
+        if axis in subset or more not in fits:
             continue
-        with_it, rank_with = fits[tuple(sorted((*subset, axis)))]
-        share_of_orders = 1 / (n_axes * math.comb(n_axes - 1, len(subset)))
+        with_it, rank_with = fits[more]
+        share_of_orders = begin[subset] * end[more] / n_orders
         squares += share_of_orders * (with_it - without)
         freedom += share_of_orders * (rank_with - rank_without)
         added.append(with_it - without)
     overlap = (max(added) - min(added)) / total
     return _Part(name, squares, freedom, overlap if overlap > 1e-9 else 0.0)
+
+
+def _orders(subsets: Collection[tuple[int, ...]], *, backwards: bool = False) -> dict[tuple[int, ...], int]:
+    """Count the orders in which each subset can be filled axis by axis, or, backwards, those that fill the rest."""
+    counts: dict[tuple[int, ...], int] = {}
+    everything = max(subsets, key=len)
+    for subset in sorted(subsets, key=len, reverse=backwards):
+        neighbours = (
+            [tuple(sorted((*subset, axis))) for axis in everything if axis not in subset]
+            if backwards
+            else [tuple(other for other in subset if other != axis) for axis in subset]
+        )
+        counts[subset] = sum(counts.get(other, 0) for other in neighbours) or int(not neighbours)
+    return counts
 
 
 def _shares(parts: list[_Part], n_runs: int) -> pd.DataFrame:

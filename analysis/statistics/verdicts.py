@@ -36,6 +36,7 @@ class Verdict(Enum):
 
     SEPARATED = "separated"
     NO_SHARED_SEED = "the arms share no seed that finished in both"
+    OTHER_ROWS = "they were scored on other held-out rows, such as those of another task"
     OTHER_TOKENS = "their targets are counted in different tokens"
     OTHER_TARGETS = "their targets were cut at different lengths"
     ONE_SEED = "one seed cannot separate arms"
@@ -59,10 +60,10 @@ def judge(
         refused: what keeps the two metrics from meaning the same, whatever the numbers.
         seeded: whether a seed can change the runs; of those that train nothing, one says all that there is to say.
     """
-    if difference is None or difference.n_seeds == 0:
-        return Verdict.NO_SHARED_SEED
     if refused is not None:
         return refused
+    if difference is None or difference.n_seeds == 0:
+        return Verdict.NO_SHARED_SEED
     if difference.n_seeds == 1 and seeded:
         return Verdict.ONE_SEED
     if math.isnan(difference.standard_error):

@@ -3,8 +3,11 @@
 plan         plan.json -> what a study set out to do, and which folders hold one
 metrics      what each metric is called, its unit, and how held-out rows make it
 arms         which runs are one arm (a configuration without its seed)
+row_ratios   what each held-out row of a run adds to a metric
 scores       the held-out rows of several runs, lined up
 comparison   pairs of arms, compared on the seeds and rows that both have
+axes         each axis, its values compared at equal other settings
+pair_notes   what pairs of arms share and what they lack
 data_notes   what an arm was really trained on and judged by
 wording      comparisons as sentences
 audit        what is odd about the runs, and by which rule it is treated

@@ -1,5 +1,6 @@
 """The answer to a study's question: one row an arm, arms compared, and one sentence that the numbers support."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,22 +14,21 @@ from analysis.statistics.estimates import Estimate
 from analysis.statistics.rows import DRAWS
 from analysis.statistics.seeds import summarize
 from analysis.statistics.variance import MOST_AXES, split_variance
-from analysis.statistics.verdicts import Verdict
 from analysis.study.arms import AxisValues, arms_of_runs, axes_without_seed, label_arms
 from analysis.study.audit import audit, what_is_missing
-from analysis.study.comparison import MOST_ARMS_PAIRED, Comparison, compare_pairs, estimate_of_arm
+from analysis.study.axes import AxisComparison, axes_of_study, compare_values
+from analysis.study.comparison import Comparison, compare_pairs, estimate_of_arm
 from analysis.study.data_notes import ROWS_SEEN, data_notes
-from analysis.study.findings import findings
+from analysis.study.findings import findings, pair_findings
 from analysis.study.metrics import describe
+from analysis.study.pair_notes import pair_notes
 from analysis.study.published import COLUMNS, beside_arms, published_note
 from analysis.study.scores import Scores
 from analysis.study.tasks import correlation_table, iqm_table
-from analysis.study.wording import sentence
+from analysis.study.wording import axis_sentence, sentence
 from qlora_lab.errors import ConfigError, unknown_name
-from qlora_lab.sweep.listing import listed
 
 SECONDARY = ("eval/bits_per_byte", "eval/exact_match", ROWS_SEEN, "train/tokens", "train/time_s")
-MOST_NOTES = 5  # of one kind
 
 
 @dataclass
@@ -42,11 +42,13 @@ class Answer:
             mean of each secondary metric by its name.
         comparisons: every pair of arms that have runs in the mean, in the order of the table; of more than
             MOST_ARMS_PAIRED arms the pairs of the best one.
+        by_axis: of a study with several axes, the values of each, compared at equal other settings; that of the
+            question first.
         scores: the held-out rows behind the comparisons.
         runs: one row a run, as `load_runs` gives it, with its `arm`.
         not_counted: the rows of `runs` that are in no mean, whatever the reason.
         notes: what a reader must know beside the numbers.
-        sentence: the answer in one sentence.
+        sentence: the answer in one sentence: that of the axis in question, or else of the arms.
         findings: what else the numbers support, a sentence each: seeds that would be needed, which axis matters,
             whether benchmarks agree.
         variance: of the metric between counted runs, by axis, seed and the rest; see `split_variance`.
@@ -67,6 +69,7 @@ class Answer:
     not_counted: pd.DataFrame
     notes: list[str]
     sentence: str
+    by_axis: list[AxisComparison] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     variance: pd.DataFrame = field(default_factory=pd.DataFrame)
     iqm: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -76,13 +79,22 @@ class Answer:
     paths: dict[str, Path] = field(default_factory=dict)
 
     @property
+    def answering(self) -> AxisComparison | None:
+        """The comparison of values that the sentence is about; None where it is about arms."""
+        return next((compared for compared in self.by_axis if compared.answers), None)
+
+    @property
     def arms(self) -> list[str]:
         return list(self.table["arm"])
 
     def counted_runs(self, arm: str) -> pd.DataFrame:
         """Return the arm's runs that are in its mean, by seed."""
-        counted = self.runs[(self.runs["arm"] == arm) & ~self.runs["run_id"].isin(self.not_counted["run_id"])]
-        return counted.sort_values("seed")
+        return self._counted.get(arm, self.runs[:0])
+
+    @functools.cached_property
+    def _counted(self) -> dict[str, pd.DataFrame]:
+        counted = self.runs[~self.runs["run_id"].isin(self.not_counted["run_id"])].sort_values("seed")
+        return {str(arm): runs for arm, runs in counted.groupby("arm")}
 
 
 def compare(
@@ -94,6 +106,7 @@ def compare(
     arms: Mapping[str, AxisValues] | None = None,
     planned: bool = True,
     paper: Mapping[str, Any] | None = None,
+    question: Sequence[str] = (),
     draws: int = DRAWS,
     bootstrap_seed: int = 0,
 ) -> Answer:
@@ -107,6 +120,7 @@ def compare(
         arms: run id -> axis -> value, from the plan; without it the values are read from the configurations.
         planned: the runs are those of a plan, rather than whatever lies in a folder.
         paper: which numbers of the original study stand beside the arms; see `analysis.study.published`.
+        question: the axes that the question is about, taken as one; the first that varies where none is named.
         draws: bootstrap resamples of the rows.
         bootstrap_seed: the same seed gives the same intervals.
 
@@ -127,6 +141,10 @@ def compare(
     table = table.sort_values(f"{metric} mean", ascending=goal == "min", na_position="last", ignore_index=True)
     with_runs = [arm for arm, n in zip(table["arm"], table["n"], strict=True) if n]
     comparisons = compare_pairs(scores, with_runs)
+    by_axis = [compare_values(scores, axis, goal) for axis in axes_of_study(runs, places, axes, question)]
+    answering = next((compared for compared in by_axis if compared.answers), None)
+    others = [compared for compared in by_axis if compared is not answering and compared.orders]
+    described = describe(metric)
     not_counted = runs[~runs["run_id"].isin(counted["run_id"])]
     variance = _variance(counted, axes_without_seed(axes), places, metric)
     iqm, correlations = iqm_table(counted, with_runs), correlation_table(counted, metric)
@@ -143,12 +161,19 @@ def compare(
         notes=[
             *audit(runs, metric, planned=planned),
             *scores.notes,
-            *_notes_on_pairs(metric, with_runs, comparisons),
+            *pair_notes(metric, with_runs, comparisons),
             *data_notes(counted, with_runs),
             *([published_note(numbers, paper, table["arm"].tolist())] if paper else []),
         ],
-        sentence=sentence(describe(metric), goal, table, comparisons),
-        findings=findings(describe(metric), goal, comparisons, variance, correlations, iqm),
+        sentence=(
+            axis_sentence(described, goal, answering) if answering else sentence(described, goal, table, comparisons)
+        ),
+        by_axis=by_axis,
+        findings=[
+            *pair_findings(described, answering.of_the_best if answering else comparisons),
+            *(axis_sentence(described, goal, other) for other in others),
+            *findings(described, goal, variance, correlations, iqm),
+        ],
         variance=variance,
         iqm=iqm,
         correlations=correlations,
@@ -213,11 +238,15 @@ def _table(
     estimate: Callable[[str], Estimate | None],
 ) -> pd.DataFrame:
     secondary = secondary_metrics(counted, metric)
+    values = {name: counted[name].to_numpy(dtype=float) for name in (metric, *secondary)}
+    counted_of = counted.groupby("arm").indices
+    missing = runs[~runs["run_id"].isin(counted["run_id"])]
+    states = missing.groupby("arm")["state"].agg(list)
     rows = []
-    for arm, planned in runs.groupby("arm", sort=False):
-        of_arm = counted[counted["arm"] == arm]
-        place = places[planned["run_id"].iloc[0]]
-        summary = summarize(of_arm[metric].to_numpy(dtype=float))
+    for arm, planned in runs.groupby("arm", sort=False)["run_id"].agg(list).items():
+        of_arm = counted_of.get(arm, [])
+        place = places[planned[0]]
+        summary = summarize(values[metric][of_arm])
         interval = estimate(str(arm))
         rows.append(
             {
@@ -229,54 +258,8 @@ def _table(
                 f"{metric} high": interval.high if interval else math.nan,
                 "n": summary.n,
                 "planned": len(planned),
-                "not counted": what_is_missing(
-                    planned.loc[~planned["run_id"].isin(of_arm["run_id"]), "state"].tolist()
-                ),
-                **{name: summarize(of_arm[name].to_numpy(dtype=float)).mean for name in secondary},
+                "not counted": what_is_missing(states.get(arm, [])),
+                **{name: summarize(values[name][of_arm]).mean for name in secondary},
             }
         )
     return pd.DataFrame(rows)
-
-
-def _notes_on_pairs(metric: str, arms: Sequence[str], comparisons: Sequence[Comparison]) -> list[str]:
-    by_kind = (
-        [_note_on_seeds(pair) for pair in comparisons if pair.seeds and pair.seeds_left_out],
-        [_note_on_rows(pair) for pair in comparisons if pair.rows_left_out],
-        [_note_on_counts(metric, pair) for pair in comparisons if pair.refused is not None],
-    )
-    notes = [note for kind in by_kind for note in listed(kind, MOST_NOTES, "more such pairs.")]
-    if len(arms) > MOST_ARMS_PAIRED:
-        notes.append(
-            f"Of {len(arms)} arms each is compared with the best only, {arms[0]} (all pairs are compared up to "
-            f"{MOST_ARMS_PAIRED} arms); the correction for several comparisons counts every pair all the same."
-        )
-    return notes
-
-
-def _note_on_seeds(pair: Comparison) -> str:
-    both = ", ".join(map(str, pair.seeds))
-    finished = " and over ".join(", ".join(map(str, seeds)) for seeds in pair.finished)
-    return (
-        f"{pair.first} and {pair.second} are compared on {'seed' if len(pair.seeds) == 1 else 'seeds'} {both} only; "
-        f"their means in the table are over {finished}."
-    )
-
-
-def _note_on_rows(pair: Comparison) -> str:
-    return (
-        f"{pair.first} and {pair.second} were not scored on the same rows; they are compared on the "
-        f"{pair.difference.n_rows if pair.difference else 0} rows that all their runs have."
-    )
-
-
-def _note_on_counts(metric: str, pair: Comparison) -> str:
-    what = f"{pair.first} and {pair.second} cannot be compared in {metric}"
-    if pair.refused is Verdict.OTHER_TARGETS:
-        return (
-            f"{what}: the same held-out rows have targets of other lengths, so they were cut at different lengths; "
-            "give both arms the same limits of evaluation and the same tokenizer."
-        )
-    return (
-        f"{what}: the same targets have another number of tokens, as with another tokenizer; "
-        "study.metric=eval/bits_per_byte compares them."
-    )

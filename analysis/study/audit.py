@@ -14,9 +14,11 @@ from dataclasses import fields, is_dataclass
 import pandas as pd
 
 from qlora_lab.config.schema import RunConfig
+from qlora_lab.errors import ConfigError, unknown_name
 from qlora_lab.sweep.listing import listed
 
 FEW = 5  # named one by one
+STUDY = "config.study.name"
 NO_METRIC = ("config.", "environment.", "data.")  # columns that begin so
 
 
@@ -101,15 +103,31 @@ def _two_names(runs: pd.DataFrame, metric: str) -> Iterator[str]:
 
 
 def _studies(runs: pd.DataFrame) -> Iterator[str]:
-    if "config.study.name" not in runs:
+    if STUDY not in runs:
         return
-    counts = runs["config.study.name"].value_counts()
+    counts = runs[STUDY].value_counts()
     if len(counts) > 1:
         named = [f"{name} ({count})" for name, count in counts.items()]
         yield (
             f"Runs of {len(counts)} studies are together here: {', '.join(listed(named, FEW, 'more'))}. All are kept; "
-            "arms are told apart by what differs in their configurations. A folder of a plan has one study alone."
+            "arms are told apart by what differs in their configurations. `--study NAME` reports one of them alone."
         )
+
+
+def of_study(runs: pd.DataFrame, study: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the runs of one study, and a sentence about those that do not say of which study they are.
+
+    Raises:
+        ConfigError: none is of that study.
+    """
+    names = runs[STUDY] if STUDY in runs else pd.Series(pd.NA, index=runs.index, dtype=object)
+    if study not in (known := sorted(names.dropna().unique())):
+        raise ConfigError(unknown_name("--study", study, known) if known else "the runs are of no study; drop --study")
+    unknown = runs.loc[names.isna(), "run_id"].tolist()
+    told = (
+        f"{_runs(len(unknown))} of no study that can be read, and left out: {', '.join(listed(unknown, FEW, 'more'))}."
+    )
+    return runs[names == study], [told] if unknown else []
 
 
 def _runs(count: int) -> str:

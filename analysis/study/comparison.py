@@ -17,15 +17,16 @@ Spreads = Mapping[str, SeedSpread | None]  # by arm
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms and what their shared runs say.
+    """Two arms, or two values of an axis, and what their shared runs say.
 
     Attributes:
         difference: first minus second; None without a shared seed or row.
-        seeds: those that both can be compared on.
+        seeds: those that both can be compared on; of values of an axis, the blocks.
         finished: the seeds behind the mean of each in the table.
         rows_left_out: some of their runs have rows that others have not.
-        refused: why the difference, though there is one, compares nothing.
+        refused: why a difference, though both have finished runs, compares nothing.
         seeded: whether the runs trained, so that a seed can change them.
+        unit: what each effect of the difference is of, `seed` or `block`.
     """
 
     first: str
@@ -36,6 +37,7 @@ class Pair:
     rows_left_out: bool = False
     refused: Verdict | None = None
     seeded: bool = True
+    unit: str = "seed"
 
     @property
     def p_value(self) -> float:
@@ -62,6 +64,17 @@ class Comparison(Pair):
     def separated(self) -> bool:
         return self.verdict is Verdict.SEPARATED
 
+    @property
+    def reason(self) -> str:
+        """The verdict in words, in the pair's own unit."""
+        return self.verdict.value.replace("seed", self.unit)
+
+    @property
+    def unit_needed(self) -> str:
+        """What more of would tell it apart, and what its effect size is measured by: blocks are no help where the
+        draws of the seeds limit it."""
+        return "seed" if self.difference is not None and self.difference.limiting_seeds else self.unit
+
     def favours_first(self, goal: str) -> bool:
         """Say whether the first arm did better on the seeds and rows that both have."""
         return self.difference is not None and (self.difference.value < 0) == (goal == "min")
@@ -75,9 +88,12 @@ def compare_pairs(scores: Scores, arms: Sequence[str]) -> list[Comparison]:
     arms that do not differ, counting only the pairs that are made calls one of them separated in 20 %, this in 3 %.
     """
     spreads = _pooled_spreads(scores, arms)
-    chosen = combinations(arms, 2) if len(arms) <= MOST_ARMS_PAIRED else ((arms[0], other) for other in arms[1:])
-    pairs = [_pair(scores, first, second, spreads) for first, second in chosen]
-    n_comparisons = math.comb(len(arms), 2) - sum(math.isnan(pair.p_value) for pair in pairs)
+    return judged([_pair(scores, first, second, spreads) for first, second in pairs_to_compare(arms)], len(arms))
+
+
+def judged(pairs: Sequence[Pair], n_compared: int) -> list[Comparison]:
+    """Return each pair's verdict, with Holm's correction over every two of `n_compared`, made or not."""
+    n_comparisons = math.comb(n_compared, 2) - sum(math.isnan(pair.p_value) for pair in pairs)
     adjusted = holm([pair.p_value for pair in pairs], n_comparisons)
     return [
         Comparison(
@@ -88,6 +104,13 @@ def compare_pairs(scores: Scores, arms: Sequence[str]) -> list[Comparison]:
         )
         for pair, p in zip(pairs, adjusted, strict=True)
     ]
+
+
+def pairs_to_compare(ordered: Sequence[str]) -> list[tuple[str, str]]:
+    """Return every two of them, the better first; of more than MOST_ARMS_PAIRED the best with each of the others."""
+    if len(ordered) <= MOST_ARMS_PAIRED:
+        return list(combinations(ordered, 2))
+    return [(ordered[0], other) for other in ordered[1:]]
 
 
 def _pooled_spreads(scores: Scores, arms: Sequence[str]) -> Spreads:
@@ -118,8 +141,8 @@ def _pair(scores: Scores, first: str, second: str, spreads: Spreads) -> Pair:
         return replace(pair, difference=estimate_over_seeds(effects, spreads[first]))
     scored = scores.scored([first, second], seeds)
     if not scored:
-        return replace(pair, rows_left_out=True)
-    refused = _refused(scores.other_counts(first, second))
+        return replace(pair, refused=Verdict.OTHER_ROWS)
+    refused = refusal(scores.other_counts(first, second))
     return replace(
         pair,
         # arms that are refused have no spread in common
@@ -129,7 +152,8 @@ def _pair(scores: Scores, first: str, second: str, spreads: Spreads) -> Pair:
     )
 
 
-def _refused(other_counts: frozenset[str]) -> Verdict | None:
+def refusal(other_counts: frozenset[str]) -> Verdict | None:
+    """Say why a metric does not mean the same in two arms whose targets differ in these counts."""
     if "target_bytes" in other_counts:
         return Verdict.OTHER_TARGETS
     return Verdict.OTHER_TOKENS if other_counts else None

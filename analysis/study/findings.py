@@ -16,41 +16,42 @@ NOT_TOLD = (Verdict.INTERVAL_HOLDS_ZERO, Verdict.SEEDS_DISAGREE, Verdict.SEVERAL
 FEW = 3  # pairs, each with a sentence
 
 
-def findings(
-    metric: Metric,
-    goal: str,
-    comparisons: Sequence[Comparison],
-    variance: pd.DataFrame,
-    correlations: pd.DataFrame,
-    iqm: pd.DataFrame,
-) -> list[str]:
-    """Return the sentences, those on the best arm's pairs first."""
+def pair_findings(metric: Metric, comparisons: Sequence[Comparison]) -> list[str]:
+    """Return what it would take to tell the first of `comparisons` from others that it is not separated from."""
     best = comparisons[0].first if comparisons else None
     pairs = [pair for pair in comparisons if pair.first == best and pair.verdict in NOT_TOLD]
-    texts = [*(_seeds(metric, pair) for pair in pairs[:FEW]), _axes(metric, variance), _iqm(iqm)]
+    return [text for text in (_seeds(metric, pair) for pair in pairs[:FEW]) if text]
+
+
+def findings(
+    metric: Metric, goal: str, variance: pd.DataFrame, correlations: pd.DataFrame, iqm: pd.DataFrame
+) -> list[str]:
+    """Return the sentences on axes and benchmarks."""
+    texts = [_axes(metric, variance), _iqm(iqm)]
     return [text for text in [*texts, *_correlations(correlations, metric.name if goal == "min" else None)] if text]
 
 
 def _seeds(metric: Metric, pair: Comparison) -> str:
-    """Say how many seeds would tell a pair apart that is not."""
+    """Say how many seeds, or blocks, would tell a pair apart that is not; nothing where no seed changes a run."""
     difference = pair.difference
     assert difference is not None, "a pair whose interval holds 0 has one"
-    if difference.value == 0:
+    if difference.value == 0 or not difference.seed_freedom:
         return ""
     (size,) = format_differences(metric, [abs(difference.value)], difference.half_width)
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
     found = f"a difference of the size seen between {pair.first} and {pair.second} ({size}{unit}"
     g = effect_size(difference)
-    found += ")" if math.isnan(g) else f", {abs(g):.2g} times what one seed changes)"
+    found += ")" if math.isnan(g) else f", {abs(g):.2g} times what one {pair.unit_needed} changes)"
+    units = f"{pair.unit_needed}s"
     needed = seeds_needed(difference, comparisons=pair.n_comparisons)
     if needed is None:
         if rows_are_too_few(difference, comparisons=pair.n_comparisons):
-            return f"No number of seeds would tell {found}: that takes more held-out rows."
-        return f"More than {MOST_SEEDS:,} seeds would be needed to tell {found}."
+            return f"No number of {units} would tell {found}: that takes more held-out rows."
+        return f"More than {MOST_SEEDS:,} {units} would be needed to tell {found}."
     several = f" among {pair.n_comparisons} comparisons" if pair.n_comparisons > 1 else ""
     return (
-        f"About {max(needed, difference.n_seeds + 1):,} seeds would be needed to tell {found}{several}, with a chance "
-        f"of {100 * POWER:.0f} %; the size is itself uncertain, and so is this number."
+        f"About {max(needed, difference.n_units + 1):,} {units} would be needed to tell {found}{several}, with a "
+        f"chance of {100 * POWER:.0f} %; the size is itself uncertain, and so is this number."
     )
 
 
@@ -87,13 +88,13 @@ def _iqm(iqm: pd.DataFrame) -> str:
         return ""
     first, second = iqm.iloc[0], iqm.iloc[1]
     head = f"Over {first['tasks']} benchmarks {first['arm']} has the highest interquartile mean, {first['iqm']:.3f}"
-    if math.isnan(first["low"]) or math.isnan(second["low"]):
-        return f"{head}; with one seed it is not separated from {second['arm']} ({second['iqm']:.3f})."
-    apart = first["low"] > second["high"]
+    if math.isnan(second["p"]):
+        return f"{head}; without two shared seeds it is not separated from {second['arm']} ({second['iqm']:.3f})."
+    apart = second["behind_low"] > 0 and second["p"] <= 1 - LEVEL
     return (
-        f"{head} (95 % interval {first['low']:.3f} to {first['high']:.3f}); the next, {second['arm']}, has "
-        f"{second['iqm']:.3f} ({second['low']:.3f} to {second['high']:.3f}): "
-        f"{'their intervals do not overlap' if apart else 'not separated'}."
+        f"{head} (95 % interval {first['low']:.3f} to {first['high']:.3f}); the next, {second['arm']}, is "
+        f"{second['behind']:.3f} behind on their shared seeds ({second['behind_low']:.3f} to "
+        f"{second['behind_high']:.3f}): {'separated' if apart else 'not separated'}."
     )
 
 

@@ -1,12 +1,7 @@
 """What each metric is called, its unit, how it is written, and how held-out rows make it."""
 
-import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import pandas as pd
 
 BITS_PER_NAT = 1 / math.log(2)
 
@@ -78,44 +73,6 @@ def counted_in(name: str) -> tuple[str, ...]:
     """
     by_denominator = {"target_tokens": ("target_tokens", "target_bytes"), "target_bytes": ("target_bytes",)}
     return by_denominator.get(describe(name).denominator or "", ())
-
-
-def row_ratios(rows: pd.DataFrame, name: str, counts: Sequence[str] = ()) -> pd.DataFrame | None:
-    """Return what each held-out row adds to a metric, or None where no rows stand behind it.
-
-    Args:
-        rows: from `load_rows`.
-        name: `eval/METRIC` for all rows, `eval/SET/METRIC` for the rows of one set.
-        counts: further columns of `rows`, which the result keeps under their names.
-
-    Returns:
-        `numerator` and `denominator`, indexed by (set, key) and sorted. The metric is, set by set, the sum of the first
-        over the sum of the second, and then the plain mean over sets. Rows with the same content count together, and
-        rows without a finite one are left out.
-    """
-    metric = describe(name)
-    if metric.numerator is None or metric.denominator is None:
-        return None
-    parts = name.split("/")
-    if len(parts) > 2:
-        rows = rows[rows["set"] == "/".join(parts[1:-1])]
-        if rows.empty:  # of a benchmark, not of a held-out set
-            return None
-    columns = {"numerator": rows[metric.numerator].to_numpy(dtype=float) * metric.row_scale}
-    ones = np.ones(len(rows))
-    columns["denominator"] = rows[metric.denominator].to_numpy(dtype=float) if metric.denominator in rows else ones
-    columns |= {name: rows[name].to_numpy() for name in counts}
-    finite = np.isfinite(columns["numerator"] + columns["denominator"])
-    index, order = _sorted_index(tuple(rows["set"][finite]), tuple(rows["key"][finite]))
-    indexed = pd.DataFrame({name: values[finite][order] for name, values in columns.items()}, index=index)
-    return indexed if index.is_unique else indexed.groupby(level=["set", "key"]).sum()
-
-
-@functools.lru_cache(maxsize=32)
-def _sorted_index(sets: tuple[str, ...], keys: tuple[str, ...]) -> "tuple[pd.MultiIndex, np.ndarray]":
-    """Return the sorted index of rows, and their order in it; runs of the same rows share it, which makes them fast."""
-    index, order = pd.MultiIndex.from_arrays([sets, keys], names=["set", "key"]).sortlevel()
-    return index, order
 
 
 def format_value(metric: Metric, value: float) -> str:

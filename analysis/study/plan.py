@@ -20,6 +20,7 @@ class StudyPlan:
         places: run id -> axis -> the value that the run was given, the seed among them.
         fixed: dotted configuration keys that all runs share.
         paper: which numbers of the original study stand beside the arms; see `analysis.study.published`.
+        compares: the axes that the question is about; none: the first.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StudyPlan:
     created_at: str | None = None
     command: str | None = None
     paper: dict[str, Any] | None = None
+    compares: list[str] = field(default_factory=list)
 
 
 def read_plan(study_folder: Path) -> StudyPlan:
@@ -72,6 +74,7 @@ def plan_of(record: Mapping[str, Any]) -> StudyPlan:
         created_at=record.get("created_at"),
         command=record.get("command"),
         paper=record.get("paper"),
+        compares=list(study.get("compares") or ()),
     )
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.load import load_rows
+from analysis.load import read_row_columns
 from analysis.statistics.rows import DRAWS, Ratios, Scored, score
-from analysis.study.metrics import counted_in, describe, row_ratios
+from analysis.study.metrics import counted_in, describe
+from analysis.study.row_ratios import RowRatios, row_ratios
 from qlora_lab.errors import RunFolderError
 
 STEPS = "train/steps"
@@ -37,9 +38,9 @@ class Scores:
         self.values = dict(zip(keys, counted[metric].astype(float) if keys else [], strict=True))
         self.notes: list[str] = []
         self.compared: dict[tuple[str, int], float] = {}
-        self._rows: dict[tuple[str, int], pd.DataFrame] = {}
+        self._rows: dict[tuple[str, int], RowRatios] = {}
         self.seeded = STEPS not in counted or bool(((counted[STEPS] != 0) | _drawn(counted)).any())
-        self._counted_in = list(counted_in(metric))
+        self._counted_in = counted_in(metric)
         if describe(metric).numerator is not None:
             for key, run_id, folder in zip(keys, counted["run_id"], counted["folder"], strict=True):
                 self._read(key, run_id, Path(folder), metric)
@@ -50,23 +51,22 @@ class Scores:
                 self.notes = [f"No run has held-out rows behind {metric} here, so arms are compared by seed alone."]
         self._finished, self._seeds = _by_arm(self.values), _by_arm(self.compared)
         self._indexes = {key: rows.index for key, rows in self._rows.items()}
-        first = next(iter(self._indexes.values()), pd.Index([]))
-        self._rows_of_all = first if all(index.equals(first) for index in self._indexes.values()) else None
+        first = next(iter(self._indexes.values()), None)
+        same = all(index is first or index.equals(first) for index in self._indexes.values())
+        self._rows_of_all = first if same else None
         self._scored: dict[tuple[str, tuple[int, ...]], Scored] = {}
 
     def _read(self, key: tuple[str, int], run_id: str, folder: Path, metric: str) -> None:
         try:
-            ratios = row_ratios(load_rows(folder), metric, self._counted_in)
+            ratios = row_ratios(read_row_columns(folder), metric, self._counted_in)
         except RunFolderError as error:
             self.notes.append(f"Run {run_id} is left out of the comparisons, which go row by row: {error}.")
             return
-        if ratios is None or ratios.empty:
+        if ratios is None:
             self.notes.append(f"Run {run_id} is left out of the comparisons: none of its rows defines {metric}.")
             return
         self._rows[key] = ratios
-        set_of, _ = pd.factorize(ratios.index.get_level_values("set"))
-        sums = [np.bincount(set_of, ratios[column]) for column in ("numerator", "denominator")]
-        self.compared[key] = from_rows = float(np.mean(sums[0] / sums[1]))
+        self.compared[key] = from_rows = ratios.value
         if abs(from_rows - self.values[key]) > ROUNDING * abs(self.values[key]) + 1e-9:
             self.notes.append(
                 f"Run {run_id} reports {metric} {self.values[key]:.6g}, but its rows give {from_rows:.6g}: "
@@ -86,7 +86,7 @@ class Scores:
         rows = self.shared_rows(arms, seeds)
         return [self._score(arm, tuple(seeds), rows) for arm in arms] if len(rows) else []
 
-    def shared_rows(self, arms: Sequence[str], seeds: Sequence[int]) -> pd.Index:
+    def shared_rows(self, arms: Sequence[str], seeds: Sequence[int]) -> pd.MultiIndex:
         """Return the (set, key) of the rows that each of the arms' runs has."""
         if self._rows_of_all is not None:
             return self._rows_of_all
@@ -114,20 +114,19 @@ class Scores:
         """
         if not (self._rows and self.seeds(first) and self.seeds(second)):
             return frozenset()
-        counts = [self._rows[arm, self.seeds(arm)[0]][self._counted_in] for arm in (first, second)]
-        if not counts[0].index.equals(counts[1].index):
-            rows = counts[0].index.intersection(counts[1].index)
-            counts = [of_arm.loc[rows] for of_arm in counts]
-        differ = (counts[0].to_numpy() != counts[1].to_numpy()).any(axis=0)
-        return frozenset(str(column) for column in counts[0].columns[differ])
+        one, other = (self._rows[arm, self.seeds(arm)[0]] for arm in (first, second))
+        rows = one.index if one.index is other.index else one.index.intersection(other.index)
+        differ = (one.at(rows).counts != other.at(rows).counts).any(axis=0)
+        return frozenset(name for name, others in zip(self._counted_in, differ, strict=True) if others)
 
-    def _score(self, arm: str, seeds: tuple[int, ...], rows: pd.Index) -> Scored:
+    def _score(self, arm: str, seeds: tuple[int, ...], rows: pd.MultiIndex) -> Scored:
         if (arm, seeds) in self._scored:  # filled only where all runs share their rows
             return self._scored[arm, seeds]
-        runs = [self._rows[arm, seed] for seed in seeds]
-        sets = rows.get_level_values("set")
-        blocks = [rows[sets == name] for name in sets.unique()] if sets.nunique() > 1 else [rows]
-        ratios = [Ratios(_stack(runs, block, "numerator"), _stack(runs, block, "denominator")) for block in blocks]
+        runs = [self._rows[arm, seed].at(rows) for seed in seeds]
+        numerator, denominator = np.stack([(run.numerator, run.denominator) for run in runs], axis=1)
+        set_of = runs[0].set_of
+        blocks = [set_of == number for number in range(set_of.max() + 1)]
+        ratios = [Ratios(numerator[:, block], denominator[:, block]) for block in blocks]
         scored = score(ratios, self._bootstrap_seed, self._draws)
         if rows is self._rows_of_all:
             self._scored[arm, seeds] = scored
@@ -139,11 +138,6 @@ def _by_arm(values: Mapping[tuple[str, int], float]) -> dict[str, tuple[int, ...
     for arm, seed in sorted(values):
         seeds.setdefault(arm, []).append(seed)
     return {arm: tuple(of_arm) for arm, of_arm in seeds.items()}
-
-
-def _stack(runs: Sequence[pd.DataFrame], rows: pd.Index, column: str) -> Array:
-    found = [run[column] if run.index.equals(rows) else run.loc[rows, column] for run in runs]
-    return np.stack([values.to_numpy(dtype=float) for values in found])
 
 
 def _drawn(counted: pd.DataFrame) -> "pd.Series[bool]":

@@ -1,11 +1,14 @@
 """Several benchmarks of one study: the score of each, all together, and whether they agree on the arms."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from analysis.statistics.correlation import correlate_metrics
-from analysis.statistics.iqm import estimate_iqm
+from analysis.statistics.holm import holm
+from analysis.statistics.iqm import Interval, estimate_iqm, estimate_iqm_difference
 
 # The metric that a benchmark is known by, the first that it has; all are between 0 (or -1) and 1, more is better.
 SCORES = ("hendrycks_micro", "matthews", "pearson", "acc_norm", "acc", "rouge_l")
@@ -29,20 +32,41 @@ def _preference(name: str) -> tuple[int, str]:
 
 
 def iqm_table(counted: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
-    """Return one row an arm: `arm`, `iqm`, `low`, `high` (95 % interval over seeds), `n` runs, `tasks`.
+    """Return one row an arm, the best first: `arm`, `iqm`, `low`, `high` (95 % interval over seeds), `n` runs, `tasks`.
+
+    And how far it is behind the first, on the seeds that both have: `behind` with `behind_low`, `behind_high`, and `p`,
+    corrected by Holm for every two arms, since the first was found by looking at all of them.
 
     Empty where there are fewer than FEWEST_TASKS benchmarks. A task that a counted run lacks is left out for all arms,
     so that all are judged by the same.
     """
     columns = [name for name in task_scores(list(counted.columns)).values() if counted[name].notna().all()]
+    scores = {
+        arm: counted[counted["arm"] == arm].set_index("seed")[columns].astype(float)
+        for arm in (arms if len(columns) >= FEWEST_TASKS else ())
+    }
     rows = []
-    for arm in arms if len(columns) >= FEWEST_TASKS else ():
-        scores = counted.loc[counted["arm"] == arm, columns].to_numpy(dtype=float)
-        if len(scores):
-            found = estimate_iqm(scores)
-            rows.append((arm, found.value, found.low, found.high, len(scores), len(columns)))
+    for arm, of_arm in scores.items():
+        if len(of_arm):
+            found = estimate_iqm(of_arm.to_numpy())
+            rows.append((arm, found.value, found.low, found.high, len(of_arm), len(columns)))
     table = pd.DataFrame(rows, columns=["arm", "iqm", "low", "high", "n", "tasks"])
-    return table.sort_values("iqm", ascending=False, kind="stable", ignore_index=True)
+    table = table.sort_values("iqm", ascending=False, kind="stable", ignore_index=True)
+    behind = [_behind(scores[table["arm"][0]], scores[arm]) for arm in table["arm"]]
+    return table.assign(
+        behind=[found.value for found in behind],
+        behind_low=[found.low for found in behind],
+        behind_high=[found.high for found in behind],
+        p=holm([found.p_value for found in behind], math.comb(len(table), 2)),
+    )
+
+
+def _behind(best: pd.DataFrame, other: pd.DataFrame) -> Interval:
+    """Estimate the first arm minus another on their shared seeds; NaN for the first itself and without one."""
+    seeds = best.index.intersection(other.index)
+    if other is best or seeds.empty:
+        return Interval(math.nan, math.nan, math.nan)
+    return estimate_iqm_difference(np.asarray(best.loc[seeds]), np.asarray(other.loc[seeds]))
 
 
 def correlation_table(counted: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -1,39 +1,51 @@
-"""What this machine can do at best: the rates that floors are computed from."""
+"""What this machine can do at best, asked anew in every round: its clock and its memory are not the same twice."""
 
 import ctypes
 import shutil
 import subprocess
+import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-COPIED_BYTES = 2**28  # far beyond any cache
-TRIES = 15
+STEPS = 100_000  # of chains of multiply-adds: under a millisecond
 
 
-def copy_bytes_per_s() -> float:
-    """Return the bytes read and written a second by torch's copy of a large tensor into memory it has already."""
-    source = torch.ones(COPIED_BYTES, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(TRIES + 1):  # the first touches the pages
-        started = time.perf_counter()
-        target.copy_(source)
-        best = max(best, 2 * COPIED_BYTES / (time.perf_counter() - started))
-    return best
+class Ceilings:
+    """Work that does nothing but what a cell has to do at least."""
 
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        compiler = shutil.which("c++")
+        if compiler is None:
+            sys.exit("the floors are measured by a small program: a C++ compiler (c++) is needed")
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / "ceilings.so"
+            flags = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+            subprocess.run([compiler, *flags, str(Path(__file__).with_suffix(".cpp")), "-o", str(built)], check=True)
+            self._library = ctypes.CDLL(str(built))
+        self._library.multiply_adds.restype = ctypes.c_int64
+        self._library.multiply_adds.argtypes = (ctypes.c_int64, ctypes.c_int)
+        pointer_and_size = (ctypes.c_void_p, ctypes.c_int64)
+        self._library.move.argtypes = (*pointer_and_size, *pointer_and_size, ctypes.c_int, ctypes.c_int)
 
-def peak_flops_per_s(threads: int) -> float | None:
-    """Return the float32 operations a second of independent multiply-adds; None without a C++ compiler."""
-    compiler = shutil.which("c++")
-    if compiler is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "peak.so"
-        flags = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
-        subprocess.run([compiler, *flags, str(Path(__file__).with_name("peak.cpp")), "-o", str(built)], check=True)
-        peak = ctypes.CDLL(str(built)).peak_flops
-    peak.restype = ctypes.c_double
-    return max(float(peak(threads)) for _ in range(TRIES))
+    def flops(self) -> int:
+        """Do independent float32 multiply-adds on every thread; return the operations, two each."""
+        return 2 * self._threads * int(self._library.multiply_adds(STEPS, self._threads))
+
+    def bytes(self, read: int, written: int, in_place: bool) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """Return the reading and writing of so many bytes: with ordinary stores, and with stores past the caches.
+
+        Memory is as large as what is read and written, so what fits in a cache stays there as it does for a kernel.
+        """
+        source = torch.ones(read // 64 * 64 + 64, dtype=torch.uint8)
+        target = None if in_place else torch.ones(written // 64 * 64 + 64, dtype=torch.uint8)
+
+        def move(past_caches: int) -> None:
+            to = None if target is None else target.data_ptr()
+            self._library.move(source.data_ptr(), read, to, written, past_caches, self._threads)
+
+        return lambda: move(0), lambda: move(1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qlora_lab.ops.blockwise.op import dequantize_weight, quantize_absmax, quantize_blockwise, quantized_linear
 from qlora_lab.ops.blockwise.weight import PackedWeight
+from qlora_lab.ops.lora.op import lora_linear
 
 try:
     from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import linear_nf4, to_nf4  # of torchao 0.18
@@ -26,6 +27,7 @@ except ImportError:
 SHAPES = ((576, 576), (1536, 576), (4096, 4096), (11008, 4096))
 ROWS = (1, 16, 256, 1024)
 TRAINING_ROWS = 256
+RANK, SCALING = 16, 0.5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -62,7 +64,8 @@ def quantize_cell(name: str, weights: Weights) -> Cell:
     }
     if to_nf4 is not None:
         work["torchao"] = weights.to_torchao
-    return Cell(f"{name} quantize", work, bytes=weights.dense_bytes + weights.packed_bytes())
+    # An operation a weight to find the largest, and one to scale by it.
+    return Cell(f"{name} quantize", work, weights.dense_bytes, weights.packed_bytes(), 2 * weights.dense.numel())
 
 
 def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
@@ -74,12 +77,11 @@ def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
     }
     if weights.torchao is not None:
         others["torchao"] = lambda: weights.torchao.to(dtype)
-    moved = weights.dense_bytes + weights.packed_bytes()
-    nested = weights.dense_bytes + weights.packed_bytes(nested=True)
-    yield Cell(f"{name} dequantize", {"ours": lambda: dequantize_weight(weights.ours, dtype), **others}, moved)
-    yield Cell(f"{name} dequantize out=", {"ours": lambda: dequantize_weight(weights.ours, out=out), **others}, moved)
+    least = (weights.packed_bytes(), weights.dense_bytes, weights.dense.numel())  # one multiplication a weight
+    yield Cell(f"{name} dequantize", {"ours": lambda: dequantize_weight(weights.ours, dtype), **others}, *least)
+    yield Cell(f"{name} dequantize out=", {"ours": lambda: dequantize_weight(weights.ours, out=out), **others}, *least)
     work = {"ours": lambda: dequantize_weight(weights.nested, out=out), **others}
-    yield Cell(f"{name} dequantize nested out=", work, nested)
+    yield Cell(f"{name} dequantize nested out=", work, weights.packed_bytes(nested=True), *least[1:])
 
 
 def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
@@ -92,8 +94,14 @@ def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
     }
     if weights.torchao is not None:
         work["torchao"] = lambda: linear_nf4(x, weights.torchao)
-    moved = weights.packed_bytes() + (x.numel() + rows * weights.dense.shape[0]) * x.element_size()
-    return Cell(f"{name} forward {rows} rows", work, moved, 2 * rows * weights.dense.numel())
+    written = rows * weights.dense.shape[0] * x.element_size()
+    return Cell(
+        f"{name} forward {rows} rows",
+        work,
+        weights.packed_bytes() + x.nbytes,
+        written,
+        2 * rows * weights.dense.numel(),
+    )
 
 
 def training_cell(name: str, weights: Weights, rows: int) -> Cell:
@@ -111,8 +119,39 @@ def training_cell(name: str, weights: Weights, rows: int) -> Cell:
     }
     if weights.torchao is not None:
         work["torchao"] = both(lambda: linear_nf4(x, weights.torchao))
-    moved = 2 * (weights.packed_bytes() + x.nbytes + gradient.nbytes)
-    return Cell(f"{name} forward+backward {rows} rows", work, moved, 4 * rows * weights.dense.numel())
+    read = 2 * weights.packed_bytes() + x.nbytes + gradient.nbytes
+    flops = 4 * rows * weights.dense.numel()
+    return Cell(f"{name} forward+backward {rows} rows", work, read, x.nbytes + gradient.nbytes, flops)
+
+
+def adapter_cell(name: str, weights: Weights, rows: int) -> Cell:
+    """Forward and backward with an adapter, whose products bitsandbytes' users add in float32 as PEFT does."""
+    dtype = weights.dense.dtype
+    x = torch.randn(rows, weights.dense.shape[1]).to(dtype).requires_grad_()
+    lora_A = torch.randn(RANK, weights.dense.shape[1]).requires_grad_()
+    lora_B = torch.randn(weights.dense.shape[0], RANK).requires_grad_()
+    gradient = torch.randn(rows, weights.dense.shape[0]).to(dtype)
+    packed, state = weights.bitsandbytes
+
+    def both(forward: Callable[[], Tensor]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(forward(), (x, lora_A, lora_B), gradient)
+
+    def adapted(base: Tensor) -> Tensor:
+        return base + (F.linear(F.linear(x.float(), lora_A), lora_B) * SCALING).to(dtype)
+
+    work = {
+        "ours": both(lambda: lora_linear(x, weights.ours, None, lora_A, lora_B, scaling=SCALING)),
+        "bitsandbytes": both(lambda: adapted(matmul_4bit(x, packed.t(), state))),
+        "torch dense": both(lambda: adapted(F.linear(x, weights.dense))),
+    }
+    if weights.torchao is not None:
+        work["torchao"] = both(lambda: adapted(linear_nf4(x, weights.torchao)))
+    adapter = lora_A.numel() + lora_B.numel()
+    read = 2 * weights.packed_bytes() + 2 * x.nbytes + gradient.nbytes + 2 * 4 * adapter
+    written = x.nbytes + gradient.nbytes + 4 * adapter
+    # Products with the weight and the adapter in both directions, and two for the adapter's own gradients.
+    flops = 4 * rows * weights.dense.numel() + 6 * rows * adapter
+    return Cell(f"{name} the same with rank {RANK}", work, read, written, flops)
 
 
 def cells(wanted: str) -> Iterator[Cell]:
@@ -122,6 +161,7 @@ def cells(wanted: str) -> Iterator[Cell]:
             name = f"{dtype_name} {shape[0]}x{shape[1]}"
             kinds = ["quantize", "dequantize", "dequantize out=", "dequantize nested out="]
             kinds += [f"forward {rows} rows" for rows in ROWS] + [f"forward+backward {TRAINING_ROWS} rows"]
+            kinds += [f"the same with rank {RANK}"]
             if any(wanted in f"{name} {kind}" for kind in kinds):
                 yield from (cell for cell in cells_of(name, Weights(*shape, dtype)) if wanted in cell.name)
 
@@ -131,6 +171,7 @@ def cells_of(name: str, weights: Weights) -> Iterator[Cell]:
     yield from dequantize_cells(name, weights)
     yield from (linear_cell(name, weights, rows) for rows in ROWS)
     yield training_cell(name, weights, TRAINING_ROWS)
+    yield adapter_cell(name, weights, TRAINING_ROWS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,21 +168,26 @@ def product_cell(name: str, weights: Weights, rows: int) -> Cell:
 
 
 def training_cell(name: str, weights: Weights, rows: int, rank: int = 16) -> Cell:
-    """Forward and the gradients of x and a rank-16 adapter, beside the dense products without one."""
+    """Forward and the gradients of x and a bfloat16 rank-16 adapter, beside the dense products without one."""
     out_features, in_features = weights.shape
     x = torch.randn(rows, in_features, device="cuda", dtype=DTYPE, requires_grad=True)
     gradient = torch.randn(rows, out_features, device="cuda", dtype=DTYPE)
     A = torch.randn(rank, in_features, device="cuda", requires_grad=True)
     B = torch.randn(out_features, rank, device="cuda", requires_grad=True)
+    short = [matrix.detach().to(DTYPE).requires_grad_() for matrix in (A, B)]
 
-    def ours(copy: int) -> Any:
-        out = lora_linear(x, weights.ours[copy], None, A, B, scaling=0.5)
-        return torch.autograd.grad(out, (x, A, B), gradient)
+    def ours(copy: int, adapter: Sequence[Tensor] = (A, B)) -> Any:
+        out = lora_linear(x, weights.ours[copy], None, *adapter, scaling=0.5)
+        return torch.autograd.grad(out, (x, *adapter), gradient)
 
     def dense(copy: int) -> Any:
         return torch.autograd.grad(F.linear(x, weights.dense_of(copy)), x, gradient)
 
-    work: dict[str, Work] = {"ours": ours, "torch dense without adapter": dense}
+    work: dict[str, Work] = {
+        "ours": lambda copy: ours(copy, short),  # adapter.dtype=bfloat16
+        "ours with a float32 adapter": ours,
+        "torch dense without adapter": dense,
+    }
     if bnb is not None:
 
         def theirs(copy: int) -> Any:

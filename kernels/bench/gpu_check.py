@@ -1,52 +1,32 @@
-"""Everything that only a GPU can tell, in one command: python kernels/bench/gpu_check.py [--out FILE].
+"""Everything that only a GPU can tell, in one command: python kernels/bench/gpu_check.py [--only TEXT] [--out FILE].
 
 Builds the CUDA kernels for this GPU, runs the tests on it, watches small shapes with compute-sanitizer, trains models
 of up to 65B parameters within the memory of smaller GPUs, measures, and writes one JSON. Works with the Python and
 torch it finds and needs no network. A step that cannot run here is left out with its reason, a step that fails is
-recorded and the next one runs; the exit status is 1 if any failed.
+recorded and the next one runs; the exit status is 1 if any failed. The JSON is written after every step: what was
+measured stays where the machine goes away.
 """
 
 import argparse
 import json
 import os
 import platform
-import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from gpu_steps import CannotRunError, Context, Step, all_steps, build
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET_S = 470.0  # of all steps; a step gets what is left of it
 SHORTEST_S = 5.0  # with less left a step is not begun
+QUIET = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}  # whatever a step prints, at once; and no network
 KEPT_LINES = 40  # of a failed step's output
-
-
-class CannotRunError(Exception):
-    """Why a step cannot run on this machine."""
-
-
-@dataclass
-class Context:
-    """What the steps share."""
-
-    build: Path
-    python: str
-    capability: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Step:
-    """One step: `commands` returns what to run, or raises CannotRunError; `results` is a JSON that they write."""
-
-    name: str
-    commands: Callable[[Context], Sequence[Sequence[str]]]
-    results: Path | None = None
 
 
 @dataclass
@@ -66,7 +46,7 @@ Runner = Callable[[Sequence[str], dict[str, str], float], tuple[int, str]]
 def run_command(command: Sequence[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
     """Run a command in the checkout; return its exit status (124: it took too long) and what it printed."""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             env={**os.environ, **environment},
             cwd=ROOT,
@@ -74,14 +54,17 @@ def run_command(command: Sequence[str], environment: dict[str, str], limit_s: fl
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=limit_s,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired as error:
-        printed = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-        return 124, f"{printed}\nstopped after {limit_s:.0f} s"
     except OSError as error:
         return 127, str(error)
-    return done.returncode, done.stdout
+    try:
+        printed, _ = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # and what it started, which would keep the GPU's memory
+        printed, _ = process.communicate()
+        return 124, f"{printed}\nstopped after {limit_s:.0f} s"
+    return process.returncode, printed
 
 
 def run_steps(
@@ -90,10 +73,11 @@ def run_steps(
     budget_s: float = BUDGET_S,
     runner: Runner = run_command,
     clock: Callable[[], float] = time.monotonic,
+    keep: Callable[[list[Outcome]], None] = lambda outcomes: None,
 ) -> list[Outcome]:
-    """Run the steps in order; none stops the others."""
+    """Run the steps in order; none stops the others. `keep` gets the outcomes so far after each."""
     started = clock()
-    outcomes = []
+    outcomes: list[Outcome] = []
     for step in steps:
         begun = clock()
         if step.results is not None:
@@ -104,7 +88,10 @@ def run_steps(
                 left = budget_s - (clock() - started)
                 if left < SHORTEST_S:
                     raise CannotRunError(f"no time left of {budget_s:.0f} s")
-                exit_status, printed = runner(command, context.environment, left)
+                exit_status, printed = runner(command, context.environment, min(left, step.limit_s))
+                refusal = next((text for text in step.refusals if text in printed), None)
+                if exit_status != 0 and refusal is not None:
+                    raise CannotRunError(f"{Path(command[0]).name} says here: {refusal}")
                 if exit_status != 0:
                     last = "\n".join(printed.splitlines()[-KEPT_LINES:])
                     status, reason = "failed", f"{' '.join(map(str, command))}: exit status {exit_status}\n{last}"
@@ -115,93 +102,8 @@ def run_steps(
             results = json.loads(step.results.read_text())
         outcomes.append(Outcome(step.name, status, round(clock() - begun, 1), reason, results))
         print(f"{step.name:<36} {status:<9} {outcomes[-1].seconds:>6.1f} s  {reason.splitlines()[0] if reason else ''}")
+        keep(outcomes)
     return outcomes
-
-
-def needs(tool: str) -> str:
-    """Return the path of a command, or raise CannotRunError."""
-    path = shutil.which(tool) or shutil.which(tool, path="/usr/local/cuda/bin")
-    if path is None:
-        raise CannotRunError(f"there is no {tool} on this machine")
-    return path
-
-
-def build(context: Context) -> list[list[str]]:
-    nvcc = needs("nvcc")
-    for tool in ("cmake", "c++"):
-        needs(tool)
-    options = [
-        *("-DQLK_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DPython_EXECUTABLE={context.python}"),
-        f"-DCMAKE_CUDA_ARCHITECTURES={context.capability}",
-    ]
-    return [
-        ["cmake", "-S", "kernels", "-B", str(context.build), *options],
-        ["cmake", "--build", str(context.build), "-j", str(os.cpu_count() or 1)],
-    ]
-
-
-def tests(context: Context) -> list[list[str]]:
-    if find_spec("pytest") is None:
-        raise CannotRunError("there is no pytest in this Python")
-    return [[context.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/cuda"]]
-
-
-def sanitizer(tool: str) -> Callable[[Context], list[list[str]]]:
-    def commands(context: Context) -> list[list[str]]:
-        path, nvcc, program = needs("compute-sanitizer"), needs("nvcc"), context.build / "memory_check"
-        if not (context.build / "libqlk_cuda.so").exists():
-            raise CannotRunError("the CUDA kernels were not built")
-        compile_ = [
-            *(nvcc, "-std=c++17", "-O1", "-Ikernels/include", f"-I{context.build}/include"),
-            *("kernels/emu/memory_check.cpp", "-o", str(program), str(context.build / "libqlk_cuda.so")),
-            f"-Xlinker=-rpath,{context.build}",
-        ]
-        return [compile_, [path, "--tool", tool, "--error-exitcode", "9", str(program)]]
-
-    return commands
-
-
-def benchmark(results: Path) -> Callable[[Context], list[list[str]]]:
-    return lambda context: [[context.python, "kernels/bench/cuda_ops.py", "--json", str(results)]]
-
-
-def memory_proof(shape: str, cap_gib: int, results: Path, *options: str) -> Callable[[Context], list[list[str]]]:
-    def commands(context: Context) -> list[list[str]]:
-        for package in ("transformers", "omegaconf"):
-            if find_spec(package) is None:
-                raise CannotRunError(f"there is no {package} in this Python")
-        script = [context.python, "kernels/bench/memory_proof.py", shape, "--cap-gib", str(cap_gib)]
-        return [[*script, *options, "--json", str(results)]]
-
-    return commands
-
-
-def proofs(scratch: Path) -> list[Step]:
-    """Return the proofs: published shapes in the memory of common GPUs; 65B with 8-bit states, and with more tokens."""
-    steps = []
-    for shape, cap_gib, *options in (
-        ("7b", 8),
-        ("13b", 12),
-        ("33b", 24),
-        ("65b", 48),
-        ("65b", 48, "--optim", "paged_adamw_8bit"),
-        ("65b", 48, "--tokens", "2048"),
-    ):
-        name = " ".join((f"memory {shape}", *map(str, options)))
-        results = scratch / f"{name.replace(' ', '_')}.json"
-        steps.append(Step(name, memory_proof(str(shape), int(cap_gib), results, *map(str, options)), results))
-    return steps
-
-
-def all_steps(scratch: Path) -> list[Step]:
-    measured = scratch / "cuda_ops.json"
-    return [
-        Step("build", build),
-        Step("tests", tests),
-        *(Step(f"compute-sanitizer {tool}", sanitizer(tool)) for tool in ("memcheck", "racecheck", "initcheck")),
-        *proofs(scratch),
-        Step("benchmark", benchmark(measured), measured),
-    ]
 
 
 def printed_by(*command: str) -> str | None:
@@ -242,6 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="the JSON; by default kernels/bench/results/GPU-COMMIT.json")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "gpu")
+    parser.add_argument("--only", default="", help="steps whose name contains this, beside the build")
     options = parser.parse_args()
     try:
         found = machine()
@@ -252,12 +155,18 @@ def main() -> int:
     scratch.mkdir(parents=True, exist_ok=True)
     capability = found["capability"] + ("a-real" if found["capability"] == "90" else "-real")
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {"QLORA_LAB_KERNELS": str(scratch), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
-    outcomes = run_steps(all_steps(scratch), Context(scratch, sys.executable, capability, environment))
-    name = f"{found['gpu'].replace(' ', '-')}-{(found['commit'] or 'unknown')[:10]}.json"
-    out = options.out or ROOT / "kernels" / "bench" / "results" / name
+    environment = {"QLORA_LAB_KERNELS": str(scratch), "PYTHONPATH": paths} | QUIET
+    words = (found["gpu"], (found["commit"] or "unknown")[:10], options.only)
+    name = "-".join(word.replace(" ", "-") for word in words if word)
+    out = options.out or ROOT / "kernels" / "bench" / "results" / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": found, "steps": [asdict(outcome) for outcome in outcomes]}, indent=1) + "\n")
+
+    def write(outcomes: list[Outcome]) -> None:
+        steps = [asdict(outcome) for outcome in outcomes]
+        out.write_text(json.dumps({"machine": found, "steps": steps}, indent=1) + "\n")
+
+    steps = [step for step in all_steps(scratch) if options.only in step.name or step.commands is build]
+    outcomes = run_steps(steps, Context(scratch, sys.executable, capability, environment), keep=write)
     print(f"written: {out}")
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 

@@ -5,9 +5,11 @@ the median over rounds, a ratio the median of the per-round ratios (theirs / our
 
 `--cpu-time` counts what the process computed, on one thread: for a machine on which others compute too.
 
-The floor of a cell is the time its bytes take at the rate of a large copy, or its operations at the peak rate of
-multiply-adds, whichever is longer, both measured in the same run; what stays in a cache can be faster. table.py prints
-the JSON as a table.
+A cell has two floors: the time in which a loop that does nothing else reads and writes its bytes, in memory of the same
+size (so in the same cache), and the time of its operations in a loop of nothing but multiply-adds (ceilings.py). Both
+loops run in every round before and after ours, for as long as an implementation at least, and their best call counts;
+the share of the floor is the median of the per-round shares of the longer one. `ratio_at_floor` is what the other
+implementations take over that floor: the most that a kernel could reach. table.py prints the JSON as a table.
 """
 
 import argparse
@@ -18,18 +20,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from ceilings import copy_bytes_per_s, peak_flops_per_s
+from ceilings import Ceilings
+from table import bound
 
 from qlora_lab.config.hardware import detect
 from qlora_lab.ops.registry import KERNELS
 
 SHORTEST_ROUND_S = 0.01  # an implementation is called until this is over, and counted per call
 PACKAGES = ("torch", "bitsandbytes", "torchao")
+Clock = Callable[[], float]
 
 
 @dataclass
@@ -37,17 +42,20 @@ class Cell:
     """One line of the table: the same work, by name of the implementation; one of them is `ours`.
 
     Attributes:
-        bytes: the least that has to be read and written.
-        flops: the least operations, a multiply-add being two.
+        read, written: the fewest bytes that have to be.
+        flops: the fewest operations, a multiply-add being two.
+        in_place: what is written is part of what was read.
     """
 
     name: str
     work: dict[str, Callable[[], Any]]
-    bytes: int = 0
+    read: int = 0
+    written: int = 0
     flops: int = 0
+    in_place: bool = False
 
 
-def time_calls(work: Callable[[], Any], clock: Callable[[], float]) -> float:
+def time_calls(work: Callable[[], Any], clock: Clock) -> float:
     """Return the seconds of one call, over as many as fill the shortest round."""
     calls, started = 0, clock()
     while True:
@@ -58,36 +66,75 @@ def time_calls(work: Callable[[], Any], clock: Callable[[], float]) -> float:
             return elapsed / calls
 
 
-def floor_ms(cell: Cell, ceilings: dict[str, float | None]) -> float:
-    """Return the milliseconds that no implementation can beat from memory."""
-    copy, peak = ceilings["copy_bytes_per_s"], ceilings["peak_flops_per_s"]
-    return 1e3 * max(cell.bytes / copy if copy else 0.0, cell.flops / peak if peak else 0.0)
+def best_call(work: Callable[[], Any], clock: Clock) -> float:
+    """Return the seconds of the fastest of as many calls as fill the shortest round."""
+    best, started = float("inf"), clock()
+    while (begun := clock()) - started < SHORTEST_ROUND_S:
+        work()
+        best = min(best, clock() - begun)
+    return best
 
 
-def measure(
-    cell: Cell, rounds: int, ceilings: dict[str, float | None], clock: Callable[[], float] = time.perf_counter
-) -> dict[str, Any]:
-    """Return the medians of one cell: milliseconds by implementation, ratios to ours, and its floor."""
+class Floors:
+    """The two floors of one cell, measured when asked."""
+
+    def __init__(self, cell: Cell, ceilings: Ceilings, clock: Clock) -> None:
+        self._flops, self._ceilings, self._clock = cell.flops, ceilings, clock
+        moved = cell.read + cell.written
+        self._moves = ceilings.bytes(cell.read, cell.written, cell.in_place) if moved else ()
+
+    def measure(self) -> dict[str, float]:
+        """Return the seconds of the bytes and of the operations; 0 for what the cell has none of."""
+        moving = min((best_call(move, self._clock) for move in self._moves), default=0.0)
+        if not self._flops:
+            return {"bytes": moving, "operations": 0.0}
+        some = self._ceilings.flops()
+        return {"bytes": moving, "operations": self._flops / some * best_call(self._ceilings.flops, self._clock)}
+
+    def around(self, measured: Callable[[], float]) -> tuple[float, dict[str, float]]:
+        """Return what `measured` returns, and the floors at their best before and after it."""
+        before = self.measure()
+        took = measured()
+        after = self.measure()
+        return took, {name: min(before[name], after[name]) for name in before}
+
+
+def measure(cell: Cell, rounds: int, ceilings: Ceilings, clock: Clock = time.perf_counter) -> dict[str, Any]:
+    """Return the medians of one cell: milliseconds by implementation, ratios to ours, floors and share of them."""
     seconds: dict[str, list[float]] = {name: [] for name in cell.work}
-    for number in range(rounds + 1):
+    floors: list[dict[str, float]] = []
+    cell_floors = Floors(cell, ceilings, clock)
+    for _ in range(rounds + 1):
         for name, work in cell.work.items():
-            took = time_calls(work, clock)
-            if number:  # the first round warms up
-                seconds[name].append(took)
-    ours, floor = seconds["ours"], floor_ms(cell, ceilings)
+            if name == "ours":
+                took, floor = cell_floors.around(partial(time_calls, work, clock))
+                floors.append(floor)
+            else:
+                took = time_calls(work, clock)
+            seconds[name].append(took)
+    for values in (floors, *seconds.values()):
+        del values[0]  # the first round warms up
+    ours = seconds.pop("ours")
+    longest = [max(floor.values()) for floor in floors]
     return {
         "cell": cell.name,
-        "bytes": cell.bytes,
+        "read_bytes": cell.read,
+        "written_bytes": cell.written,
         "flops": cell.flops,
-        "floor_ms": round(floor, 4),
-        "share_of_floor": round(floor / (1e3 * statistics.median(ours)), 3),
-        "ms": {name: round(1e3 * statistics.median(values), 4) for name, values in seconds.items()},
-        "ratio": {
-            name: round(statistics.median(theirs / mine for theirs, mine in zip(values, ours, strict=True)), 3)
-            for name, values in seconds.items()
-            if name != "ours"
-        },
+        "ms": {name: milliseconds(values) for name, values in {"ours": ours, **seconds}.items()},
+        "floor_ms": {name: milliseconds([floor[name] for floor in floors]) for name in floors[0]},
+        "share_of_floor": median_ratio(longest, ours) if any(longest) else None,
+        "ratio": {name: median_ratio(values, ours) for name, values in seconds.items()},
+        "ratio_at_floor": {name: median_ratio(values, longest) for name, values in seconds.items() if any(longest)},
     }
+
+
+def milliseconds(seconds: list[float]) -> float:
+    return round(1e3 * statistics.median(seconds), 4)
+
+
+def median_ratio(values: list[float], others: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(values, others, strict=True)), 3)
 
 
 def main(description: str, cells: Callable[[str], Iterator[Cell]]) -> None:
@@ -112,21 +159,24 @@ def main(description: str, cells: Callable[[str], Iterator[Cell]]) -> None:
         "packages": {name: installed(name) for name in PACKAGES},
         "rounds": options.rounds,
         "clock": "process" if options.cpu_time else "wall",
-        "ceilings": {
-            "copy_bytes_per_s": copy_bytes_per_s(),
-            "peak_flops_per_s": peak_flops_per_s(options.threads),
-        },
         "cells": [],
     }
     print(f"{results['kernels']} on {results['machine']}; {results['packages']}")
+    ceilings = Ceilings(options.threads)
     for cell in cells(options.only):
-        result = measure(cell, options.rounds, results["ceilings"], clock)
+        result = measure(cell, options.rounds, ceilings, clock)
         results["cells"].append(result)
-        ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in result["ratio"].items())
-        share = f"{100 * result['share_of_floor']:>4.0f} %"
-        print(f"{cell.name:<40} {result['ms']['ours']:>9.3f} ms  {share} of the floor   {ratios}", flush=True)
+        print(line(result), flush=True)
         if options.json:  # after every cell: a matrix takes long, and may be stopped
             options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def line(result: dict[str, Any]) -> str:
+    """Return a cell's figures in one line."""
+    share = result["share_of_floor"]
+    floor = f"{100 * share:>4.0f} % of the {bound(result):<10}" if share else " " * 22
+    ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in result["ratio"].items())
+    return f"{result['cell']:<44} {result['ms']['ours']:>9.3f} ms  {floor}   {ratios}"
 
 
 def installed(package: str) -> str:

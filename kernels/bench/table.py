@@ -1,8 +1,8 @@
 """A benchmark's JSON as Markdown tables: python kernels/bench/table.py FILE.json [MORE.json ...].
 
 One table for each dtype, a column for each shape. A cell says: milliseconds of ours; how many times as long each other
-implementation takes (above 1, ours is faster), in the order of the heading; the share of its floor that ours reaches
-(rounds.py).
+implementation takes (above 1, ours is faster), in the order of the heading; the share of its floor that ours reaches,
+and whether that floor is of the bytes (b) or the operations (o) (rounds.py).
 """
 
 import json
@@ -19,12 +19,18 @@ def others_of(cells: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(SHORT.get(name, name) for cell in cells for name in cell["ratio"]))
 
 
+def bound(cell: dict[str, Any]) -> str:
+    """Return which of the two floors is the longer one."""
+    floors: dict[str, float] = cell["floor_ms"]
+    return max(floors, key=lambda name: floors[name])
+
+
 def entry(cell: dict[str, Any] | None, others: list[str]) -> str:
     if cell is None:
         return ABSENT
     ratios = {SHORT.get(name, name): ratio for name, ratio in cell["ratio"].items()}
     shown = ", ".join(f"{ratios[name]:.3g}" if name in ratios else ABSENT for name in others)
-    share = f"; {100 * cell['share_of_floor']:.0f} %" if cell["floor_ms"] else ""
+    share = f"; {100 * cell['share_of_floor']:.0f} % {bound(cell)[0]}" if cell["share_of_floor"] else ""
     return f"{cell['ms']['ours']:.3g} ({shown}{share})"
 
 
@@ -33,7 +39,8 @@ def table(title: str, cells: list[tuple[str, str, dict[str, Any]]]) -> str:
     others = others_of([cell for _, _, cell in cells])
     rows, columns = (list(dict.fromkeys(cell[i] for cell in cells)) for i in (0, 1))
     found = {(row, column): cell for row, column, cell in cells}
-    heading = f"| {title}: ms ({', '.join(others)}; share of the floor) | " + " | ".join(columns) + " |"
+    floor = "; share of the floor" if any(cell["share_of_floor"] for _, _, cell in cells) else ""
+    heading = f"| {title}: ms ({', '.join(others)}{floor}) | " + " | ".join(columns) + " |"
     lines = [heading, "|---" * (len(columns) + 1) + "|"]
     for row in rows:
         entries = " | ".join(entry(found.get((row, column)), others) for column in columns)
@@ -43,15 +50,11 @@ def table(title: str, cells: list[tuple[str, str, dict[str, Any]]]) -> str:
 
 def tables(results: dict[str, Any]) -> str:
     """Return the machine in a sentence, and a table for each dtype (or one, where cells name none)."""
-    ceilings = results["ceilings"]
-    peak = ceilings["peak_flops_per_s"]
     packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
-    sentences = [
+    sentence = (
         f"{results['machine']}; {results['kernels']}; {packages}; medians of {results['rounds']} rounds, "
-        f"{results['clock']} time.",
-        f"Copy: {ceilings['copy_bytes_per_s'] / 1e9:.1f} GB/s read and written;",
-        f"peak: {peak / 1e9:.0f} GFLOP/s of float32." if peak else "peak not measured (no C++ compiler).",
-    ]
+        f"{results['clock']} time."
+    )
     by_title: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
     for cell in results["cells"]:
         words = cell["cell"].split(" ", 2)
@@ -59,7 +62,7 @@ def tables(results: dict[str, Any]) -> str:
             by_title.setdefault(words[0], []).append((words[2], words[1], cell))
         else:
             by_title.setdefault("work", []).append((cell["cell"], "ours", cell))
-    return "\n\n".join([" ".join(sentences), *(table(title, cells) for title, cells in by_title.items())])
+    return "\n\n".join([sentence, *(table(title, cells) for title, cells in by_title.items())])
 
 
 if __name__ == "__main__":

@@ -143,9 +143,14 @@ class Weight {
 };
 
 int64_t rows_of(const Tensor &matrix, int64_t columns, const char *name) {
-    STD_TORCH_CHECK(matrix.dim() >= 1 && matrix.size(matrix.dim() - 1) == columns, name, " must have ", columns,
+    const auto sizes = matrix.sizes();
+    STD_TORCH_CHECK(sizes.size() >= 1 && sizes[sizes.size() - 1] == columns, name, " must have ", columns,
                     " columns in its last dimension");
-    return columns == 0 ? 0 : matrix.numel() / columns;
+    int64_t rows = 1;  // not numel / columns: a matrix without columns has rows, too
+    for (size_t i = 0; i + 1 < sizes.size(); ++i) {
+        STD_TORCH_CHECK(!__builtin_mul_overflow(rows, sizes[i], &rows), name, " has too many rows");
+    }
+    return rows;
 }
 
 // The bias in the dtype of x.
@@ -175,26 +180,32 @@ std::tuple<Tensor, Tensor> quantize_blockwise(Tensor weight, std::string fmt, in
     return {packed, absmax};
 }
 
+void expand(const Weight &weight, Tensor &result) {
+    const qlk_weight &view = *weight.view();
+    STD_TORCH_CHECK(result.is_contiguous() && result.numel() == view.out_features * view.in_features,
+                    "out must be contiguous with ", view.out_features * view.in_features, " elements");
+    const bool half = result.scalar_type() == ScalarType::Half;
+    Tensor target = half ? allocate({result.numel()}, ScalarType::Float) : result;
+    check(qlk_cpu_dequantize(&view, dtype_code(target.scalar_type()), target.mutable_data_ptr(), threads()),
+          "dequantize_weight");
+    if (half) torch::stable::copy_(result, torch::stable::view(target, result.sizes()));
+}
+
 void dequantize_weight_into(Tensor packed, Tensor absmax, std::optional<Tensor> nested_absmax,
                             std::optional<Tensor> offset, std::string fmt, int64_t block_size,
                             int64_t nested_block_size, int64_t out_features, int64_t in_features, Tensor result) {
     const Weight weight(packed, absmax, nested_absmax, offset, fmt, block_size, nested_block_size, out_features, in_features);
-    STD_TORCH_CHECK(result.is_contiguous() && result.numel() == out_features * in_features,
-                    "out must be contiguous with ", out_features * in_features, " elements");
-    Tensor target = result.scalar_type() == ScalarType::Half ? allocate({result.numel()}, ScalarType::Float) : result;
-    check(qlk_cpu_dequantize(weight.view(), dtype_code(target.scalar_type()), target.mutable_data_ptr(), threads()),
-          "dequantize_weight");
-    if (result.scalar_type() == ScalarType::Half) torch::stable::copy_(result, torch::stable::view(target, result.sizes()));
+    expand(weight, result);
 }
 
 Tensor dequantize_weight(Tensor packed, Tensor absmax, std::optional<Tensor> nested_absmax, std::optional<Tensor> offset,
                          std::string fmt, int64_t block_size, int64_t nested_block_size, int64_t out_features,
                          int64_t in_features, ScalarType dtype) {
+    const Weight weight(packed, absmax, nested_absmax, offset, fmt, block_size, nested_block_size, out_features, in_features);
     Tensor result = allocate({out_features, in_features}, dtype);
     const int64_t value_bytes = dtype == ScalarType::Float ? sizeof(float) : sizeof(uint16_t);
     qlk_cpu_expect_writes(result.mutable_data_ptr(), result.numel() * value_bytes);
-    dequantize_weight_into(packed, absmax, nested_absmax, offset, fmt, block_size, nested_block_size, out_features,
-                           in_features, result);
+    expand(weight, result);
     return result;
 }
 

@@ -27,13 +27,14 @@ constexpr int64_t NORM_GRAIN = 4;  // reading 64 KB is worth a thread
 
 int64_t pieces_of(const qlk_adamw_tensor &tensor) { return (tensor.numel + PIECE - 1) / PIECE; }
 
-// Count the pieces of all tensors, or find a size that cannot be.
+// Count the pieces of all tensors, or find a size or a dtype that cannot be.
 int count_pieces(const qlk_adamw_tensor *tensors, int64_t count, int64_t *pieces) {
     *pieces = 0;
     if (count < 0) return QLK_BAD_SIZE;
     if (tensors == nullptr && count > 0) return QLK_NULL_POINTER;
     for (int64_t i = 0; i < count; ++i) {
         if (!is_size(tensors[i].numel)) return QLK_BAD_SIZE;
+        if (tensors[i].dtype != QLK_FLOAT32 && tensors[i].dtype != QLK_BFLOAT16) return QLK_BAD_DTYPE;
         if (__builtin_add_overflow(*pieces, pieces_of(tensors[i]), pieces)) return QLK_BAD_SIZE;
     }
     return QLK_OK;
@@ -81,8 +82,8 @@ extern "C" int qlk_cpu_gradient_norm(const qlk_adamw_tensor *tensors, int64_t co
         for_each_range(tensors, count, first, last,
                        [&](const qlk_adamw_tensor &tensor, int64_t begin, int64_t end, int64_t piece) {
                            for (; begin < end; begin += PIECE) {
-                               const int64_t length = end - begin < PIECE ? end - begin : PIECE;
-                               sums[piece++] = sum_of_squares(tensor.gradient + begin, length);
+                               const int64_t stop = end - begin < PIECE ? end : begin + PIECE;
+                               sums[piece++] = sum_of_squares(tensor, begin, stop);
                            }
                        });
     });

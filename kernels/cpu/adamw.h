@@ -9,8 +9,9 @@
 namespace qlk {
 
 struct AdamwKernels {
-    // Of `count` floats, added up in an order that is the same everywhere. Not finite exactly if a value is not.
-    double (*sum_of_squares)(const float *values, int64_t count);
+    // Of the gradient's elements from `begin` to `end`, added up in an order that is the same everywhere. Not finite
+    // exactly if a value is not.
+    double (*sum_of_squares)(const qlk_adamw_tensor &tensor, int64_t begin, int64_t end);
     // The update of the elements from `begin` to `end` of a tensor with float states,
     void (*update)(const AdamwStep &step, const qlk_adamw_tensor &tensor, int64_t begin, int64_t end);
     // and with 8-bit states, where `begin` starts a block.

@@ -41,6 +41,20 @@ constexpr int64_t STREAMED_BYTES = int64_t{1} << 20;
 constexpr uintptr_t LARGE_PAGE = uintptr_t{2} << 20;
 constexpr int64_t SMALLEST_ADVISED = int64_t{8} << 20;
 
+// Whether the system has yet to find pages for this memory: it clears them into the caches as they are first written,
+// and stores past the caches would then wait for what was cleared to leave them.
+bool is_new_memory(const void *memory, int64_t bytes) {
+    if (bytes < SMALLEST_ADVISED) return false;
+#ifdef __linux__
+    const auto middle = reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes) / 2;
+    unsigned char in_memory = 1;
+    const int status = mincore(reinterpret_cast<void *>(middle / LARGE_PAGE * LARGE_PAGE), 1, &in_memory);
+    return status == 0 && !(in_memory & 1);
+#else
+    return false;
+#endif
+}
+
 int64_t divide_up(int64_t count, int64_t size) { return count / size + (count % size != 0); }
 
 }  // namespace
@@ -69,7 +83,8 @@ int qlk_cpu_dequantize(const qlk_weight *weight, int dtype, void *out, int threa
     if (status != QLK_OK || numel == 0) return status;
     if (out == nullptr) return QLK_NULL_POINTER;
     const int64_t bytes = numel * (dtype == QLK_FLOAT32 ? 4 : 2);
-    const bool past_caches = bytes >= STREAMED_BYTES && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    const bool past_caches =
+        bytes >= STREAMED_BYTES && reinterpret_cast<uintptr_t>(out) % 64 == 0 && !is_new_memory(out, bytes);
     const auto run = qlk::isa().quantize.dequantize;
     qlk::parallel_for(numel, GRAIN, threads, [&](int64_t begin, int64_t end) {
         run(*weight, dtype, begin, end, past_caches, out);

@@ -24,6 +24,24 @@ __device__ __forceinline__ int64_t tensor_of(const int64_t *first_piece, int64_t
     return low;
 }
 
+// Call body(the type of a tensor's parameter and gradient).
+template <typename Body>
+__device__ __forceinline__ auto with_elements(const qlk_adamw_tensor &tensor, const Body &body) {
+    return tensor.dtype == QLK_BFLOAT16 ? body(Bfloat16()) : body(Float32());
+}
+
+template <typename Type>
+__device__ __forceinline__ double sum_of_squares(const void *gradient, int64_t begin, int64_t end) {
+    const auto *values = static_cast<const typename Type::Bits *>(gradient);
+    double sum = 0.0;
+#pragma unroll 8
+    for (int64_t i = begin; i < end; i += SQUARE_LANES) {
+        const auto x = static_cast<double>(Type::read(values[i]));
+        sum = sum + x * x;
+    }
+    return sum;
+}
+
 // A half of a warp for each piece; lane i adds up the squares of elements i, i + 16, ...
 __global__ void __launch_bounds__(THREADS) squares(const qlk_adamw_tensor *tensors, const int64_t *first_piece,
                                                    int64_t count, int64_t pieces, double *sums) {
@@ -34,12 +52,9 @@ __global__ void __launch_bounds__(THREADS) squares(const qlk_adamw_tensor *tenso
         const int64_t index = tensor_of(first_piece, count, piece);
         const int64_t begin = (piece - first_piece[index]) * QLK_CUDA_PIECE;
         const int64_t end = smaller(begin + QLK_CUDA_PIECE, tensors[index].numel);
-        const float *gradient = tensors[index].gradient;
-#pragma unroll 8
-        for (int64_t i = begin + thread % SQUARE_LANES; i < end; i += SQUARE_LANES) {
-            const auto x = static_cast<double>(gradient[i]);
-            sum = sum + x * x;
-        }
+        sum = with_elements(tensors[index], [&](auto type) {
+            return sum_of_squares<decltype(type)>(tensors[index].gradient, begin + thread % SQUARE_LANES, end);
+        });
     }
     for (int apart = SQUARE_LANES / 2; apart > 0; apart /= 2) sum = sum + __shfl_xor_sync(ALL_LANES, sum, apart);
     if (piece < pieces && thread % SQUARE_LANES == 0) sums[piece] = sum;
@@ -91,6 +106,40 @@ __device__ __forceinline__ void store_four(float *p, const Four &four, int64_t l
     }
 }
 
+// The same of parameters and gradients, which may have 16 bits.
+__device__ __forceinline__ Four load_elements(Float32, const void *p, int64_t at, int64_t left, bool aligned) {
+    return load_four(static_cast<const float *>(p) + at, left, aligned);
+}
+
+__device__ __forceinline__ Four load_elements(Bfloat16, const void *p, int64_t at, int64_t left, bool aligned) {
+    const auto *bits = static_cast<const uint16_t *>(p) + at;
+    Four result = {};
+    if (aligned && left >= AT_ONCE) {
+        const uint64_t word = *reinterpret_cast<const uint64_t *>(bits);
+        for (int i = 0; i < AT_ONCE; ++i) result.x[i] = Bfloat16::read(static_cast<uint16_t>(word >> 16 * i));
+    } else {
+        for (int i = 0; i < AT_ONCE; ++i) result.x[i] = i < left ? Bfloat16::read(bits[i]) : 0.0f;
+    }
+    return result;
+}
+
+__device__ __forceinline__ void store_elements(Float32, void *p, int64_t at, const Four &four, int64_t left,
+                                               bool aligned) {
+    store_four(static_cast<float *>(p) + at, four, left, aligned);
+}
+
+__device__ __forceinline__ void store_elements(Bfloat16, void *p, int64_t at, const Four &four, int64_t left,
+                                               bool aligned) {
+    auto *bits = static_cast<uint16_t *>(p) + at;
+    if (aligned && left >= AT_ONCE) {
+        uint64_t word = 0;
+        for (int i = 0; i < AT_ONCE; ++i) word |= uint64_t{Bfloat16::write(four.x[i])} << 16 * i;
+        *reinterpret_cast<uint64_t *>(bits) = word;
+    } else {
+        for (int i = 0; i < AT_ONCE && i < left; ++i) bits[i] = Bfloat16::write(four.x[i]);
+    }
+}
+
 __device__ __forceinline__ uint32_t load_four_codes(const uint8_t *p, int64_t left, bool aligned) {
     if (aligned && left >= AT_ONCE) return *reinterpret_cast<const uint32_t *>(p);
     uint32_t word = 0;
@@ -114,14 +163,17 @@ __device__ __forceinline__ void update_four(const AdamwStep &step, const Four &g
     }
 }
 
-// Is every vector of this tensor on an address that vectors need? 8-bit codes need multiples of 4.
+// Is every vector of this tensor on an address that vectors need? 8-bit codes need multiples of 4, bfloat16 of 8.
 __device__ __forceinline__ bool vectors_fit(const qlk_adamw_tensor &tensor) {
-    const auto floats = reinterpret_cast<uintptr_t>(tensor.parameter) | reinterpret_cast<uintptr_t>(tensor.gradient);
+    const auto elements = reinterpret_cast<uintptr_t>(tensor.parameter) | reinterpret_cast<uintptr_t>(tensor.gradient);
     const auto states = reinterpret_cast<uintptr_t>(tensor.exp_avg) | reinterpret_cast<uintptr_t>(tensor.exp_avg_sq);
-    return floats % 16 == 0 && states % (tensor.exp_avg_absmax == nullptr ? 16 : 4) == 0;
+    return elements % (tensor.dtype == QLK_BFLOAT16 ? 8 : 16) == 0 &&
+           states % (tensor.exp_avg_absmax == nullptr ? 16 : 4) == 0;
 }
 
-__device__ __forceinline__ void update_floats(const AdamwStep &step, const qlk_adamw_tensor &tensor, int64_t piece) {
+template <typename Type>
+__device__ __forceinline__ void update_floats(Type type, const AdamwStep &step, const qlk_adamw_tensor &tensor,
+                                              int64_t piece) {
     auto *exp_avgs = static_cast<float *>(tensor.exp_avg), *exp_avg_sqs = static_cast<float *>(tensor.exp_avg_sq);
     const bool aligned = vectors_fit(tensor);
 #pragma unroll
@@ -129,12 +181,12 @@ __device__ __forceinline__ void update_floats(const AdamwStep &step, const qlk_a
         const int64_t at = piece * QLK_CUDA_PIECE + (i * int64_t{THREADS} + threadIdx.x) * AT_ONCE;
         const int64_t left = tensor.numel - at;
         if (left <= 0) return;
-        const Four gradient = load_four(tensor.gradient + at, left, aligned);
-        Four parameter = load_four(tensor.parameter + at, left, aligned);
+        const Four gradient = load_elements(type, tensor.gradient, at, left, aligned);
+        Four parameter = load_elements(type, tensor.parameter, at, left, aligned);
         Four exp_avg = load_four(exp_avgs + at, left, aligned);
         Four exp_avg_sq = load_four(exp_avg_sqs + at, left, aligned);
         update_four(step, gradient, parameter, exp_avg, exp_avg_sq);
-        store_four(tensor.parameter + at, parameter, left, aligned);
+        store_elements(type, tensor.parameter, at, parameter, left, aligned);
         store_four(exp_avgs + at, exp_avg, left, aligned);
         store_four(exp_avg_sqs + at, exp_avg_sq, left, aligned);
     }
@@ -172,8 +224,9 @@ __device__ __forceinline__ uint32_t encode_four(const float *midpoints, const Fo
     return word;
 }
 
-__device__ __forceinline__ void update_codes(const AdamwStep &step, const qlk_adamw_tensor &tensor, int64_t piece,
-                                             int block_shift, StateTables &tables) {
+template <typename Type>
+__device__ __forceinline__ void update_codes(Type type, const AdamwStep &step, const qlk_adamw_tensor &tensor,
+                                             int64_t piece, int block_shift, StateTables &tables) {
     auto *exp_avgs = static_cast<uint8_t *>(tensor.exp_avg), *exp_avg_sqs = static_cast<uint8_t *>(tensor.exp_avg_sq);
     const bool aligned = vectors_fit(tensor);
     const int lanes = static_cast<int>(smaller(WARP, (1 << block_shift) / AT_ONCE));
@@ -184,8 +237,8 @@ __device__ __forceinline__ void update_codes(const AdamwStep &step, const qlk_ad
         const int64_t at = piece * QLK_CUDA_PIECE + in_piece, left = tensor.numel - at;
         exp_avg[i] = exp_avg_sq[i] = {};
         if (left > 0) {
-            const Four gradient = load_four(tensor.gradient + at, left, aligned);
-            Four parameter = load_four(tensor.parameter + at, left, aligned);
+            const Four gradient = load_elements(type, tensor.gradient, at, left, aligned);
+            Four parameter = load_elements(type, tensor.parameter, at, left, aligned);
             const uint32_t code = load_four_codes(exp_avgs + at, left, aligned);
             const uint32_t square_code = load_four_codes(exp_avg_sqs + at, left, aligned);
             const float absmax = tensor.exp_avg_absmax[at >> block_shift];
@@ -196,7 +249,7 @@ __device__ __forceinline__ void update_codes(const AdamwStep &step, const qlk_ad
                     decode_state(tables.exp_avg_sq_levels, static_cast<uint8_t>(square_code >> 8 * j), square_absmax);
             }
             update_four(step, gradient, parameter, exp_avg[i], exp_avg_sq[i]);
-            store_four(tensor.parameter + at, parameter, left, aligned);
+            store_elements(type, tensor.parameter, at, parameter, left, aligned);
         }
         note_largest(tables.exp_avg_most, exp_avg[i], left, in_piece >> block_shift, lanes);
         note_largest(tables.exp_avg_sq_most, exp_avg_sq[i], left, in_piece >> block_shift, lanes);
@@ -229,7 +282,10 @@ __global__ void __launch_bounds__(THREADS) update(const qlk_adamw_tensor *tensor
     const qlk_adamw_tensor tensor = tensors[index];
     const int64_t piece = int64_t{blockIdx.x} - first_piece[index];
     step.decay = adamw_decay(learning_rate, tensor.weight_decay);
-    if (tensor.exp_avg_absmax == nullptr) return update_floats(step, tensor, piece);
+    if (tensor.exp_avg_absmax == nullptr) {
+        with_elements(tensor, [&](auto type) { update_floats(type, step, tensor, piece); });
+        return;
+    }
     copy_table(tables.exp_avg_levels, TABLES.dynamic_levels, 256);
     copy_table(tables.exp_avg_midpoints, TABLES.dynamic_midpoints, 256);
     copy_table(tables.exp_avg_sq_levels, TABLES.unsigned_dynamic_levels, 256);
@@ -238,7 +294,7 @@ __global__ void __launch_bounds__(THREADS) update(const qlk_adamw_tensor *tensor
         tables.exp_avg_most[i] = tables.exp_avg_sq_most[i] = 0;
     }
     __syncthreads();
-    update_codes(step, tensor, piece, block_shift, tables);
+    with_elements(tensor, [&](auto type) { update_codes(type, step, tensor, piece, block_shift, tables); });
 }
 
 int check_pieces(const qlk_adamw_tensor *tensors, const int64_t *first_piece, int64_t count, int64_t pieces) {

@@ -45,7 +45,7 @@ __device__ __forceinline__ void finish(float (&sums)[ROWS], int rows, int64_t fe
         float extra = 0.0f;
 #pragma unroll 2
         for (int64_t i = lane; i < adapter.rank; i += WARP) {
-            extra = fmaf(adapter.low[row * adapter.rank + i], adapter.lora_B[feature * adapter.rank + i], extra);
+            extra = fmaf(adapter.low[row * adapter.rank + i], adapter.lora_B_at(feature * adapter.rank + i), extra);
         }
         float sum = sum_of_warp(fmaf(adapter.scaling, extra, sums[row]));
         if (bias != nullptr) sum += Type::read(bias[feature]);
@@ -148,10 +148,10 @@ __global__ void __launch_bounds__(THREADS) few_rows_any(const typename Type::Bit
 }
 
 // A warp for each row of x and row of lora_A.
-template <typename Type>
+template <typename Type, typename Matrix>
 __global__ void __launch_bounds__(THREADS) lora_down(const typename Type::Bits *x, int64_t rows, int64_t in_features,
-                                                     const float *lora_A, int64_t rank, float dropout, uint64_t seed,
-                                                     float *low) {
+                                                     const typename Matrix::Bits *lora_A, int64_t rank, float dropout,
+                                                     uint64_t seed, float *low) {
     const int64_t index = (int64_t{blockIdx.x} * THREADS + threadIdx.x) / WARP;
     if (index >= rows * rank) return;
     const int64_t row = index / rank, i = index % rank;
@@ -161,10 +161,18 @@ __global__ void __launch_bounds__(THREADS) lora_down(const typename Type::Bits *
         const int64_t element = row * in_features + k;
         const bool dropped = dropout != 0.0f && qlk_dropped(seed, static_cast<uint64_t>(element), dropout);
         const float value = dropped ? 0.0f : Type::read(x[element]) * scale;
-        sum = fmaf(value, lora_A[i * in_features + k], sum);
+        sum = fmaf(value, Matrix::read(lora_A[i * in_features + k]), sum);
     }
     sum = sum_of_warp(sum);
     if (threadIdx.x % WARP == 0) low[index] = sum;
+}
+
+template <typename Type, typename Matrix>
+int down(const void *x, int64_t rows, int64_t in_features, const qlk_cuda_adapter &adapter, float *low, void *stream) {
+    return launch(lora_down<Type, Matrix>, divide_up(rows * adapter.rank, THREADS / WARP), THREADS, stream,
+                  static_cast<const typename Type::Bits *>(x), rows, in_features,
+                  static_cast<const typename Matrix::Bits *>(adapter.lora_A), adapter.rank, adapter.dropout,
+                  adapter.seed, low);
 }
 
 template <typename Type, int BITS>
@@ -193,8 +201,8 @@ int run(const void *x, int rows, const WeightView &weight, const AdapterView &ad
 using namespace qlk;
 
 extern "C" int qlk_cuda_linear_few_rows(const void *x, int dtype, int64_t rows, const qlk_weight *weight,
-                                        const void *bias, const qlk_adapter *adapter, const float *low, void *out,
-                                        void *stream) {
+                                        const void *bias, const qlk_cuda_adapter *adapter, const float *low,
+                                        void *out, void *stream) {
     const int status = check_linear(x, dtype, rows, QLK_CUDA_FEW_ROWS, weight, adapter, low, out);
     if (status != QLK_OK || rows == 0 || weight->out_features == 0) return status;
     return with_dtype(dtype, [&](auto type) {
@@ -205,9 +213,10 @@ extern "C" int qlk_cuda_linear_few_rows(const void *x, int dtype, int64_t rows, 
 }
 
 extern "C" int qlk_cuda_lora_down(const void *x, int dtype, int64_t rows, int64_t in_features,
-                                  const qlk_adapter *adapter, float *low, void *stream) {
+                                  const qlk_cuda_adapter *adapter, float *low, void *stream) {
     if (!is_dtype(dtype)) return QLK_BAD_DTYPE;
     if (adapter == nullptr) return QLK_NULL_POINTER;
+    if (!is_adapter_dtype(adapter->dtype)) return QLK_BAD_DTYPE;
     if (rows < 0 || in_features < 0 || adapter->rank < 0) return QLK_BAD_SIZE;
     int64_t results = 0, numel = 0;
     if (__builtin_mul_overflow(rows, adapter->rank, &results) || !is_size(results)) return QLK_BAD_SIZE;
@@ -216,8 +225,7 @@ extern "C" int qlk_cuda_lora_down(const void *x, int dtype, int64_t rows, int64_
     if (low == nullptr || (numel > 0 && (x == nullptr || adapter->lora_A == nullptr))) return QLK_NULL_POINTER;
     return with_dtype(dtype, [&](auto type) {
         using Type = decltype(type);
-        return launch(lora_down<Type>, divide_up(results, THREADS / WARP), THREADS, stream,
-                      static_cast<const typename Type::Bits *>(x), rows, in_features, adapter->lora_A, adapter->rank,
-                      adapter->dropout, adapter->seed, low);
+        const auto run_down = adapter->dtype == QLK_BFLOAT16 ? down<Type, Bfloat16> : down<Type, Float32>;
+        return run_down(x, rows, in_features, *adapter, low, stream);
     });
 }

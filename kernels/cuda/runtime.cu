@@ -92,4 +92,17 @@ int qlk_cuda_managed_prefetch(void *memory, int64_t bytes, int device, void *str
     return status_of(
         cudaMemPrefetchAsync(memory, static_cast<size_t>(bytes), to, 0, static_cast<cudaStream_t>(stream)));
 }
+
+int qlk_cuda_managed_location(const void *memory, int64_t bytes, int *preferred, int *last_sent_to) {
+    if (bytes <= 0) return QLK_BAD_SIZE;
+    if (memory == nullptr || preferred == nullptr || last_sent_to == nullptr) return QLK_NULL_POINTER;
+    const auto size = static_cast<size_t>(bytes);
+    cudaError_t error =
+        cudaMemRangeGetAttribute(preferred, sizeof(int), cudaMemRangeAttributePreferredLocation, memory, size);
+    if (error == cudaSuccess) {
+        error = cudaMemRangeGetAttribute(last_sent_to, sizeof(int), cudaMemRangeAttributeLastPrefetchLocation, memory,
+                                         size);
+    }
+    return status_of(error);
+}
 }

@@ -81,26 +81,28 @@ template <typename Type, int ROW_TILES>
 __device__ __forceinline__ void add_adapter(const AdapterView &adapter, int rows, int64_t out_features, int64_t feature,
                                             int64_t first, Sums<ROW_TILES> &sums) {
     const int group = static_cast<int>(threadIdx.x % WARP / 4), pair = static_cast<int>(threadIdx.x % 4);
-    const auto read = [&](const float *matrix, int64_t row, int64_t rows_of_it, float factor, int eight) {
+    const auto two_of = [&](const auto &value_at, int64_t row, int64_t rows_of_it, int eight) {
         float two[2];
         for (int i = 0; i < 2; ++i) {
             const int64_t k = first + eight * 8 + pair * 2 + i;
-            two[i] = row < rows_of_it && k < adapter.rank ? matrix[row * adapter.rank + k] * factor : 0.0f;
+            two[i] = row < rows_of_it && k < adapter.rank ? value_at(row * adapter.rank + k) : 0.0f;
         }
         return Type::pair(two[0], two[1]);
     };
+    const auto lora_B = [&](int64_t i) { return adapter.lora_B_at(i) * adapter.scaling; };
+    const auto low = [&](int64_t i) { return adapter.low[i]; };
 #pragma unroll
     for (int tile = 0; tile < FEATURE_TILES; ++tile) {
         const int64_t row = feature + tile * 16 + group;
         uint32_t left[4];
         for (int i = 0; i < 4; ++i) {
-            left[i] = read(adapter.lora_B, row + i % 2 * 8, out_features, adapter.scaling, i / 2);
+            left[i] = two_of(lora_B, row + i % 2 * 8, out_features, i / 2);
         }
 #pragma unroll
         for (int rows_tile = 0; rows_tile < ROW_TILES; ++rows_tile) {
             const int x_row = rows_tile * 8 + group;
-            multiply_tiles<Type>(sums.tile[tile][rows_tile], left, read(adapter.low, x_row, rows, 1.0f, 0),
-                                 read(adapter.low, x_row, rows, 1.0f, 1));
+            multiply_tiles<Type>(sums.tile[tile][rows_tile], left, two_of(low, x_row, rows, 0),
+                                 two_of(low, x_row, rows, 1));
         }
     }
 }
@@ -126,10 +128,13 @@ __device__ __forceinline__ void add_warps(Sums<ROW_TILES> &sums) {
     }
 }
 
+// Of a multiprocessor at least; unsaid, nvcc takes three of the smallest for sm_80, and spills.
+constexpr int blocks_of(int row_tiles) { return row_tiles <= 4 ? 2 : 1; }
+
 template <typename Type, int ROW_TILES>
-__global__ void __launch_bounds__(THREADS) tiles(const typename Type::Bits *x, int rows, WeightView weight,
-                                                 AdapterView adapter, const typename Type::Bits *bias,
-                                                 typename Type::Bits *out) {
+__global__ void __launch_bounds__(THREADS, blocks_of(ROW_TILES))
+    tiles(const typename Type::Bits *x, int rows, WeightView weight, AdapterView adapter,
+          const typename Type::Bits *bias, typename Type::Bits *out) {
     QLK_SHARED(DecodeTables, tables);
     load_tables<4>(tables, weight);
     __syncthreads();
@@ -178,7 +183,7 @@ int run(const void *x, int rows, const WeightView &weight, const AdapterView &ad
 using namespace qlk;
 
 extern "C" int qlk_cuda_linear_tiles(const void *x, int dtype, int64_t rows, const qlk_weight *weight, const void *bias,
-                                     const qlk_adapter *adapter, const float *low, void *out, void *stream) {
+                                     const qlk_cuda_adapter *adapter, const float *low, void *out, void *stream) {
     const int status = check_linear(x, dtype, rows, QLK_CUDA_TILE_ROWS, weight, adapter, low, out);
     if (status != QLK_OK) return status;
     if (dtype == QLK_FLOAT32) return QLK_BAD_DTYPE;

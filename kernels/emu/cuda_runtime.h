@@ -111,6 +111,9 @@ enum cudaError_t {
 };
 const char *cudaGetErrorString(cudaError_t error);  // of a failed launch: what was wrong
 cudaError_t cudaGetLastError();
+namespace emu {
+cudaError_t noted(cudaError_t error);  // for cudaGetLastError; returns it
+}
 
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16,
@@ -130,6 +133,11 @@ struct cudaMemLocation {
     cudaMemLocationType type;
     int id;
 };
+constexpr int cudaCpuDeviceId = -1, cudaInvalidDeviceId = -2;
+enum cudaMemRangeAttribute {
+    cudaMemRangeAttributePreferredLocation = 2,
+    cudaMemRangeAttributeLastPrefetchLocation = 4,
+};
 enum cudaMemoryAdvise { cudaMemAdviseSetPreferredLocation = 3, cudaMemAdviseSetAccessedBy = 5 };
 constexpr unsigned cudaMemAttachGlobal = 1;
 cudaError_t cudaMallocManaged(void **memory, size_t bytes, unsigned flags);
@@ -137,3 +145,5 @@ cudaError_t cudaFree(void *memory);
 cudaError_t cudaMemAdvise(const void *memory, size_t bytes, cudaMemoryAdvise advice, cudaMemLocation location);
 cudaError_t cudaMemPrefetchAsync(const void *memory, size_t bytes, cudaMemLocation to, unsigned flags,
                                  cudaStream_t stream);
+cudaError_t cudaMemRangeGetAttribute(void *data, size_t data_size, cudaMemRangeAttribute attribute, const void *memory,
+                                     size_t bytes);

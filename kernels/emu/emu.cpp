@@ -304,6 +304,8 @@ const char *cudaGetErrorString(cudaError_t error) {
     }
 }
 
+cudaError_t emu::noted(cudaError_t error) { return emu::last_error = error; }
+
 cudaError_t cudaGetLastError() {
     const cudaError_t error = emu::last_error;
     emu::last_error = cudaSuccess;
@@ -326,13 +328,3 @@ cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, cudaSu
 cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-
-cudaError_t cudaMallocManaged(void **memory, size_t bytes, unsigned) {
-    *memory = std::malloc(bytes);
-    if (*memory != nullptr) return cudaSuccess;
-    return emu::last_error = cudaErrorMemoryAllocation;
-}
-
-cudaError_t cudaFree(void *memory) { return std::free(memory), cudaSuccess; }
-cudaError_t cudaMemAdvise(const void *, size_t, cudaMemoryAdvise, cudaMemLocation) { return cudaSuccess; }
-cudaError_t cudaMemPrefetchAsync(const void *, size_t, cudaMemLocation, unsigned, cudaStream_t) { return cudaSuccess; }

@@ -86,30 +86,37 @@ void check_shape(int64_t rows, int64_t out_features, int64_t in_features, int fo
     check(qlk_cuda_dequantize(&view, dtype, out_features / 2, out_features - out_features / 2, in_features / 3,
                               in_features - in_features / 3, part.as<void>(), nullptr), "dequantize a part");
     const Memory x(rows * in_features * size, 0x3C), bias(out_features * size), out(rows * out_features * size);
-    const Memory A(rank * in_features * 4), B(out_features * rank * 4), low(rows * rank * 4);
-    const qlk_adapter adapter = {A.as<float>(), B.as<float>(), rank, 0.5f, 0.25f, 7};
-    check(qlk_cuda_lora_down(x.as<void>(), dtype, rows, in_features, &adapter, low.as<float>(), nullptr), "lora_down");
     check(qlk_cuda_drop(x.as<void>(), dtype, rows * in_features, 0.5f, 3, nullptr, x.as<void>(), nullptr), "drop");
-    if (rows <= QLK_CUDA_FEW_ROWS) {
-        check(qlk_cuda_linear_few_rows(x.as<void>(), dtype, rows, &view, bias.as<void>(), &adapter, low.as<float>(),
-                                       out.as<void>(), nullptr), "few_rows");
-    }
-    if (dtype != QLK_FLOAT32 && in_features % 32 == 0 && qlk::FORMATS[format].bits == 4) {
-        check(qlk_cuda_linear_tiles(x.as<void>(), dtype, rows, &view, bias.as<void>(), &adapter, low.as<float>(),
-                                    out.as<void>(), nullptr), "tiles");
+    for (const int of_adapter : {QLK_FLOAT32, QLK_BFLOAT16}) {
+        const int64_t each = bytes_of(of_adapter);
+        const Memory A(rank * in_features * each), B(out_features * rank * each), low(rows * rank * 4);
+        const qlk_cuda_adapter adapter = {A.as<void>(), B.as<void>(), rank, 0.5f, 0.25f, 7, of_adapter};
+        check(qlk_cuda_lora_down(x.as<void>(), dtype, rows, in_features, &adapter, low.as<float>(), nullptr), "lora_down");
+        if (rows <= QLK_CUDA_FEW_ROWS) {
+            check(qlk_cuda_linear_few_rows(x.as<void>(), dtype, rows, &view, bias.as<void>(), &adapter, low.as<float>(),
+                                           out.as<void>(), nullptr), "few_rows");
+        }
+        if (dtype != QLK_FLOAT32 && in_features % 32 == 0 && qlk::FORMATS[format].bits == 4) {
+            check(qlk_cuda_linear_tiles(x.as<void>(), dtype, rows, &view, bias.as<void>(), &adapter, low.as<float>(),
+                                        out.as<void>(), nullptr), "tiles");
+        }
     }
 }
 
-void check_adamw(const std::vector<int64_t> &numels, bool codes, int64_t block_size) {
+// Every second parameter and gradient lies one element beyond where vectors may begin.
+void check_adamw(const std::vector<int64_t> &numels, int dtype, bool codes, int64_t block_size) {
+    const int64_t size = dtype == QLK_FLOAT32 ? 4 : 2;
     std::vector<Memory *> kept;
     const auto make = [&](int64_t bytes) { return kept.emplace_back(new Memory(bytes))->as<void>(); };
     std::vector<qlk_adamw_tensor> tensors;
     std::vector<int64_t> first_piece = {0};
     for (const int64_t numel : numels) {
         const int64_t blocks = (numel + block_size - 1) / block_size, bytes = codes ? numel : numel * 4;
-        tensors.push_back({static_cast<float *>(make(numel * 4)), static_cast<float *>(make(numel * 4)), make(bytes),
-                           make(bytes), codes ? static_cast<float *>(make(blocks * 4)) : nullptr,
-                           codes ? static_cast<float *>(make(blocks * 4)) : nullptr, numel, 0.1f, 0});
+        const int64_t shift = tensors.size() % 2 != 0 ? size : 0;
+        const auto elements = [&] { return static_cast<char *>(make(numel * size + shift)) + shift; };
+        tensors.push_back({elements(), elements(), make(bytes), make(bytes),
+                           codes ? static_cast<float *>(make(blocks * 4)) : nullptr,
+                           codes ? static_cast<float *>(make(blocks * 4)) : nullptr, numel, 0.1f, dtype});
         first_piece.push_back(first_piece.back() + (numel + QLK_CUDA_PIECE - 1) / QLK_CUDA_PIECE);
     }
     const auto count = static_cast<int64_t>(tensors.size()), pieces = first_piece.back();
@@ -144,8 +151,10 @@ int main(int count, char **arguments) {
         }
     }
     for (const int64_t block_size : {32, 256, 4096}) {
-        check_adamw({1, 5, 4096, 4097, 9000}, true, block_size);
-        check_adamw({1, 5, 4096, 4097, 9000}, false, block_size);
+        for (const int dtype : {QLK_FLOAT32, QLK_BFLOAT16}) {
+            check_adamw({1, 5, 4096, 4097, 9000}, dtype, true, block_size);
+            check_adamw({1, 5, 4096, 4097, 9000}, dtype, false, block_size);
+        }
     }
     std::printf("%d failures\n", failures);
     return failures == 0 ? 0 : 1;

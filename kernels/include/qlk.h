@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define QLK_API __attribute__((visibility("default")))
-#define QLK_VERSION 3 /* raised whenever a signature, an op's name or the meaning of an argument changes */
+#define QLK_VERSION 4 /* raised whenever a signature, an op's name or the meaning of an argument changes */
 
 enum qlk_status {
     QLK_OK = 0,
@@ -54,15 +54,15 @@ typedef struct qlk_adapter {
 
 /* One tensor of the AdamW update; all pointers are `numel` elements. */
 typedef struct qlk_adamw_tensor {
-    float *parameter;
-    const float *gradient;
+    void *parameter;       /* of `dtype`, as the gradient; updated in float and rounded once */
+    const void *gradient;
     void *exp_avg;           /* float, or uint8 codes of the dynamic map */
     void *exp_avg_sq;        /* float, or uint8 codes of the unsigned dynamic map */
     float *exp_avg_absmax;   /* of each block of codes; null: states are float */
     float *exp_avg_sq_absmax;
     int64_t numel;
     float weight_decay;
-    int32_t unused;
+    int32_t dtype; /* QLK_FLOAT32 or QLK_BFLOAT16 */
 } qlk_adamw_tensor;
 
 QLK_API int qlk_version(void);
@@ -102,8 +102,8 @@ QLK_API int qlk_cpu_lora_linear_backward(const void *grad_output, const void *x,
                                          void *grad_input, float *grad_lora_A, float *grad_lora_B, int threads);
 
 /* The norm of all gradients together times |gradient_scale|, summed in double and in one order whatever the threads,
- * and the index of the first tensor with a value that is not finite, -1 if there is none. Only `gradient` and `numel`
- * of the tensors are read. */
+ * and the index of the first tensor with a value that is not finite, -1 if there is none. Only `gradient`, `numel`
+ * and `dtype` of the tensors are read. */
 QLK_API int qlk_cpu_gradient_norm(const qlk_adamw_tensor *tensors, int64_t count, double gradient_scale,
                                   double *norm, int64_t *first_not_finite, int threads);
 /* AdamW with decoupled weight decay (Loshchilov & Hutter 2019), as torch.optim.AdamW computes it; gradients are

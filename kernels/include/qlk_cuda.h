@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define QLK_CUDA_VERSION 2 /* raised whenever a signature or the meaning of an argument changes */
+#define QLK_CUDA_VERSION 4 /* raised whenever a signature or the meaning of an argument changes */
 
 enum { QLK_CUDA_ERROR = 1000 }; /* added to CUDA's own error number */
 enum { QLK_CUDA_FEW_ROWS = 16 };    /* most rows of qlk_cuda_linear_few_rows */
@@ -48,18 +48,28 @@ QLK_API int qlk_cuda_dequantize_absmax(const uint8_t *codes, const float *nested
 /* out = added + dropout(x), element by element; `added` may be null, and `out` may be either of the others. */
 QLK_API int qlk_cuda_drop(const void *x, int dtype, int64_t numel, float share, uint64_t seed, const void *added,
                           void *out, void *stream);
+/* qlk_adapter with matrices of `dtype`, QLK_FLOAT32 or QLK_BFLOAT16: kernels widen what they read. */
+typedef struct qlk_cuda_adapter {
+    const void *lora_A; /* (rank, in_features) */
+    const void *lora_B; /* (out_features, rank) */
+    int64_t rank;
+    float scaling;
+    float dropout;
+    uint64_t seed;
+    int32_t dtype;
+} qlk_cuda_adapter;
 /* low (rows, rank) = dropout(x) lora_A^T. */
-QLK_API int qlk_cuda_lora_down(const void *x, int dtype, int64_t rows, int64_t in_features, const qlk_adapter *adapter,
-                               float *low, void *stream);
+QLK_API int qlk_cuda_lora_down(const void *x, int dtype, int64_t rows, int64_t in_features,
+                               const qlk_cuda_adapter *adapter, float *low, void *stream);
 /* out (rows, out_features) = x (rows, in_features) weight^T + bias + scaling * low lora_B^T, at most
  * QLK_CUDA_FEW_ROWS rows, summed in float32; bias, and adapter with low, may be null. */
 QLK_API int qlk_cuda_linear_few_rows(const void *x, int dtype, int64_t rows, const qlk_weight *weight,
-                                     const void *bias, const qlk_adapter *adapter, const float *low, void *out,
-                                     void *stream);
+                                     const void *bias, const qlk_cuda_adapter *adapter, const float *low,
+                                     void *out, void *stream);
 /* The same on tensor cores: bfloat16 or float16, at most QLK_CUDA_TILE_ROWS rows, in_features a multiple of 32,
  * a 4-bit format, x and packed on multiples of 16 bytes. The weight is rounded to x's dtype. */
 QLK_API int qlk_cuda_linear_tiles(const void *x, int dtype, int64_t rows, const qlk_weight *weight, const void *bias,
-                                  const qlk_adapter *adapter, const float *low, void *out, void *stream);
+                                  const qlk_cuda_adapter *adapter, const float *low, void *out, void *stream);
 
 /* `tensors` and `first_piece` lie in device memory. A tensor is cut into pieces of QLK_CUDA_PIECE elements, the last
  * one shorter, and tensor i holds the pieces from first_piece[i] to first_piece[i + 1]; first_piece[0] is 0. */
@@ -81,6 +91,9 @@ QLK_API int qlk_cuda_adamw(const qlk_adamw_tensor *tensors, const int64_t *first
 QLK_API int qlk_cuda_managed_allocate(int64_t bytes, int device, void **memory);
 QLK_API int qlk_cuda_managed_free(void *memory);
 QLK_API int qlk_cuda_managed_prefetch(void *memory, int64_t bytes, int device, void *stream); /* -1: to the host */
+/* Where all pages of a range should lie, and where they were last sent: a device, -1 for the host, -2 for different
+ * places or none. Whether they have arrived, the stream of the prefetch tells. */
+QLK_API int qlk_cuda_managed_location(const void *memory, int64_t bytes, int *preferred, int *last_sent_to);
 
 #ifdef __cplusplus
 }

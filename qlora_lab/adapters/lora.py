@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,35 +20,59 @@ from qlora_lab.quant.linear import QuantizedLinear
 MAX_SEED = 2**62  # of a layer's dropout, drawn on the CPU for each forward
 
 
+def scaling_of(rank: int, alpha: float, rslora: bool) -> float:
+    """Return alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (Kalajdzievski 2023)."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What the layers of one adapter have in common.
+
+    Attributes:
+        rank: rows of lora_A, columns of lora_B.
+        scaling: factor of the adapter's output.
+        dropout: share of the adapter's inputs that are zeroed while training.
+        dtype: of the parameters, whatever the base's: float32, so that small steps are not lost, or bfloat16.
+    """
+
+    rank: int
+    scaling: float
+    dropout: float = 0.0
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, config: AdapterConfig) -> Self:
+        """Return what a configuration asks for."""
+        scaling = scaling_of(config.rank, config.alpha, config.rslora)
+        return cls(config.rank, scaling, config.dropout, getattr(torch, config.dtype))
+
+
 class LoraLinear(nn.Module):
     """y = base(x) + scaling * (dropout(x) @ lora_A^T) @ lora_B^T.
 
     Args:
         base: the layer to adapt; it is not trained.
-        rank: rows of lora_A, columns of lora_B.
-        scaling: factor of the adapter's output.
-        dropout: share of the adapter's inputs that are zeroed while training.
         generator: draws lora_A, on the CPU so that it is the same on every device; lora_B starts at zero.
 
-    Parameters are float32 whatever the base is, so that small steps are not lost: `lora_A` (rank, in_features) and
-    `lora_B` (out_features, rank). They are used in the dtype of x.
+    Parameters are `lora_A` (rank, in_features) and `lora_B` (out_features, rank). They are used in the dtype of x.
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
     """
 
-    def __init__(self, base: Linear, *, rank: int, scaling: float, dropout: float, generator: torch.Generator) -> None:
+    def __init__(self, base: Linear, settings: LoraSettings, generator: torch.Generator) -> None:
         super().__init__()
         self.base = base
-        self.scaling = scaling
-        self.dropout = dropout
+        self.scaling = settings.scaling
+        self.dropout = settings.dropout
         self.in_features = base.in_features
         self.out_features = base.out_features
         device = next(iter([*base.parameters(), *base.buffers()])).device
         # As PEFT does: kaiming_uniform_ with a = sqrt(5) is a uniform of this bound.
         bound = 1 / math.sqrt(base.in_features)
-        drawn = torch.empty(rank, base.in_features, dtype=torch.float32, device="cpu")
-        self.lora_A = nn.Parameter(drawn.uniform_(-bound, bound, generator=generator).to(device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
+        drawn = torch.empty(settings.rank, base.in_features, dtype=torch.float32, device="cpu")
+        self.lora_A = nn.Parameter(drawn.uniform_(-bound, bound, generator=generator).to(device, settings.dtype))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, settings.rank, dtype=settings.dtype, device=device))
 
     @property
     def rank(self) -> int:
@@ -101,11 +126,6 @@ class LoraLinear(nn.Module):
         return f"rank={self.rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
 
 
-def scaling_of(rank: int, alpha: float, rslora: bool) -> float:
-    """Return alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (Kalajdzievski 2023)."""
-    return alpha / (math.sqrt(rank) if rslora else rank)
-
-
 def add_adapters(model: nn.Module, config: AdapterConfig, generator: torch.Generator) -> list[str]:
     """Freeze the model, adapt the layers that `config` places adapters on, and train what it trains as a whole.
 
@@ -122,21 +142,12 @@ def add_adapters(model: nn.Module, config: AdapterConfig, generator: torch.Gener
     if adapted_layers(model):
         raise ModelError("the model has adapters already; load it afresh to place others")
     names = target_modules(model, config)
-    scaling = scaling_of(config.rank, config.alpha, config.rslora)
-    adapt_layers(model, names, rank=config.rank, scaling=scaling, dropout=config.dropout, generator=generator)
+    adapt_layers(model, names, LoraSettings.of(config), generator)
     train_modules(model, config.trained_modules)
     return names
 
 
-def adapt_layers(
-    model: nn.Module,
-    names: Sequence[str],
-    *,
-    rank: int,
-    scaling: float,
-    dropout: float,
-    generator: torch.Generator,
-) -> None:
+def adapt_layers(model: nn.Module, names: Sequence[str], settings: LoraSettings, generator: torch.Generator) -> None:
     """Freeze the model and put a LoraLinear around each of the linear layers `names`, drawing in their order.
 
     Gated MLPs with such a layer at their end become GatedMlps, whose paths and values are the same.
@@ -145,8 +156,7 @@ def adapt_layers(
     for name in names:
         base = model.get_submodule(name)
         assert isinstance(base, Linear)
-        adapted = LoraLinear(base, rank=rank, scaling=scaling, dropout=dropout, generator=generator)
-        model.set_submodule(name, adapted.train(base.training))
+        model.set_submodule(name, LoraLinear(base, settings, generator).train(base.training))
         mlp = model.get_submodule(name.rpartition(".")[0])
         if name.endswith(".down_proj") and isinstance(base, QuantizedLinear) and is_gated_mlp(mlp):
             model.set_submodule(name.rpartition(".")[0], GatedMlp(mlp))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from qlora_lab.adapters.lora import LoraLinear, adapt_layers, adapted_layers
+from qlora_lab.adapters.lora import LoraLinear, LoraSettings, adapt_layers, adapted_layers
 from qlora_lab.adapters.new_folder import new_folder
 from qlora_lab.adapters.placement import linear_names
 from qlora_lab.adapters.saved_adapter import (
@@ -116,14 +116,7 @@ def load_adapter(model: nn.Module, folder: Path) -> list[str]:
         names = [name for name in linears if name in saved.weights]
     check_whole(model, folder, saved, list(trained_modules(model)) if present else heads_of_a_classifier(model))
     if not present:
-        adapt_layers(
-            model,
-            names,
-            rank=saved.rank,
-            scaling=saved.scaling,
-            dropout=saved.dropout,
-            generator=torch.Generator(),
-        )
+        adapt_layers(model, names, LoraSettings(saved.rank, saved.scaling, saved.dropout), torch.Generator())
         train_modules(model, [name for name in saved.trained_modules if name not in heads_of_a_classifier(model)])
     with torch.no_grad():
         for name, values in saved.further.items():

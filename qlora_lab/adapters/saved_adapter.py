@@ -50,6 +50,11 @@ class SavedAdapter:
         return float(self.settings.get("lora_dropout") or 0.0)
 
     @property
+    def base_name(self) -> str | None:
+        """What it says that it was trained on."""
+        return self.settings.get("base_model_name_or_path") or None
+
+    @property
     def trained_modules(self) -> list[str]:
         """The modules they belong to; PEFT may list others, which the model does not have."""
         listed = self.settings.get("modules_to_save") or []
@@ -113,7 +118,7 @@ def check_base_name(adapter: str, saved: SavedAdapter, names: Sequence[str]) -> 
     Raises:
         ModelError: names both.
     """
-    told = saved.settings.get("base_model_name_or_path")
+    told = saved.base_name
     if told and Path(told).name.casefold() not in {Path(name).name.casefold() for name in names}:
         raise ModelError(
             f"{adapter} is for the base '{told}', and this one is '{names[0]}'; take its own base, or if they are the "

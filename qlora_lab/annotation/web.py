@@ -135,7 +135,7 @@ def create_app(store: Store, now_s: Callable[[], float] = time.time) -> FastAPI:
         store.undo(annotator, number(form, "vote"))
         return RedirectResponse(f"/a/{annotator.token}", 303)
 
-    app.mount("/page", StaticFiles(directory=PAGE / "static"))
+    app.mount("/page", StaticFiles(directory=PAGE / "static", packages=[("qlora_lab", "page")]))
     return app
 
 

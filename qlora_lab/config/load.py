@@ -23,7 +23,14 @@ TYPE_WORDS = {
     types.NoneType: "null",
 }
 Config = TypeVar("Config")
-PLAIN_TYPES = {"str": "text", "int": "a number", "float": "a number", "bool": "true or false", "NoneType": "null"}
+PLAIN_TYPES = {
+    "str": "text",
+    "int": "a number",
+    "float": "a number",
+    "bool": "true or false",
+    "NoneType": "null",
+    "AnyNode": "a single value",
+}
 
 
 def from_plain(values: dict[str, Any]) -> RunConfig:

@@ -42,9 +42,9 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
     device = _device(config, hardware)
     dtype = _compute_dtype(config, hardware, device)
     data, sets = config.data, config.evaluation.sets
-    benchmarks = config.evaluation.benchmarks
+    benchmarks, compared = config.evaluation.benchmarks, data.filter.contamination_sets
     sources: list[RowsConfig | ModelConfig] = [config.model, data.source, *data.mix.values(), *sets.values()]
-    sources += [rows for benchmark in benchmarks.values() for rows in benchmark.sources()]
+    sources += [*compared.values(), *(rows for benchmark in benchmarks.values() for rows in benchmark.sources())]
     for source in sources:
         read_from = source.source if isinstance(source, ModelConfig) else source.kind
         if read_from == "hub" and source.hub_id is not None and source.revision is None:
@@ -62,6 +62,10 @@ def resolve(config: RunConfig, hardware: Hardware, fingerprint: Fingerprint) -> 
             data,
             source=_with_fingerprint(data.source, fingerprint),
             mix={name: _with_fingerprint(part, fingerprint) for name, part in data.mix.items()},
+            filter=replace(
+                data.filter,
+                contamination_sets={name: _with_fingerprint(rows, fingerprint) for name, rows in compared.items()},
+            ),
         ),
         evaluation=replace(
             config.evaluation,

@@ -2,19 +2,17 @@
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from qlora_lab.config.schema import FilterConfig
-from qlora_lab.data.decontamination import EvaluationText
+from qlora_lab.config.schema import HELD_OUT, FilterConfig
+from qlora_lab.data.decontamination import EvaluationText, Texts
 from qlora_lab.data.near_duplicates import duplicates_of, signatures
+from qlora_lab.data.removed import SHOWN_CHARACTERS, Removed
 from qlora_lab.data.rows import Row
 from qlora_lab.errors import DataError
 
 ROWS_AT_ONCE = 2000
-SHOWN_CHARACTERS = 80
 OVERLAP, LANGUAGE, LENGTH, TRUNCATED, DUPLICATE, NEAR_DUPLICATE, QUOTES = (
     "asks what an evaluation row asks",
     "other language",
@@ -26,22 +24,18 @@ OVERLAP, LANGUAGE, LENGTH, TRUNCATED, DUPLICATE, NEAR_DUPLICATE, QUOTES = (
 )
 
 
-MAX_LISTED = 1000  # rows of one reason
-
-
-@dataclass
-class Removed:
-    """The rows that were removed: how many for each reason, and the first thousand of each by key and beginning."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    listed: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, row: Row, reason: str, because: str) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        if self.counts[reason] > MAX_LISTED:
-            return
-        beginning = (row.source or row.target)[:SHOWN_CHARACTERS]
-        self.listed.append({"reason": reason, "because": because, "key": row.key, "row": beginning})
+def list_overlap(
+    rows: Sequence[Row], overlapping: Mapping[str, np.ndarray], held_out: Mapping[str, Sequence[Row]], removed: Removed
+) -> None:
+    """List the rows that ask what an evaluation row asks, less the evaluation rows themselves."""
+    for name, numbers in overlapping.items():
+        themselves = {row.key for row in held_out[name]} if name == HELD_OUT else set()
+        for number in numbers.tolist():
+            row = rows[number]
+            if row.key in themselves:
+                themselves.remove(row.key)
+            else:
+                removed.add(row, OVERLAP, f"set '{name}'")
 
 
 def filter_rows(
@@ -50,6 +44,7 @@ def filter_rows(
     config: FilterConfig,
     held_out: Mapping[str, Sequence[Row]],
     removed: Removed,
+    others: Texts | None = None,
 ) -> list[int]:
     """Return the numbers of the rows that stay, in the order of `candidates`; of duplicates the first stays.
 
@@ -61,11 +56,12 @@ def filter_rows(
         config: what to leave out.
         held_out: evaluation rows by the name of their set.
         removed: gets every row that does not stay.
+        others: texts of benchmarks and further sets, which no row may quote either.
 
     Raises:
         DataError: a row does not say its language and none may be guessed, or nothing can guess it.
     """
-    checks = row_checks(config, held_out)
+    checks = row_checks(config, held_out, others)
     if not checks and config.duplicates == "keep":
         return list(candidates)  # no need to read them
     seen: dict[str, None] = {}
@@ -107,7 +103,7 @@ def without_near_duplicates(
 Check = Callable[[Row], tuple[str, str] | None]
 
 
-def row_checks(config: FilterConfig, held_out: Mapping[str, Sequence[Row]]) -> list[Check]:
+def row_checks(config: FilterConfig, held_out: Mapping[str, Sequence[Row]], others: Texts | None) -> list[Check]:
     """Return what is asked of each row by itself: its reason to go and what makes it one, None if it may stay."""
     checks: list[Check] = []
     if config.languages:
@@ -134,7 +130,7 @@ def row_checks(config: FilterConfig, held_out: Mapping[str, Sequence[Row]]) -> l
 
         checks.append(other_length)
     if config.contamination_words is not None:
-        evaluation = EvaluationText(held_out, config.contamination_words)
+        evaluation = EvaluationText(held_out, config.contamination_words, others)
 
         def quotes(row: Row) -> tuple[str, str] | None:
             name = evaluation.set_quoted_by(row)

@@ -6,26 +6,29 @@ answers, so the runs of a study that differ in those share one (see `token_cache
 
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qlora_lab.config.schema import HELD_OUT, OWN_PART, DataConfig, EvaluationConfig, SourceConfig
-from qlora_lab.data.filters import OVERLAP, TRUNCATED, Removed, filter_rows
+from qlora_lab.config.schema import HELD_OUT, OWN_PART, DataConfig, EvaluationConfig, RowsConfig, SourceConfig
+from qlora_lab.data.filters import TRUNCATED, filter_rows, list_overlap
 from qlora_lab.data.held_out import choose_evaluation_rows, content_order, overlap
 from qlora_lab.data.procedural import procedural_rows
+from qlora_lab.data.records import BrokenRows, texts_in
+from qlora_lab.data.removed import Removed, RemovedRows
 from qlora_lab.data.report import SetReport
 from qlora_lab.data.row_file import RowFile, fields_of, read_row, row_of
 from qlora_lab.data.rows import Row
-from qlora_lab.data.sources import load_rows, read_rows
+from qlora_lab.data.sources import load_rows, origin_of, read_records, read_rows
 from qlora_lab.data.tokenization import CUT, CUT_AWAY, ROWS_AT_ONCE, Encoder
 from qlora_lab.errors import DataError
 
 ROWS_FILE, TOKENS_FILE, CONTENTS_FILE = "rows.jsonl", "tokens.i32", "contents.json"
+REMOVED_FILE = "removed.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,21 @@ class Chosen:
         held_out: the evaluation rows by the name of their set.
         train, evaluation: counts of the training sources and of each evaluation set, before anything is in tokens.
         overlap_removed: rows that ask what an evaluation row asks, by set, its own rows left out.
-        removed: rows that ask so, or were filtered out.
+        removed: how many rows ask so, or were filtered out, by reason.
     """
 
     held_out: dict[str, list[Row]]
     train: SetReport
     evaluation: dict[str, SetReport]
     overlap_removed: dict[str, int]
-    removed: Removed
+    removed: dict[str, int]
 
 
 class Pool:
     """A pool in a folder, as `write_pool` left it.
 
     Attributes:
+        removed: the list of the rows that are not in it.
         parts: numbers of the rows of each source, in the order of their content.
         source_keys: of each row, (rows,) uint64.
         starts: where each row's tokens start in the file of tokens, and the last ends, (rows + 1,) int64. This and
@@ -74,8 +78,9 @@ class Pool:
             train=SetReport(**contents["train"]),
             evaluation={name: SetReport(**counts) for name, counts in contents["evaluation"].items()},
             overlap_removed=contents["overlap_removed"],
-            removed=Removed(**contents["removed"]),
+            removed=contents["removed"],
         )
+        self.removed = RemovedRows(folder / REMOVED_FILE, sum(self.chosen.removed.values()), keep)
         self.parts = {name: np.arange(first, last) for name, (first, last) in contents["parts"].items()}
         self.source_keys = load("source_keys")
         self._numbers, self._ends = load("numbers"), load("ends")
@@ -124,12 +129,10 @@ def write_pool(
         ends.append(len(rows))
         if name == OWN_PART:  # before any other: a mix holds out what its own source alone holds out
             held_out = choose_held_out(source, evaluation, rows, folders, evaluation_counts)
-    removed = Removed()
     overlapping = overlap(rows.source_keys, held_out)
     overlap_removed = {
         name: len(numbers) - (len(held_out[name]) if name == HELD_OUT else 0) for name, numbers in overlapping.items()
     }
-    list_overlap(rows, overlapping, held_out, removed)
     left = np.ones(len(rows), dtype=bool)
     for numbers in overlapping.values():
         left[numbers] = False
@@ -142,10 +145,14 @@ def write_pool(
     candidates: list[int] = []
     for first, last in pairwise(ends):
         candidates += content_order(rows, np.flatnonzero(left[first:last]) + first, keys)
-    kept = filter_rows(rows, candidates, data.filter, held_out, removed)
+    others = texts_of_others(data, evaluation, folders, train)
     families: list[str | None] = []
-    if encoder is not None:
-        kept, families = write_tokens(folder, rows, kept, encoder, removed if data.filter.drop_truncated else None)
+    with (folder / REMOVED_FILE).open("w", encoding="utf-8") as listed:
+        removed = Removed(listed)
+        list_overlap(rows, overlapping, held_out, removed)
+        kept = filter_rows(rows, candidates, data.filter, held_out, removed, others)
+        if encoder is not None:
+            kept, families = write_tokens(folder, rows, kept, encoder, removed if data.filter.drop_truncated else None)
     part_of_row = np.searchsorted(ends[1:], kept, side="right")  # parts follow each other
     bounds = np.searchsorted(part_of_row, np.arange(len(sources) + 1)).tolist()
     parts = {name: (bounds[index], bounds[index + 1]) for index, name in enumerate(sources)}
@@ -163,11 +170,42 @@ def write_pool(
         "train": asdict(train),
         "evaluation": {name: asdict(counts) for name, counts in evaluation_counts.items()},
         "overlap_removed": overlap_removed,
-        "removed": asdict(removed),
+        "removed": removed.counts,
         "parts": parts,
         "families": families,
     }
     (folder / CONTENTS_FILE).write_text(json.dumps(contents), encoding="utf-8")
+
+
+def compared_sets(data: DataConfig, evaluation: EvaluationConfig) -> dict[str, RowsConfig]:
+    """Return what training rows are compared with besides the evaluation sets, by where it is configured."""
+    if data.filter.contamination_words is None:
+        return {}
+    return {
+        **{f"evaluation.benchmarks.{name}": rows for name, rows in evaluation.benchmarks.items()},
+        **{f"data.filter.contamination_sets.{name}": rows for name, rows in data.filter.contamination_sets.items()},
+    }
+
+
+def texts_of_others(
+    data: DataConfig, evaluation: EvaluationConfig, folders: Folders, counts: SetReport
+) -> dict[str, Iterator[str]]:
+    """Return what reads the texts of those sets once, by the last part of where each is configured.
+
+    They are those of all columns of all rows: which rows of a benchmark are asked, its reader decides, and what may be
+    trained on should not depend on it.
+    """
+    found: dict[str, list[Iterator[str]]] = {}
+    for place, source in compared_sets(data, evaluation).items():
+        found.setdefault(place.rpartition(".")[2], []).append(_texts_of(source, place, folders, counts))
+    return {name: chain.from_iterable(texts) for name, texts in found.items()}
+
+
+def _texts_of(source: RowsConfig, place: str, folders: Folders, counts: SetReport) -> Iterator[str]:
+    broken = BrokenRows(origin_of(source, folders.data_dir, place))
+    for record in read_records(source, broken, folders.cache_dir, folders.data_dir, counts.revisions, place):
+        yield from texts_in(record.columns)
+    broken.raise_if_any()
 
 
 def write_tokens(
@@ -214,20 +252,6 @@ def write_tokens(
     for name, (values, kind) in columns.items():
         np.save(folder / f"{name}.npy", np.array(values, dtype=kind))
     return kept, list(names)
-
-
-def list_overlap(
-    rows: RowFile, overlapping: Mapping[str, np.ndarray], held_out: Mapping[str, Sequence[Row]], removed: Removed
-) -> None:
-    """List the rows that ask what an evaluation row asks, less the evaluation rows themselves."""
-    for name, numbers in overlapping.items():
-        themselves = {row.key for row in held_out[name]} if name == HELD_OUT else set()
-        for number in numbers.tolist():
-            row = rows[number]
-            if row.key in themselves:
-                themselves.remove(row.key)
-            else:
-                removed.add(row, OVERLAP, f"set '{name}'")
 
 
 def choose_held_out(

@@ -1,15 +1,15 @@
 """A run's data from its configuration: training examples, evaluation sets and a count of everything."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, HELD_OUT, OWN_PART, DataConfig, EvaluationConfig, RunConfig
+from qlora_lab.data.drawn_rows import DrawnRows
 from qlora_lab.data.filters import OVERLAP
 from qlora_lab.data.held_out import check_disjoint, draw, question_sets
 from qlora_lab.data.mixing import rows_of_parts
@@ -17,10 +17,11 @@ from qlora_lab.data.noise import put_in_wrong_answers
 from qlora_lab.data.pool import Folders, Pool, choose_held_out, write_pool
 from qlora_lab.data.procedural import procedural_rows
 from qlora_lab.data.prompts import PromptFormat, data_ids, find_prompt_format
+from qlora_lab.data.removed import RemovedRows
 from qlora_lab.data.report import DataReport
-from qlora_lab.data.row_file import hex_key, keys_of
+from qlora_lab.data.row_file import keys_of
 from qlora_lab.data.rows import Row
-from qlora_lab.data.token_cache import cached_pool, pool_key
+from qlora_lab.data.token_cache import at_commits, cached_pool, pool_key
 from qlora_lab.data.tokenization import (
     CUT,
     WHOLE,
@@ -46,51 +47,7 @@ class PreparedData:
     held_out: dict[str, list[EvalExample]]
     exact_match_sets: frozenset[str]  # held-out sets whose targets are the only right answers
     report: DataReport
-    removed: list[dict[str, Any]] = field(default_factory=list)  # rows of the sources that may not be trained on
-
-
-class DrawnRows(Sequence[Example]):
-    """Rows drawn from a pool, made into examples one by one as they are asked for.
-
-    Args:
-        numbers: of the rows in the pool.
-        replaced: examples that stand in the place of a row, by their place among `numbers`.
-        loss_on: "target" or "everything".
-    """
-
-    def __init__(
-        self, pool: Pool, numbers: np.ndarray, replaced: Mapping[int, Example], loss_on: str, task: str
-    ) -> None:
-        self._pool = pool
-        self._numbers = numbers
-        self._replaced = replaced
-        self._loss_on = loss_on
-        self._task = task
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        if index in self._replaced:
-            return self._replaced[index]
-        number = int(self._numbers[index])
-        target_start = int(self._pool.target_starts[number])
-        return Example(
-            input_ids=self._pool.tokens(number),
-            target_start=target_start,
-            loss_start=target_start if self._loss_on == "target" else 1,
-            key=hex_key(int(self._pool.keys[number])),
-            family=self._pool.family(number),
-            target_bytes=int(self._pool.target_bytes[number]),
-            task=self._task,
-        )
+    removed: RemovedRows | None = None  # rows of the sources that may not be trained on; None where there are none
 
 
 def data_of_run(config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache_dir: Path) -> PreparedData:
@@ -145,7 +102,7 @@ def prepare_data(
     encoder = Encoder(
         formatted, tokenizer, Limits(data.max_source_tokens, data.max_target_tokens), task, data.labels, data.name
     )
-    removed: list[dict[str, Any]] = []
+    removed: RemovedRows | None = None
     if data.source.kind == "procedural":
         held_out = choose_held_out(data.source, evaluation, None, folders, report.held_out)
         rows = procedural_training_rows(data, held_out, seed)
@@ -154,13 +111,14 @@ def prepare_data(
     else:
         in_words = data.rows is not None and data.rows <= SMALL_DRAW and not data.filter.drop_truncated
         in_tokens = None if in_words else encoder
+        data, evaluation = at_commits(data, evaluation)
         key = pool_key(data, evaluation, in_tokens, data_dir)
         pool = cached_pool(cache_dir, key, lambda folder: write_pool(folder, data, evaluation, in_tokens, folders))
         chosen = pool.chosen
-        held_out, removed = chosen.held_out, chosen.removed.listed
+        held_out, removed = chosen.held_out, pool.removed or None
         report.train, report.held_out = chosen.train, chosen.evaluation
         report.overlap_removed = chosen.overlap_removed
-        report.filtered = {reason: count for reason, count in chosen.removed.counts.items() if reason != OVERLAP}
+        report.filtered = {reason: count for reason, count in chosen.removed.items() if reason != OVERLAP}
         numbers = drawn_numbers(data, pool, seed, report)
         if in_tokens is not None:
             train, lengths = drawn_examples(data, encoder, pool, numbers, seed, report)

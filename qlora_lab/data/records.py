@@ -1,7 +1,7 @@
 """Records as a file holds them, and the list of those that are broken."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -80,6 +80,15 @@ def missing_column(name: str, columns: tuple[str, ...]) -> str:
 def optional_text_of(columns: Mapping[str, Any], name: str) -> str:
     """Return the text in a column that may be absent or null: then an empty text."""
     return text_of(columns, name) if columns.get(name) is not None else ""
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield every text in a record, also in its lists and objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(part)
 
 
 def list_of(columns: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

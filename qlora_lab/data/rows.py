@@ -51,6 +51,11 @@ class Row:
     language: str | None = None
     history: tuple[Turn, ...] = ()
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What is read or written: the turns before, source and target."""
+        return (*(turn.text for turn in self.history), self.source, self.target)
+
     @cached_property
     def key(self) -> str:
         """Name of the whole pair."""

@@ -76,7 +76,7 @@ def checked_length(row: Row) -> Row:
     Raises:
         BrokenRowError: it is.
     """
-    characters = len(row.source) + len(row.target) + sum(len(turn.text) for turn in row.history)
+    characters = sum(len(text) for text in row.texts)
     if characters > MAX_ROW_CHARACTERS:
         raise BrokenRowError(
             f"{characters:,} characters of text where a row may have {MAX_ROW_CHARACTERS:,}; cut it into rows"

@@ -7,26 +7,28 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import DataConfig, EvaluationConfig, SourceConfig
-from qlora_lab.data.pool import Pool
+from qlora_lab.config.schema import DataConfig, EvaluationConfig, RowsConfig
+from qlora_lab.data.hub import Source, at_commit, is_commit
+from qlora_lab.data.pool import Pool, compared_sets
 from qlora_lab.data.tokenization import Encoder
 from qlora_lab.errors import DataError
 from qlora_lab.hashing import file_sha256
 from qlora_lab.runs.fingerprint import source_fingerprint
 from qlora_lab.wheels import pinned
 
-COMMIT_DIGITS = 40
 KEY_DIGITS = 24
 CHECKSUMS_FILE = "checksums.json"
+LEFT_AFTER_S = 24 * 3600  # unchanged for so long, nobody is filling it: a lock may hold on one node alone
 CODE = Path(__file__).parent  # what reads and encodes rows
 
 
@@ -51,17 +53,28 @@ def cached_pool(cache_dir: Path, key: str | None, write: Callable[[Path], None])
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not _is_whole(folder):
-            with _lock(folder.with_name(f"{key}.lock")):
+            with _lock(folder.with_name(f"{key}.lock")) as is_ours:
                 if folder.exists() and not _is_whole(folder):
                     print(f"{folder} is damaged; its rows are tokenized again", file=sys.stderr, flush=True)
                     shutil.rmtree(folder)
                 if not folder.exists():
+                    for left in folder.parent.glob(f".{key}.*") if is_ours else ():  # by a process that died
+                        if time.time() - _last_change(left) > LEFT_AFTER_S:
+                            shutil.rmtree(left, ignore_errors=True)
                     _fill(folder, write)
     except OSError as error:
         raise DataError(
             f"the cache {folder.parent} cannot be used ({error}); set paths.cache_dir to a folder that can be written"
         ) from error
     return Pool(folder)
+
+
+def _last_change(folder: Path) -> float:
+    """Return when a folder or a file in it was last written; now, where that cannot be seen."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except OSError:  # gone meanwhile, or of another user
+        return time.time()
 
 
 def _fill(folder: Path, write: Callable[[Path], None]) -> None:
@@ -86,12 +99,40 @@ def _is_whole(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a pool; who dies releases it."""
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold the lock of a pool, and say whether the file system has locks; who dies releases it."""
     with path.open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def at_commits(data: DataConfig, evaluation: EvaluationConfig) -> tuple[DataConfig, EvaluationConfig]:
+    """Return configurations whose hub sets name the commit that is read, so that the pool made of them can be kept.
+
+    A set whose commit is not known stays as it is, and a line says so.
+
+    Raises:
+        DataError: a set cannot be read.
+    """
+    rules, benchmarks = data.filter, evaluation.benchmarks
+    if rules.contamination_words is not None:
+        place = "data.filter.contamination_sets"
+        rules = replace(rules, contamination_sets=_each_at_commit(rules.contamination_sets, place))
+        benchmarks = _each_at_commit(benchmarks, "evaluation.benchmarks")
+    mix = _each_at_commit(data.mix, "data.mix")
+    sets = _each_at_commit(evaluation.sets, "evaluation.sets")
+    return (
+        replace(data, source=at_commit(data.source), mix=mix, filter=rules),
+        replace(evaluation, sets=sets, benchmarks=benchmarks),
+    )
+
+
+def _each_at_commit(sources: Mapping[str, Source], place: str) -> dict[str, Source]:
+    return {name: at_commit(source, f"{place}.{name}") for name, source in sources.items()}
 
 
 def pool_key(data: DataConfig, evaluation: EvaluationConfig, encoder: Encoder | None, data_dir: Path) -> str | None:
@@ -103,12 +144,16 @@ def pool_key(data: DataConfig, evaluation: EvaluationConfig, encoder: Encoder | 
     sources = [data.source, *data.mix.values()]
     own = [_content(source, data_dir) for source in sources]
     sets = {name: _content(source, data_dir) for name, source in evaluation.sets.items()}
-    if None in own or None in sets.values():
+    compared = {place: _content(rows, data_dir, place) for place, rows in compared_sets(data, evaluation).items()}
+    if None in own or None in sets.values() or None in compared.values():
         return None
+    rules = asdict(data.filter)
+    del rules["contamination_sets"]
     made_from = {
         "sources": dict(zip(["", *data.mix], own, strict=True)),
         "evaluation": {"sets": sets, "rows": evaluation.rows, "seed": evaluation.seed},
-        "filter": asdict(data.filter),
+        "filter": rules,
+        "compared": compared,
         "tokens": _tokens_content(encoder) if encoder is not None else None,
         "code": [file_sha256(file) for file in sorted(CODE.glob("*.py"))],
     }
@@ -125,20 +170,21 @@ def _tokens_content(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _content(source: SourceConfig, data_dir: Path) -> dict[str, Any] | None:
-    """Return what a source's rows are made from; None where that is not known."""
+def _content(source: RowsConfig, data_dir: Path, place: str = "data.source") -> dict[str, Any] | None:
+    """Return what a source's rows are made from; None where that is not known. `place` is for errors."""
     values = asdict(source)
     for name in ("weight", "exact_match"):  # of a mix, of an evaluation set: nothing that is in the rows
         values.pop(name, None)
     if source.kind == "file":
         del values["path"]
-        return {**values, "content_sha256": source.content_sha256 or source_fingerprint(source, data_dir)}
+        return {
+            **values,
+            "content_sha256": source.content_sha256 or source_fingerprint(source, data_dir, f"{place}.path"),
+        }
     if source.kind == "wheel":
         return {**values, "content_sha256": pinned(source.wheel or "").sha256}
     if source.kind == "hub":
-        revision = source.revision or ""
-        is_commit = len(revision) == COMMIT_DIGITS and set(revision) <= set("0123456789abcdef")
-        return values if is_commit else None
+        return values if is_commit(source.revision) else None
     return values
 
 

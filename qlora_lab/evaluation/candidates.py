@@ -1,18 +1,22 @@
-"""Which models are evaluated: finished runs, what they started from, or a model without a run. Imports no torch."""
+"""Which models are evaluated: finished runs, what they started from, adapters and models without a run. No torch."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qlora_lab.config.hardware import Hardware, product_dtype
 from qlora_lab.config.schema import AUTO, EvaluateConfig, ModelConfig, OpenConfig, QuantConfig, RunConfig
+from qlora_lab.errors import ModelError
+from qlora_lab.hashing import file_sha256
 from qlora_lab.runs.evaluations import settings_hash
 from qlora_lab.runs.find import check_finished
 from qlora_lab.runs.fingerprint import model_fingerprint
 from qlora_lab.runs.folder import RunFolder
 
 BASES = "bases"  # below the folder of runs, with the evaluations of models without one
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # of PEFT's format
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,12 @@ class Base:
     @property
     def name(self) -> str:
         return f"{self.model.name} in {self.compute_dtype if self.quant.format == 'none' else self.quant.format}"
+
+    @property
+    def known_names(self) -> list[str]:
+        """What an adapter may call it that was trained on it."""
+        model = self.model
+        return [name for name in (model.hub_id, model.name, model.path, model.wheel) if name]
 
     def settings(self) -> dict[str, Any]:
         """Return what two bases have in common when they give the same answers, as plain values."""
@@ -51,12 +61,21 @@ class Candidate:
         path: the folder of its run, or of the base alone; its evaluations lie below.
         base: the model below the adapter.
         run: the finished run whose weights are asked; None: the base's.
+        adapter_folder: an adapter of no run, in PEFT's format, that is asked instead.
     """
 
     name: str
     path: Path
     base: Base
     run: RunFolder | None = None
+    adapter_folder: Path | None = None
+
+    @property
+    def adapter_sha256(self) -> str | None:
+        """Of the weights that are asked; None of a base alone."""
+        if self.adapter_folder is not None:
+            return file_sha256(self.adapter_folder / ADAPTER_FILES[1])
+        return None if self.run is None else str(self.run.result()["adapter_sha256"])
 
 
 def base_of(config: RunConfig) -> Base:
@@ -84,8 +103,26 @@ def trained(folder: RunFolder, name: str | None = None) -> Candidate:
 
 def alone(base: Base, runs_dir: Path, name: str | None = None) -> Candidate:
     """Return a base model as a candidate; runs that started from the same have the same evaluations of it."""
-    readable = re.sub(r"[^A-Za-z0-9._]+", "_", base.model.name).strip("._") or "model"
-    return Candidate(name or base.name, runs_dir / BASES / f"{readable}-{settings_hash(base.settings())}", base)
+    return Candidate(name or base.name, _path(runs_dir, base.model.name, base.settings()), base)
+
+
+def adapted(base: Base, folder: Path, runs_dir: Path, name: str | None = None) -> Candidate:
+    """Return an adapter of no run on a base as a candidate; the same files are the same one wherever they lie.
+
+    Raises:
+        ModelError: a file of it is missing.
+    """
+    missing = [file for file in ADAPTER_FILES if not (folder / file).is_file()]
+    if missing:
+        raise ModelError(f"{folder} must hold an adapter in PEFT's format; it has no {missing[0]}")
+    settings = {**base.settings(), "adapter": [file_sha256(folder / file) for file in ADAPTER_FILES]}
+    called = folder.resolve().name
+    return Candidate(name or called, _path(runs_dir, called, settings), base, adapter_folder=folder)
+
+
+def _path(runs_dir: Path, name: str, settings: Mapping[str, Any]) -> Path:
+    readable = re.sub(r"[^A-Za-z0-9._]+", "_", name).strip("._") or "model"
+    return runs_dir / BASES / f"{readable}-{settings_hash(settings)}"
 
 
 def asked_base(config: EvaluateConfig | OpenConfig, machine: Hardware) -> Base:

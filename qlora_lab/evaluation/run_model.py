@@ -1,4 +1,4 @@
-"""A finished run's model, opened as the run left it: its base quantized the same, its adapter on top, not merged."""
+"""Models opened as their runs left them: the base quantized the same, the adapter on top, not merged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_lab.adapters.peft_format import load_adapter
+from qlora_lab.adapters.saved_adapter import check_base_name, read_adapter
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.evaluation.candidates import Base, Candidate, trained
@@ -21,6 +22,7 @@ from qlora_lab.models.precision import computing_in
 from qlora_lab.models.special_tokens import fit_vocabulary
 from qlora_lab.models.warm import WarmBase, base_key
 from qlora_lab.ops.blockwise.checks import DTYPES
+from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
 from qlora_lab.runs.fingerprint import check_model_fingerprint
 from qlora_lab.runs.folder import RunFolder
 from qlora_lab.wheels import default_cache_dir
@@ -35,7 +37,7 @@ class RunModel:
     Attributes:
         name: what its answers are signed with.
         base: what it is built on: model, format, prompt format, dtype, device.
-        config: of the run; None of a model without one, and of a run's base alone.
+        config: of the run; None of a model or an adapter without one, and of a run's base alone.
     """
 
     model: PreTrainedModel
@@ -65,7 +67,7 @@ def open_run(folder: Path, *, cache_dir: Path | None = None, cache_bases: bool =
 def open_model(
     candidate: Candidate, *, cache_dir: Path | None = None, cache_bases: bool = True, bases: WarmBase | None = None
 ) -> RunModel:
-    """Open a run's model, or a base alone.
+    """Open a run's model, an adapter on the base that it is for, or a base alone.
 
     Args:
         cache_dir: where fetched models and quantized bases lie; None: where they lie by default.
@@ -73,7 +75,7 @@ def open_model(
         bases: keeps the base in memory for the next run that started from it.
 
     Raises:
-        ConfigError, ModelError: as `open_run`.
+        ConfigError, ModelError: as `open_run`; ModelError also where an adapter is of another base.
     """
     base, run = candidate.base, candidate.run
     _check_device(base.device)
@@ -81,6 +83,9 @@ def open_model(
     if run is not None:
         check_weights(run)
     check_model_fingerprint(base.model)
+    if candidate.adapter_folder is not None:
+        saved = read_adapter(candidate.adapter_folder)
+        check_base_name(f"the adapter in {candidate.adapter_folder}", saved, base.known_names)
     tokenizer = load_tokenizer(base.model, cache_dir)
     config = run.config() if run is not None else None
     if run is not None and config is not None and config.adapter.kind == "none":
@@ -92,8 +97,9 @@ def open_model(
     else:
         key = None if config is None else base_key(config)
         model = base_model(base, tokenizer, cache_dir=cache_dir, cache_bases=cache_bases, bases=bases, key=key)
-        if run is not None:
-            load_adapter(model, run.adapter)
+        adapter = candidate.adapter_folder if run is None else run.adapter
+        if adapter is not None:
+            load_adapter(model, adapter)
     return RunModel(model.eval(), tokenizer, candidate.name, base, config)
 
 
@@ -133,12 +139,15 @@ def base_model(
 
 def _check_device(device: str) -> None:
     """A run is evaluated only on the kind of device it was trained on: another kind gives other numbers."""
+    KERNELS.require()
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "the model was trained on a GPU or is to compute on one (device is 'cuda'), but torch sees none here; "
             "evaluate it where one is, give device=cpu with run=base, or train with trainer.device=cpu (that is "
             "another run)"
         )
+    if device == "cuda":
+        CUDA_KERNELS.require()
 
 
 def check_weights(run: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation consists of: benchmarks and sets of prompts, each of which becomes a folder of its own."""
+"""What an evaluation consists of: benchmarks, sets of prompts, tasks of a harness; each becomes a folder of its own."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,12 +7,13 @@ from qlora_lab.config.schema import EvaluationConfig
 from qlora_lab.evaluation.answers import prompt_tasks
 from qlora_lab.evaluation.benchmarks.task import benchmark_tasks
 from qlora_lab.evaluation.candidates import Candidate
+from qlora_lab.evaluation.harness import harness_tasks
 from qlora_lab.evaluation.run_model import RunModel
 from qlora_lab.runs.evaluations import EvaluationFolder
 
 
 class Task(Protocol):
-    """One benchmark or one set of prompts."""
+    """One benchmark, one set of prompts or one task of lm-evaluation-harness."""
 
     @property
     def name(self) -> str:
@@ -44,11 +45,12 @@ def tasks_of(evaluation: EvaluationConfig, *, data_dir: Path, cache_dir: Path) -
     """Return what `evaluation` asks for, in its order.
 
     Raises:
-        ConfigError: a package that a benchmark needs is missing.
+        ConfigError: a package that a benchmark needs is missing, or the harness defines no such task.
         DataError: files of benchmarks are missing, or prompts are missing or broken.
     """
     folders = {"data_dir": data_dir, "cache_dir": cache_dir}
     return [
         *benchmark_tasks(evaluation.benchmarks, batch_tokens=evaluation.batch_tokens, **folders),
         *prompt_tasks(evaluation.prompts, **folders),
+        *harness_tasks(evaluation.harness, data_dir=data_dir),
     ]

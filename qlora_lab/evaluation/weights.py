@@ -24,7 +24,7 @@ def cached_if_small(model: nn.Module, limit_bytes: int = DENSE_LIMIT_BYTES) -> A
     if needed <= limit_bytes:
         return cached_weights(model)
     print(
-        "evaluation expands the quantized weights anew for every product: kept, they would take "
+        "the quantized weights are decoded anew for every product: kept expanded, they would take "
         f"{needed / 1e9:.1f} GB, above the limit of {limit_bytes / 1e9:g} GB",
         flush=True,
     )

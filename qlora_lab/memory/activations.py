@@ -53,6 +53,11 @@ class Numbers:
     emulated: bool
 
     @property
+    def adapter_bytes(self) -> int:
+        """Return the bytes of a number between lora_A and lora_B: 4 in the kernels of quantized linears."""
+        return FLOAT32_BYTES if self.quantized else self.compute_bytes
+
+    @property
     def short(self) -> bool:
         return self.compute_bytes < FLOAT32_BYTES
 
@@ -91,16 +96,17 @@ def saved_bytes(
         vectors -= 2 * width[FEED_FORWARD]
     exact = profile.exact_hidden * width[HIDDEN] + profile.exact_query * width[QUERY]
     of_source = [name for name in adapted if profile.cross_attention and name.endswith(CROSS_INPUTS)]
-    exact += profile.exact_key_value * width[KEY_VALUE] + (len(adapted) - len(of_source)) * numbers.rank
+    exact += profile.exact_key_value * width[KEY_VALUE]
     exact += 0 if profile.dropout else architecture.num_heads  # what attention of another kind sums for each token
     # batches of one row have no padding, so transformers leaves the mask out
     mask = shape.tokens if profile.masked and shape.rows > 1 else 0
     seen = (shape.tokens if from_attention else 0) + (source_tokens if profile.cross_attention else 0)
     scores = profile.scores[numbers.short] * architecture.num_heads * seen
-    kept = shape.positions * ((vectors + mask) * numbers.compute_bytes + exact * FLOAT32_BYTES + scores)
+    low = (len(adapted) - len(of_source)) * numbers.rank * numbers.adapter_bytes
+    kept = shape.positions * ((vectors + mask) * numbers.compute_bytes + exact * FLOAT32_BYTES + low + scores)
     if profile.cross_attention:
         pair = 2 * width[QUERY] * (numbers.compute_bytes if numbers.on_gpu else FLOAT32_BYTES)
-        kept += shape.rows * source_tokens * (pair + len(of_source) * numbers.rank * FLOAT32_BYTES)
+        kept += shape.rows * source_tokens * (pair + len(of_source) * numbers.rank * numbers.adapter_bytes)
     return kept
 
 

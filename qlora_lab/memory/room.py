@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from qlora_lab.config.hardware import Hardware, gpu_memory_bytes
 from qlora_lab.config.schema import AUTO, RunConfig
@@ -131,7 +132,7 @@ def largest_micro_batch_size(config: RunConfig, room: Room | None) -> int:
         )
     last = 1
     for micro_batch_size in _divisors(config.trainer.batch_size):
-        smaller = _with_micro_batch(config, micro_batch_size)
+        smaller = _with(config, micro_batch_size=micro_batch_size)
         prediction = predict(smaller)
         if prediction.plan is None:
             raise ConfigError(f"{key} needs a prediction of memory, and {prediction.why_not}; give a number")
@@ -171,20 +172,31 @@ class Remedies:
         for runs in range(room.runs - 1, 0, -1):
             yield from self._if_it_fits(config, f"{room.setting}={runs}", replace(room, runs=runs))
         yield from self._by_micro_batch(config, "")
-        checkpointed = replace(config, trainer=replace(config.trainer, gradient_checkpointing=True))
-        if not config.trainer.gradient_checkpointing:
-            yield from self._by_micro_batch(checkpointed, "trainer.gradient_checkpointing=true")
+        checkpointed, settings = _with(config, gradient_checkpointing=True), "trainer.gradient_checkpointing=true"
+        keep_less = [(checkpointed, settings)]
+        if config.trainer.device == "cuda" and not config.trainer.offload_activations:
+            checkpointed = _with(checkpointed, offload_activations=True)
+            settings += " trainer.offload_activations=true"
+            keep_less.append((checkpointed, settings))
+        for changed, words in keep_less:
+            if changed != config:
+                yield from self._by_micro_batch(changed, words)
         if config.quant.format == "none" and config.adapter.kind == "lora":
-            quantized = replace(checkpointed, quant=replace(config.quant, format="nf4", double_quant=True))
-            yield from self._by_micro_batch(quantized, "quant=nf4 trainer.gradient_checkpointing=true")
-        smallest = _with_micro_batch(checkpointed, 1)
-        settings = "trainer.micro_batch_size=1 trainer.gradient_checkpointing=true"
+            quant = replace(config.quant, format="nf4", double_quant=True)
+            for changed, words in keep_less:
+                yield from self._by_micro_batch(replace(changed, quant=quant), f"quant=nf4 {words}")
+        smallest = _with(checkpointed, micro_batch_size=1)
+        settings = f"trainer.micro_batch_size=1 {settings}"
         tokens = longest_tokens(smallest, 1, room.budget_bytes(smallest, _plan(smallest)))
         if tokens >= SHORTEST_ROW:
             yield f"{settings} and rows of at most {tokens:,} tokens (data.max_source_tokens + data.max_target_tokens)"
+        if config.adapter.kind == "lora" and config.adapter.dtype != "bfloat16":
+            settings += " adapter.dtype=bfloat16"
+            smallest = replace(smallest, adapter=replace(config.adapter, dtype="bfloat16"))
+            yield from self._if_it_fits(smallest, settings, room)
         rank = config.adapter.rank // 2
         while rank >= SMALLEST_RANK:
-            lower = replace(smallest, adapter=replace(config.adapter, rank=rank))
+            lower = replace(smallest, adapter=replace(smallest.adapter, rank=rank))
             yield from self._if_it_fits(lower, f"{settings} adapter.rank={rank}", room)
             rank //= 2
 
@@ -195,7 +207,7 @@ class Remedies:
         for size in [own, *(size for size in _divisors(config.trainer.batch_size) if size < own)]:
             smaller = f"trainer.micro_batch_size={size}" if size < own else ""
             words = " ".join(filter(None, [settings, smaller]))
-            for found in self._if_it_fits(_with_micro_batch(config, size), words, self._room):
+            for found in self._if_it_fits(_with(config, micro_batch_size=size), words, self._room):
                 yield found
                 return
 
@@ -216,8 +228,7 @@ class Remedies:
 
     def _without_hope(self) -> str:
         """Say how large a card would do, for one row at a time."""
-        checkpointed = replace(self._config.trainer, gradient_checkpointing=True, micro_batch_size=1)
-        peak = _plan(replace(self._config, trainer=checkpointed)).total
+        peak = _plan(_with(self._config, gradient_checkpointing=True, micro_batch_size=1)).total
         needed = f"{(peak + RESERVED_BYTES) / GIB:,.1f} GiB"
         return f"one row at a time with trainer.gradient_checkpointing=true needs {needed}"
 
@@ -233,5 +244,5 @@ def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(number, 0, -1) if number % divisor == 0]
 
 
-def _with_micro_batch(config: RunConfig, size: int) -> RunConfig:
-    return replace(config, trainer=replace(config.trainer, micro_batch_size=size))
+def _with(config: RunConfig, **trainer: Any) -> RunConfig:
+    return replace(config, trainer=replace(config.trainer, **trainer))

@@ -1,6 +1,6 @@
 """QLoRA as the original study measured it, for tables and figures that compare models.
 
-NF4 with double quantization, adapters of rank 64 on every linear layer, AdamW with 32-bit states, gradient
+NF4 with double quantization, adapters of rank 64 in bfloat16 on every linear layer, AdamW with 32-bit states, gradient
 checkpointing, bfloat16 on a GPU, one row of 512 tokens.
 
 Source: Dettmers et al. 2023, "QLoRA", Fig. 6.
@@ -41,4 +41,6 @@ def usual_run(model: ModelConfig) -> RunConfig:
     )
     trainer = TrainerConfig(device="cuda", compute_dtype="bfloat16", micro_batch_size=1, gradient_checkpointing=True)
     evaluation = EvaluationConfig(max_source_tokens=8, max_target_tokens=8, max_new_tokens=8)
-    return RunConfig(model, QuantConfig(), AdapterConfig(rank=RANK), data, OptimConfig(), trainer, evaluation)
+    return RunConfig(
+        model, QuantConfig(), AdapterConfig(rank=RANK, dtype="bfloat16"), data, OptimConfig(), trainer, evaluation
+    )

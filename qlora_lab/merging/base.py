@@ -17,7 +17,8 @@ from qlora_lab.errors import ModelError
 from qlora_lab.evaluation.candidates import Base
 from qlora_lab.merging.checkpoint import Checkpoint, FileCheckpoint, ModelCheckpoint, fetched
 from qlora_lab.models.checksums import check_weight_files
-from qlora_lab.models.load import empty_model, find_checkpoint, load_model, load_tokenizer
+from qlora_lab.models.find import find_checkpoint
+from qlora_lab.models.load import empty_model, load_model, load_tokenizer
 from qlora_lab.models.special_tokens import fill_new_rows, fit_vocabulary
 from qlora_lab.ops.blockwise.checks import DTYPES
 from qlora_lab.quant.bitsandbytes_format import FORMAT_OF_KEY, PARTS, from_tensors
@@ -76,8 +77,15 @@ class OpenedBase:
         path, _, last = name.rpartition(".")
         return last == "weight" and path in self.quantized
 
-    def quantized_layer(self, name: str) -> QuantizedLinear:
-        """Return the layer that training had for the weight `name`, bit for bit.
+    def quantized_layer(self, name: str, change: Tensor | None = None) -> QuantizedLinear:
+        """Return the layer that training had for the weight `name`, bit for bit; or with a change, quantized anew.
+
+        A change of less than half a step is lost where a weight lies on the grid already. It is added to what was
+        never rounded, which lies anywhere between two steps, so that on average it stays; only a base that comes
+        quantized has nothing else than its grid.
+
+        Args:
+            change: (out_features, in_features) float32.
 
         Raises:
             ModelError: the weight is damaged, or quantized otherwise than the run says.
@@ -88,9 +96,12 @@ class OpenedBase:
             if stored.parts:
                 weight = from_tensors({end: self.checkpoint.read(part) for end, part in stored.parts.items()})
                 check_settings(settings_of_weight(weight), quantization)
-                return QuantizedLinear.from_packed(weight, compute_dtype=self.compute_dtype)
-            plain = self.checkpoint.read(stored.name).to(self.compute_dtype)
-            return quantized(plain, quantization)
+                layer = QuantizedLinear.from_packed(weight, compute_dtype=self.compute_dtype)
+                if change is None:
+                    return layer
+                return quantized(layer.dequantize(torch.float32).add_(change), quantization)
+            plain = self.checkpoint.read(stored.name)
+            return quantized(plain.to(self.compute_dtype) if change is None else plain.float() + change, quantization)
         except ModelError as error:
             raise ModelError(f"{name.removesuffix('.weight')}: {error}") from error
 

@@ -12,7 +12,7 @@ from qlora_lab.adapters.saved_adapter import SavedAdapter, check_fits, check_who
 from qlora_lab.adapters.trained_modules import heads_of_a_classifier
 from qlora_lab.config.schema import ORIGINAL, QUANTIZED
 from qlora_lab.errors import ConfigError, ModelError
-from qlora_lab.merging.base import OpenedBase, quantized
+from qlora_lab.merging.base import OpenedBase
 from qlora_lab.ops.formats import FORMATS
 from qlora_lab.quant.bitsandbytes_format import to_tensors
 
@@ -99,14 +99,12 @@ class MergedTensors:
         if parameter is not None and id(parameter) in self._trained:
             return {written: self._trained[id(parameter)].to(self.dtype)}
         change = self._change(name)
+        if base.is_quantized(name) and self.into == QUANTIZED:
+            packed = base.quantized_layer(name, change).packed_weight
+            parts = to_tensors(packed, base.compute_dtype)
+            return {f"{written.removesuffix('.weight')}.{end}": tensor for end, tensor in parts.items()}
         if base.is_quantized(name) and self.into != ORIGINAL:
             layer = base.quantized_layer(name)
-            if self.into == QUANTIZED:
-                assert base.quantization is not None  # or nothing is quantized
-                if change is not None:
-                    layer = quantized(layer.dequantize(torch.float32).add_(change), base.quantization)
-                parts = to_tensors(layer.packed_weight, base.compute_dtype)
-                return {f"{written.removesuffix('.weight')}.{end}": tensor for end, tensor in parts.items()}
             weight = layer.dequantize(torch.float32 if change is not None else base.compute_dtype)
         else:
             # as it was before training came to it, or as it was in memory then

@@ -54,6 +54,7 @@ if __name__ == "__main__":
         sys.exit(f"no model of conf/model/ has {' or '.join(words)} in its name; without a word all are listed")
     print(table(chosen))
     print(
-        f"\nQLoRA: the predicted peak of training in NF4 on a GPU, with adapters of rank {RANK} on every linear layer, "
-        f"\n32-bit AdamW and gradient checkpointing, one row of {TOKENS} tokens; python -m qlora_lab.memory has more."
+        "\nQLoRA: the predicted peak of training in NF4 on a GPU, with bfloat16 adapters of rank "
+        f"{RANK} on every linear layer,\n32-bit AdamW and gradient checkpointing, one row of {TOKENS} tokens; "
+        "python -m qlora_lab.memory has more."
     )

@@ -8,10 +8,11 @@ d * q + m with d and m in float16; bfloat16 keeps only a third of them), and the
 
 import fcntl
 import shutil
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from qlora_lab.wheels import WHEELS, model_folder, wheel_file
 
 # `tokenizer.ggml.pre` of vocabularies whose pre-tokenizer splits digits one by one before all else.
 DIGIT_SPLITTING = ("smollm",)
+SCRATCH_LIFE_S = 24 * 3600  # far longer than a conversion takes
 
 
 def wheel_model(name: str, cache_dir: Path) -> Path:
@@ -138,8 +140,15 @@ def _exclusive(lock_file: Path) -> Iterator[None]:
 
 @contextmanager
 def _scratch_folder(parent: Path) -> Iterator[Path]:
-    """Give a folder on the same disk, gone afterwards; unlike tempfile's, others may read what moves out of it."""
+    """Give a folder on the same disk, gone afterwards; unlike tempfile's, others may read what moves out of it.
+
+    What processes left that died goes too, once nobody can still be at it.
+    """
     parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(".scratch-*"):
+        with suppress(FileNotFoundError):  # its process lives, and just ended
+            if time.time() - left.stat().st_mtime > SCRATCH_LIFE_S:
+                shutil.rmtree(left, ignore_errors=True)
     scratch = parent / f".scratch-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
     try:

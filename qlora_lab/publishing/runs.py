@@ -1,7 +1,7 @@
 """Which runs are published, and what each is called."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import DataError, RunFolderError
 from qlora_lab.hashing import file_sha256
-from qlora_lab.publishing.public import public, slug
+from qlora_lab.publishing.public import paths_in, public, slug
 from qlora_lab.runs.find import find_run
 from qlora_lab.runs.folder import FINISHED, RunFolder
 from qlora_lab.sweep.status import find_study
@@ -42,10 +42,22 @@ class PublishedRun:
         return self.folder.run_id
 
     @property
+    def shown_place(self) -> dict[str, str]:
+        """Its place with paths cut to their last names."""
+        told: dict[str, str] = public(dict(self.place))
+        return told
+
+    @property
+    def paths(self) -> set[str]:
+        """What its settings and its place say of this machine's folders."""
+        tokenizer = self.config.model.tokenizer or ""
+        own = {tokenizer} if "/" in tokenizer and Path(tokenizer).exists() else set()  # or an id of the hub
+        return own | paths_in(asdict(self.config)) | paths_in(dict(self.place))
+
+    @property
     def name(self) -> str:
         """What its folder and its repository are called: unique by the run's id, readable by its place."""
-        place = {axis: public(f"{value}") for axis, value in self.place.items()}  # a path is cut to its last name
-        words = [value if axis in ("data", "model") else f"{axis}-{value}" for axis, value in place.items()]
+        words = [value if axis in ("data", "model") else f"{axis}-{value}" for axis, value in self.shown_place.items()]
         return slug("-".join([*words, self.run_id]))
 
     def check(self) -> None:
@@ -80,6 +92,13 @@ class Selection:
     study: str | None = None
     study_folder: Path | None = None
 
+    @property
+    def paths(self) -> set[str]:
+        """What must not be published of this machine's folders: those in settings, of the runs, and where it works."""
+        folders = [Path.cwd(), *(run.folder.path.absolute().parent for run in self.runs)]
+        named = {str(folder) for folder in folders if folder != folder.parent}
+        return named.union(*(run.paths for run in self.runs))
+
 
 def select_runs(names: Sequence[str], runs_dir: Path) -> Selection:
     """Return the runs that are asked for: `study=NAME`, or ids, first digits and folders of runs.
@@ -111,7 +130,7 @@ def _sorted_out(runs: Sequence[PublishedRun]) -> Selection:
         try:
             state = run.folder.state()
         except RunFolderError as error:
-            state = str(error)
+            state = str(error).replace(f"{run.folder.path.parent}/", "")
         if state != FINISHED:
             left_out[run.run_id] = f"it is {state}"
         elif run.config.adapter.kind == "none":

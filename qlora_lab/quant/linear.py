@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qlora_lab.errors import ModelError, ShapeError
+from qlora_lab.errors import ShapeError
 from qlora_lab.ops.blockwise.checks import check_block_size, check_dtype, dtype_name
 from qlora_lab.ops.blockwise.op import (
     dequantize_weight,
@@ -19,6 +19,7 @@ from qlora_lab.ops.blockwise.op import (
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.formats import format_named
 from qlora_lab.ops.lora.op import lora_linear
+from qlora_lab.quant.damage import check_magnitudes
 
 STATISTICS = ("absmax", "nested_absmax", "offset")
 BUFFERS = ("packed", *STATISTICS)
@@ -98,7 +99,7 @@ class QuantizedLinear(nn.Module):
 
         Raises:
             ConfigError: unknown format, block size or dtype.
-            ModelError: the weight holds NaN or infinite values.
+            ModelError: the weight holds NaN, infinite or absurd values.
         """
         layer = cls(
             linear.in_features,
@@ -147,15 +148,14 @@ class QuantizedLinear(nn.Module):
 
         Raises:
             ShapeError: of another shape.
-            ModelError: it holds NaN or infinite values.
+            ModelError: it holds NaN, infinite or absurd values.
         """
         if weight.shape != (self.out_features, self.in_features):
             raise ShapeError(
                 f"the weight must have shape ({self.out_features}, {self.in_features}); got {tuple(weight.shape)}"
             )
         packed, absmax = quantize_blockwise(weight, self.format, self.block_size)
-        if not absmax.isfinite().all():
-            raise ModelError("the weight holds NaN or infinite values; is the checkpoint damaged?")
+        check_magnitudes(absmax)
         self.packed = packed
         if self.double_quant:
             self.absmax, self.nested_absmax, self.offset = quantize_absmax(absmax, self.double_quant_block_size)

@@ -27,6 +27,7 @@ from qlora_lab.errors import ConfigError, ModelError, QloraLabError
 from qlora_lab.ops.blockwise.checks import DTYPES
 from qlora_lab.ops.formats import FORMATS
 from qlora_lab.quant.bitsandbytes_format import PARTS, to_tensors
+from qlora_lab.quant.damage import file_of_weight
 from qlora_lab.quant.held import await_held, take_held
 from qlora_lab.quant.linear import BUFFERS, QuantizedLinear
 from qlora_lab.quant.prequantized import TakeQuantized, first_of, leave_on_meta, takes_quantized
@@ -52,6 +53,7 @@ class QloraLabQuantizer(HfQuantizer):
         self.refusal: ModelError | None = None  # transformers would log it as a report, so it is raised at the end
         self._likely: set[str] = set()  # paths of the linear layers that will be quantized, as far as it is known
         self._held: Path | None = None  # the folder of a checkpoint that holds our layers' buffers
+        self._files: list[str] = []  # of the checkpoint
         self._device = "cpu"
         self._saving: Layout | None = None
 
@@ -63,6 +65,7 @@ class QloraLabQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         paths = linears_to_quantize(model, self.quantization_config)
+        self._files = list(kwargs.get("checkpoint_files") or [])
         self._likely = set(paths)
         if not self.pre_quantized:  # otherwise the checkpoint says which
             self.targets = set(paths)
@@ -101,7 +104,8 @@ class QloraLabQuantizer(HfQuantizer):
         try:
             layer.load_weight(weight)
         except QloraLabError as error:
-            raise ModelError(f"{path}: {error}") from error
+            file = file_of_weight(self._files, f"{path}.weight")
+            raise ModelError(f"{path}{f' in {file}' if file else ''}: {error}") from error
         self.quantized[path] = layer
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:

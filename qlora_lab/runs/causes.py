@@ -25,7 +25,7 @@ class Rule:
     """What the next command does with a run that ended for a cause.
 
     Attributes:
-        attempts: that may end for this cause in a row before the run counts as failed.
+        attempts: that may end for this cause in a row before the run is out of tries; then only `retry` tries it again.
         with_progress: attempts that got further than the one before do not count.
         memory_factor: how much more host memory the next attempt asks for.
     """
@@ -46,7 +46,7 @@ RULES = {
     GPU_MEMORY: Rule(attempts=1),
     NAN: Rule(attempts=1),
     CODE: Rule(attempts=1),
-    CHANGED: Rule(attempts=1),
+    CHANGED: Rule(attempts=10),  # each was refused, and the next command plans with the code that there is
     STOPPED: Rule(attempts=100),
 }
 

@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,8 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def package_version(package: str) -> str | None:
+    from importlib import metadata  # it takes 30 ms, and planning needs none of it
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

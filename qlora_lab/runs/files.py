@@ -3,11 +3,12 @@
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qlora_lab.runs.lease import Lease
 
@@ -22,10 +23,27 @@ def write_atomic(path: Path, content: str | bytes, lease: Lease | None = None) -
         LeaseLostError: a later attempt has the run; `path` is as that one wants it.
         OSError: the disk is full or not writable; `path` is unchanged and nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    with lease.staged(path) if lease is not None else _staged_beside(path) as temporary, temporary.open("wb") as file:
+    with _written_whole(path, lease) as file:
         file.write(data)
+
+
+def copy_atomic(source: Path, path: Path, lease: Lease | None = None) -> None:
+    """Copy a file of any size to `path`, as `write_atomic` writes it.
+
+    Raises:
+        LeaseLostError: a later attempt has the run; `path` is as that one wants it.
+        OSError: `source` cannot be read, or the disk is full or not writable; `path` is unchanged.
+    """
+    with source.open("rb") as content, _written_whole(path, lease) as file:
+        shutil.copyfileobj(content, file)
+
+
+@contextmanager
+def _written_whole(path: Path, lease: Lease | None) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lease.staged(path) if lease is not None else _staged_beside(path) as temporary, temporary.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
 

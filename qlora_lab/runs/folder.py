@@ -8,21 +8,26 @@ runs/RUN_ID/  config.yaml  environment.json  status.json  metrics.jsonl  result.
 
 import contextlib
 import json
-import os
-import socket
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
-from qlora_lab.runs.causes import INFRASTRUCTURE, NO_SPACE, cause_of
+from qlora_lab.runs.attempt import now, this_process
+from qlora_lab.runs.causes import CODE, GPU_MEMORY, HOST_MEMORY, INFRASTRUCTURE, NO_SPACE, cause_of
 from qlora_lab.runs.config_text import config_text
-from qlora_lab.runs.files import read_json, to_json, whole_lines, write_atomic, write_json, write_json_lines
+from qlora_lab.runs.files import (
+    copy_atomic,
+    read_json,
+    whole_lines,
+    write_atomic,
+    write_json,
+    write_json_lines,
+)
 from qlora_lab.runs.heartbeat import Observer
 from qlora_lab.runs.lease import POLL_S, Claim, Lease
 from qlora_lab.runs.mirror import RECORDS
@@ -31,10 +36,8 @@ FINISHED, RUNNING, FAILED, INTERRUPTED, NEW = "finished", "running", "failed", "
 
 OBSERVER = Observer()  # of this process, which has to see a heartbeat elsewhere once
 KEPT_ATTEMPTS = 100  # of the earlier ones, in status.json
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+# Failures that another micro-batch may prevent; a lack of memory may bear the name of any error.
+OF_THE_MICRO_BATCH = (GPU_MEMORY, HOST_MEMORY, CODE)
 
 
 class RunFolder:
@@ -56,7 +59,8 @@ class RunFolder:
         """Return the folder of `run_id`, writing its configuration unless it is finished, or being executed.
 
         What is no part of a run's identity, such as where its data lie, may differ from attempt to attempt. Only the
-        threads stay, and the micro-batch of a run that did not fail: with others it would not end with the same bits.
+        threads stay, and the micro-batch, unless the run failed for want of memory or in the code: with others it would
+        not end with the same bits.
         """
         folder = cls(runs_dir / run_id)
         status = folder.status()
@@ -65,7 +69,8 @@ class RunFolder:
             if status is not None:
                 from qlora_lab.runs.config_file import trainer_values
 
-                kept = ("threads",) if status["state"] == FAILED else ("threads", "micro_batch_size")
+                anew = status["state"] == FAILED and status.get("cause") in OF_THE_MICRO_BATCH
+                kept = ("threads",) if anew else ("threads", "micro_batch_size")
                 values["trainer"] |= trainer_values(folder.config_file, kept)
             write_atomic(folder.config_file, config_text(values))
         return folder
@@ -110,13 +115,7 @@ class RunFolder:
             self.lease.keep_reserve()
         before = self.status()
         history = [] if before is None else [*before.get("history", []), _summary(before)]
-        here = {
-            "host": socket.gethostname(),
-            "node": os.environ.get("SLURMD_NODENAME"),
-            "job": job_id(),
-            "log": log_file(),
-            "pid": os.getpid(),
-        }
+        here = this_process()
         self._write_status(
             state=RUNNING,
             started_at=now(),
@@ -178,8 +177,8 @@ class RunFolder:
         for name, records in items.items():
             write_json_lines(self.path / "evaluation" / "benchmarks" / f"{name}.jsonl", records, self.lease)
 
-    def write_removed_rows(self, rows: list[dict[str, Any]]) -> None:
-        write_json_lines(self.path / "data" / "removed.jsonl", rows, self.lease)
+    def copy_removed_rows(self, file: Path) -> None:
+        copy_atomic(file, self.path / "data" / "removed.jsonl", self.lease)
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / "result.json", result, self.lease)
@@ -264,24 +263,6 @@ def _state_now(folder: RunFolder) -> str:
     return INTERRUPTED if state == RUNNING else state
 
 
-def damaged_status(file: Path, error: ValueError) -> RunFolderError:
-    return RunFolderError(f"{file} is damaged ({error}); remove it, and the run goes on from its checkpoint")
-
-
-def job_id() -> str | None:
-    """Return the id of the SLURM job around this process, of an array's task as ARRAY_TASK; None outside SLURM."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-
-
-def log_file() -> str | None:
-    """Return the file that this process prints to, where it is one."""
-    with contextlib.suppress(OSError):
-        file = Path("/proc/self/fd/1").resolve()
-        return str(file) if file.is_file() else None
-    return None
-
-
 def _summary(status: dict[str, Any]) -> dict[str, Any]:
     """Return what a run keeps of an attempt that is over; one that ended without a word still says that it runs."""
     kept = ("attempt", "state", "cause", "started_at", "ended_at", "elapsed_s", "step", "host", "node", "job")
@@ -291,30 +272,5 @@ def _summary(status: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-class MetricsFile:
-    """metrics.jsonl: a line is written whole and flushed, so a killed run loses at most the one being written.
-
-    Args:
-        clock: gives the run's seconds, over all its attempts.
-    """
-
-    def __init__(self, folder: RunFolder, clock: Callable[[], float]) -> None:
-        self._path = folder.path / "metrics.jsonl"
-        self._lease = folder.lease
-        self._clock = clock
-
-    def append(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        """Write the line of a step, and return it."""
-        record = {"step": step, "time_s": round(self._clock(), 3), **metrics}
-        if self._lease is not None:
-            self._lease.check()
-        with self._path.open("a", encoding="utf-8") as file:
-            if file.tell() and not self._ends_whole():
-                file.write("\n")  # a killed attempt left half a line
-            file.write(to_json(record) + "\n")
-        return record
-
-    def _ends_whole(self) -> bool:
-        with self._path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
+def damaged_status(file: Path, error: ValueError) -> RunFolderError:
+    return RunFolderError(f"{file} is damaged ({error}); remove it, and the run goes on from its checkpoint")

@@ -6,6 +6,7 @@ the next tensor of the same size does not fit there, and the heap grows. Without
 step of SmolLM2-135M is a fifth lower, at the same speed. glibc reads them only when a process starts.
 """
 
+import ctypes
 import os
 import sys
 from collections.abc import Mapping
@@ -28,3 +29,12 @@ def restart_with_heap_settings() -> None:
         return
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
+
+
+def give_back() -> None:
+    """Return what glibc's heap has free to the system, also between what is still used; elsewhere do nothing.
+
+    What training frees is in pieces of a micro-batch's size, in which larger tensors do not fit.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -17,8 +17,11 @@ ID_LENGTH = 12  # hex digits; a collision among a million runs has a chance of 2
 # Whole groups, and single keys, that change where and how a run happens but not what comes out.
 NOT_IDENTITY = ("paths", "tracking", "launcher", "study", "sweep")
 NOT_IDENTITY_KEYS = {
-    "trainer": ("threads", "micro_batch_size", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"),
-    "evaluation": ("prompts",),  # answered later, by other commands
+    "trainer": (
+        *("threads", "micro_batch_size", "offload_activations"),
+        *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"),
+    ),
+    "evaluation": ("prompts", "harness"),  # answered later, by other commands
 }
 DESCRIPTIONS_OF_A_SOURCE = ("licence", "published_rows")
 GROUPS = [field.name for field in fields(RunConfig) if field.name not in NOT_IDENTITY]
@@ -61,6 +64,8 @@ def _identity_of(group: str, value: Any) -> Any:
             del values[key]
     if group == "evaluation" and not value.benchmarks:
         del values["benchmarks"]  # runs without any keep the ids they had before there were benchmarks
+    if group == "data" and not value.filter.contamination_sets:
+        del values["filter"]["contamination_sets"]  # likewise
     for source in _sources(group, values):
         if source["content_sha256"] is not None:
             source.pop("path", None)  # the content counts, not where it lies
@@ -71,7 +76,10 @@ def _sources(group: str, values: Any) -> list[dict[str, Any]]:
     if group == "evaluation":
         benchmarks = list(values.get("benchmarks", {}).values())
         return [*values["sets"].values(), *benchmarks, *(each["examples"] for each in benchmarks if each["examples"])]
-    return {"model": lambda: [values], "data": lambda: [values["source"], *values["mix"].values()]}.get(group, list)()
+    if group == "data":
+        compared = values["filter"].get("contamination_sets", {})
+        return [values["source"], *values["mix"].values(), *compared.values()]
+    return [values] if group == "model" else []
 
 
 class RunIds:

@@ -12,7 +12,8 @@ machine, or that a process is gone because nobody has heard of it:
   between two instructions finds its rename refused, even where it has since made a folder of that name again. There is
   no window between asking and writing.
 
-Appending to a file cannot be fenced like that; it asks `check` first, and what slips through is a line too much.
+A file that grows by lines is fenced by being another file for each attempt: `appending` puts a copy in place, and only
+its own descriptor writes there. What a lost attempt still appends goes into the copy that nobody sees any more.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from qlora_lab.errors import LeaseLostError
 from qlora_lab.runs.heartbeat import (
@@ -66,6 +68,7 @@ class Lease:
         self._offset = os.fstat(beat).st_size - COUNTER_DIGITS - 1
         self._beat_s = beat_s
         self._done = threading.Event()
+        self._appended: list[BinaryIO] = []
         self._thread = threading.Thread(target=self._keep_beating, name=f"beat of {path}", daemon=True)
         self._thread.start()
 
@@ -118,6 +121,22 @@ class Lease:
                 self.check()
             raise
 
+    def appending(self, target: Path) -> BinaryIO:
+        """Open a file of lines for appending, until the lease is released; half a line at its end is left out.
+
+        Raises:
+            LeaseLostError: a later attempt has the folder; `target` is as that one wants it.
+            OSError: the disk is full or not writable; `target` is as it was.
+        """
+        with self.staged(target) as copy:
+            file = copy.open("ab", buffering=0)
+            self._appended.append(file)
+            if target.exists():
+                content = target.read_bytes()
+                write_whole(file, content[: content.rfind(b"\n") + 1])
+                os.fsync(file.fileno())
+        return file
+
     def remove(self, target: Path) -> None:
         """Remove a file or folder, by way of the lease's folder.
 
@@ -151,6 +170,8 @@ class Lease:
         finally:
             self._done.set()
             self._thread.join()
+            for file in self._appended:
+                file.close()
             os.close(self._folder)
             os.close(self._beat)
 
@@ -169,6 +190,8 @@ class Claim:
 
     Args:
         last_attempt: the highest number that the folder's own record knows of; numbers are never used twice.
+        dead: a lease whose holder is gone by a scheduler's word, also where that cannot be seen from here.
+        patient: whether a lock that is seen to be held is waited for, however silent its holder: a child may keep it.
         clock: monotonic seconds.
     """
 
@@ -178,13 +201,15 @@ class Claim:
         *,
         last_attempt: Callable[[], int] = lambda: 0,
         beat_s: float = BEAT_S,
-        stale_s: float = STALE_S,
+        dead: Path | None = None,
+        patient: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._last_attempt = last_attempt
         self._beat_s = beat_s
-        self._stale_s = stale_s
+        self._dead = dead
+        self._patient = patient
         self._pulse = Pulse(clock)
 
     @property
@@ -211,7 +236,10 @@ class Claim:
         return lease
 
     def _is_given_up(self, lease: Path) -> bool:
-        return lives_by_lock(lease) is False or self._pulse.silent_s(lease) >= self._stale_s
+        lives = lives_by_lock(lease)
+        if self._patient and lives:
+            return False
+        return lease == self._dead or lives is False or self._pulse.silent_s(lease) >= STALE_S
 
     def _take(self, number: int) -> Lease | None:
         target = self._folder / f"lease.{number:06}"
@@ -244,6 +272,17 @@ class Claim:
             if lives_by_lock(leftover) is False:
                 _remove(leftover)
         return lease
+
+
+def write_whole(file: BinaryIO, content: bytes) -> None:
+    """Write all of it to an unbuffered file, which may take less at a time.
+
+    Raises:
+        OSError: the disk is full; what had space for is written.
+    """
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _aside(folder: Path) -> Path:

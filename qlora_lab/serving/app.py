@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from qlora_lab.data.rows import SYSTEM, Turn
 from qlora_lab.errors import QloraLabError, unknown_name
@@ -57,11 +58,13 @@ class Limits:
         max_waiting: requests that wait for a place in the batch.
         max_body_bytes: of a request.
         max_new_tokens: of an answer; also where a request does not say.
+        max_cache_tokens: of all prompts and answers that are worked on together; None: no limit.
     """
 
     max_waiting: int = 128
     max_body_bytes: int = 1_000_000
     max_new_tokens: int = 512
+    max_cache_tokens: int | None = None
 
 
 def create_app(shared: SharedBase, engine: Engine, limits: Limits, *, token: str | None) -> FastAPI:
@@ -73,7 +76,8 @@ def create_app(shared: SharedBase, engine: Engine, limits: Limits, *, token: str
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _word_refusals(app)
-    asking, started = Asking(shared, limits.max_new_tokens), int(time.time())
+    asking = Asking(shared, limits.max_new_tokens, limits.max_cache_tokens)
+    started = int(time.time())
 
     async def allowed_body(request: Request) -> bytes:
         _check_sender(request, token)
@@ -118,11 +122,12 @@ def create_app(shared: SharedBase, engine: Engine, limits: Limits, *, token: str
         reply = Reply(chat=isinstance(body, ChatRequest), model=body.model, prompt_tokens=len(job.prompt))
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = _events(engine, reply, job, pieces, with_usage=with_usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            events = _events(reply, job, pieces, with_usage=with_usage)
+            engine.submit(job)  # before anything else runs, so that no more wait than may
+            return _Events(events, job)
         await _ended_or_left(engine, request, job, pieces)
         if job.writing.finish_reason is None:
-            raise RefusedError(503, STOPPED)
+            raise _cut_off(job)
         tokens = len(job.writing.token_ids)
         return JSONResponse(reply.whole(job.writing.text, job.writing.finish_reason, tokens))
 
@@ -169,7 +174,7 @@ def create_app(shared: SharedBase, engine: Engine, limits: Limits, *, token: str
     def page() -> FileResponse:
         return FileResponse(PAGE / "chat.html", headers=HEADERS)
 
-    app.mount("/page", StaticFiles(directory=PAGE / "static"))
+    app.mount("/page", StaticFiles(directory=PAGE / "static", packages=[("qlora_lab", "page")]))
     return app
 
 
@@ -206,27 +211,34 @@ def _one_prompt(prompt: str | list[str] | list[int]) -> str | list[int]:
     return texts[0] if texts else [part for part in prompt if isinstance(part, int)]
 
 
-async def _events(
-    engine: Engine, reply: Reply, job: Job, pieces: "asyncio.Queue[Piece]", *, with_usage: bool
-) -> AsyncIterator[str]:
-    """Give an answer as server-sent events; a client that leaves ends this, and its row leaves the batch."""
-    try:
-        engine.submit(job)
-        if reply.is_chat:
-            yield _event(reply.opening())
-        while True:
-            text, last = await pieces.get()
-            if last and job.writing.finish_reason is None:
-                yield _event(RefusedError(503, STOPPED).body)
-                return
-            yield _event(reply.piece(text, job.writing.finish_reason if last else None))
-            if last:
-                break
-        if with_usage:
-            yield _event(reply.closing(len(job.writing.token_ids)))
-        yield DONE
-    finally:
-        job.cancelled = True
+class _Events(StreamingResponse):
+    """An answer as server-sent events; a client that leaves, also before the first of them, ends its job."""
+
+    def __init__(self, events: AsyncIterator[str], job: Job) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.cancelled = True
+
+
+async def _events(reply: Reply, job: Job, pieces: "asyncio.Queue[Piece]", *, with_usage: bool) -> AsyncIterator[str]:
+    if reply.is_chat:
+        yield _event(reply.opening())
+    while True:
+        text, last = await pieces.get()
+        if last and job.writing.finish_reason is None:
+            yield _event(_cut_off(job).body)
+            return
+        yield _event(reply.piece(text, job.writing.finish_reason if last else None))
+        if last:
+            break
+    if with_usage:
+        yield _event(reply.closing(len(job.writing.token_ids)))
+    yield DONE
 
 
 async def _ended_or_left(engine: Engine, request: Request, job: Job, pieces: "asyncio.Queue[Piece]") -> None:
@@ -250,6 +262,10 @@ async def _ended_or_left(engine: Engine, request: Request, job: Job, pieces: "as
             task.cancel()
 
 
+def _cut_off(job: Job) -> RefusedError:
+    return RefusedError(503, STOPPED) if job.failure is None else RefusedError(500, job.failure, code="step_failed")
+
+
 def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
@@ -266,3 +282,7 @@ def _word_refusals(app: FastAPI) -> None:
     def refuse_path(request: Request, error: HTTPException) -> JSONResponse:
         said = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
         return JSONResponse(RefusedError(error.status_code, said).body, error.status_code)
+
+    @app.exception_handler(Exception)
+    def tell_failure(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(RefusedError(500, f"the server failed ({type(error).__name__}: {error})").body, 500)

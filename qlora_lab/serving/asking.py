@@ -22,11 +22,13 @@ class Asking:
 
     Args:
         most_new_tokens: of an answer.
+        most_tokens: of prompt and answer together, where the model could take more; None: what the model takes.
     """
 
-    def __init__(self, shared: SharedBase, most_new_tokens: int) -> None:
+    def __init__(self, shared: SharedBase, most_new_tokens: int, most_tokens: int | None = None) -> None:
         self._shared = shared
         self._most_new_tokens = most_new_tokens
+        self._most_tokens = most_tokens
         # The model's thread decodes while others encode, which changes settings inside a tokenizer.
         self._decoder = copy.deepcopy(shared.tokenizer)
         self._before = markup_ids(own_surroundings(shared.tokenizer)[0], shared.tokenizer)
@@ -34,7 +36,8 @@ class Asking:
     @property
     def context_tokens(self) -> int:
         """Most tokens of prompt and answer together."""
-        return self._shared.base.model.max_length_tokens
+        of_the_model = self._shared.base.model.max_length_tokens
+        return of_the_model if self._most_tokens is None else min(of_the_model, self._most_tokens)
 
     def chat(
         self,
@@ -96,12 +99,14 @@ class Asking:
         max_tokens: int | None,
         stops: Stops,
     ) -> Job:
-        room = self.context_tokens - len(prompt)
+        most, of_the_model = self.context_tokens, self._shared.base.model.max_length_tokens
+        room = most - len(prompt)
         if room < (max_tokens or 1):
+            by = "" if most == of_the_model else f" by the server's cache_budget_mb ({of_the_model} by its model)"
+            lower = " or lower max_tokens" if room > 0 else ""
             raise TooLongError(
                 f"the prompt has {len(prompt)} tokens and max_tokens is {max_tokens or 'not given'}, but prompt and "
-                f"answer have at most {self.context_tokens} together; shorten the prompt"
-                + (" or lower max_tokens" if room > 0 else "")
+                f"answer have at most {most} together{by}; shorten the prompt{lower}"
             )
         if max_tokens is not None and max_tokens > self._most_new_tokens:
             raise DataError(f"max_tokens must be at most {self._most_new_tokens} here; got {max_tokens}")

@@ -37,6 +37,20 @@ class Batch:
         return len(self._adapters)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every layer remembers all rows and places; not so after a step that failed in the middle."""
+        return not self._adapters or all(
+            (states.shape[0], states.shape[2]) == self._mask.shape
+            for layer in self._cache.layers
+            for states in (layer.keys, layer.values)
+        )
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._cache.layers)
+
+    @property
     def adapters(self) -> set[str]:
         """Those of the rows."""
         return {name for name in self._adapters if name is not None}
@@ -110,3 +124,10 @@ class Batch:
 def _widened(states: Tensor, places: int) -> Tensor:
     """Pad (rows, heads, places, head size) on the left."""
     return functional.pad(states, (0, 0, places - states.shape[2], 0))
+
+
+def cache_bytes_per_token(shared: SharedBase) -> int:
+    """Return what a batch remembers of one token, as the model itself shows on one."""
+    batch = Batch(shared)
+    batch.join([[0]], [None])
+    return batch.cache_bytes

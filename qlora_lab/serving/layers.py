@@ -61,17 +61,24 @@ class Stack:
 class Mix:
     """The adapter of each row of a batch, as groups of rows of one size: all low-rank products are two of a batch.
 
-    A group with fewer rows than the largest is filled up with rows whose result nobody reads, so a batch with one
-    adapter in most rows and many others costs most.
+    A group with fewer rows than others is filled up with rows whose result nobody reads. Where one adapter has many
+    more rows than the others, they are several groups, which takes a copy of its matrices for each; see `group_size`.
     """
 
     def __init__(self, rows: Sequence[ReadyAdapter | None], stack: Stack, device: torch.device) -> None:
         self.stack = stack
         self._row_count = len(rows)
         members = [[row for row, one in enumerate(rows) if one is adapter] for adapter in stack.adapters]
-        width = max(map(len, members))
-        filled = [[*group, *[0] * (width - len(group))] for group in members]
-        places = {row: group * width + at for group, found in enumerate(members) for at, row in enumerate(found)}
+        size = group_size([max(1, len(found)) for found in members])
+        groups = [
+            (adapter, found[first : first + size])
+            for adapter, found in enumerate(members)
+            for first in range(0, max(1, len(found)), size)
+        ]
+        filled = [[*found, *[0] * (size - len(found))] for _, found in groups]
+        places = {row: group * size + at for group, (_, found) in enumerate(groups) for at, row in enumerate(found)}
+        of_groups = [adapter for adapter, _ in groups]
+        self._of_groups = torch.tensor(of_groups, device=device) if len(groups) > len(members) else None
         self._filled = torch.tensor(filled, device=device).flatten()
         self._rows = torch.tensor(list(places), device=device)
         self._places = torch.tensor(list(places.values()), device=device)
@@ -88,11 +95,23 @@ class Mix:
         if x.shape[:-1].numel() % self._row_count:
             raise ShapeError(f"the batch must have {self._row_count} rows, one for each adapter; got {tuple(x.shape)}")
         lora_A, lora_B = matrices
+        if self._of_groups is not None:
+            lora_A, lora_B = lora_A[self._of_groups], lora_B[self._of_groups]
         by_row = x.to(dtype).reshape(self._row_count, -1, x.shape[-1])  # some models flatten rows and tokens into one
         groups = by_row[self._filled].reshape(len(lora_A), -1, x.shape[-1])
         product = torch.bmm(torch.bmm(groups, lora_A), lora_B).view(len(self._filled), by_row.shape[1], -1)
         flat = outputs.reshape(self._row_count, by_row.shape[1], -1)
         return flat.index_add(0, self._rows, product[self._places].to(outputs.dtype)).view(outputs.shape)
+
+
+def group_size(rows: Sequence[int]) -> int:
+    """Return the largest size of groups with which filling them up at most doubles the batch.
+
+    Args:
+        rows: of each adapter, at least one; one also where an adapter of the stack has none in this batch.
+    """
+    sizes = range(max(rows), 0, -1)
+    return next(size for size in sizes if size * sum(-(-count // size) for count in rows) <= 2 * sum(rows))
 
 
 @dataclass

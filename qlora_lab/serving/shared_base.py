@@ -22,6 +22,7 @@ from qlora_lab.serving.sources import Source, find_source
 
 # Of a model's configuration: what does not change its weights.
 NOT_OF_WEIGHTS = ("name", "prompt_format", "max_length_tokens", "pad_token", "tokenizer")
+SHOWN_KEYS = 3
 NAME = re.compile(r"[\w.:@/-]{1,120}")
 
 
@@ -101,7 +102,7 @@ class SharedBase:
                 f"adapter '{name}' trained '{min(saved.further)}' as a whole, which the rows of one batch cannot have "
                 "apart; merge it into its base and serve the result"
             )
-        prompt_format = (source.base or self.base).prompt_format
+        prompt_format = source.prompt_format or self.base.prompt_format
         adapter = Registered(name, saved, prompt_format, source.description, notes)
         self.pool.add(adapter)
         return adapter
@@ -148,11 +149,14 @@ class SharedBase:
         """Refuse an adapter of another base; return what else differs."""
         if source.base is None:
             check_base_name(f"adapter '{name}'", saved, self._known_names())
-            return ()
-        if _weights_of(source.base) != _weights_of(self.base):
+            return tuple(self._unknown(name, source, saved))
+        theirs, ours = (_settings(_weights_of(base)) for base in (source.base, self.base))
+        differing = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        if differing:
+            told = ", ".join(f"{key} {theirs.get(key)} and {ours.get(key)}" for key in differing[:SHOWN_KEYS])
             raise ModelError(
                 f"adapter '{name}' is for the base '{source.base.name}', and this one is '{self.base.name}': they are "
-                "different models; serve it on its own base"
+                f"different models ({told}{', ...' if len(differing) > SHOWN_KEYS else ''}); serve it on its own base"
             )
         if (source.base.quant, source.base.compute_dtype) != (self.base.quant, self.base.compute_dtype):
             return (
@@ -160,6 +164,16 @@ class SharedBase:
                 f"{self.base.name} in {self.base.compute_dtype} it answers otherwise",
             )
         return ()
+
+    def _unknown(self, name: str, source: Source, saved: SavedAdapter) -> Iterator[str]:
+        """Say what an adapter of no run leaves open, and what is taken in its place."""
+        if not saved.base_name:
+            yield f"adapter '{name}' does not name the base that it is for; it fits {self.base.name}, and is put on it"
+        if source.prompt_format is None:
+            yield (
+                f"adapter '{name}' does not say in which prompt format it was trained; it is asked in that of "
+                f"{self.base.name}, {self.base.prompt_format}"
+            )
 
     def _known_names(self) -> list[str]:
         model = self.base.model
@@ -173,3 +187,11 @@ def _weights_of(base: Base) -> dict[str, Any]:
     if kept["content_sha256"] is not None:
         del kept["path"]  # the content counts, not where it lies
     return {"model": kept, "seed": values.get("seed")}
+
+
+def _settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

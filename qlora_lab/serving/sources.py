@@ -11,9 +11,11 @@ from qlora_lab.adapters.saved_adapter import CONFIG, WEIGHTS
 from qlora_lab.errors import ModelError, RunFolderError
 from qlora_lab.evaluation.candidates import Base, Candidate, trained
 from qlora_lab.evaluation.run_model import check_weights
+from qlora_lab.runs.files import read_json
 from qlora_lab.runs.find import find_run
 from qlora_lab.runs.folder import RunFolder
 
+EXPORTED = "settings.json"  # what qlora_lab.export writes beside an adapter
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -25,22 +27,30 @@ class Source:
         folder: with its weights and adapter_config.json.
         description: for people.
         base: what it was trained on, where a run tells.
+        prompt_format: in which it was trained, where that is known.
     """
 
     folder: Path
     description: str
     base: Base | None = None
+    prompt_format: str | None = None
 
 
 def find_source(where: str, runs_dir: Path) -> Source:
     """Return an adapter by a folder (of a run or in PEFT's format), a run's id, or a hub id as ORG/NAME[@REVISION].
+
+    The folder in which a run keeps its adapter is that run's.
 
     Raises:
         ModelError: there is none, it is not in the hub's local cache, or a run's weights are gone or changed.
         RunFolderError: the run is not finished.
     """
     if (Path(where) / CONFIG).is_file():
-        return Source(Path(where), "a folder in PEFT's format")
+        folder = Path(where).resolve()
+        its_run = RunFolder(folder.parent)
+        if folder == its_run.adapter and its_run.config_file.is_file():
+            return source_of(trained(its_run))
+        return Source(folder, "a folder in PEFT's format", prompt_format=_exported_prompt_format(folder))
     try:
         run = find_run(runs_dir, where)
     except RunFolderError as error:
@@ -67,7 +77,16 @@ def source_of(candidate: Candidate) -> Source:
             f"quant=none model.path={run.adapter}, with model.tokenizer set to that of its base"
         )
     check_weights(run)
-    return Source(run.adapter, candidate.name, candidate.base)
+    return Source(run.adapter, candidate.name, candidate.base, candidate.base.prompt_format)
+
+
+def _exported_prompt_format(folder: Path) -> str | None:
+    """Return what an adapter that qlora_lab.export wrote says of itself; None of others."""
+    try:
+        config = read_json(folder / EXPORTED)["config"]
+        return config["data"]["prompt_format"] or config["model"]["prompt_format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _from_hub_cache(repository: str, revision: str | None) -> Source:

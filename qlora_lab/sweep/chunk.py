@@ -13,6 +13,7 @@ from qlora_lab.errors import RunFolderError
 from qlora_lab.runs.files import read_json, write_json
 from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
 from qlora_lab.sweep.scheduler import Job
+from qlora_lab.sweep.settle import is_given_up
 
 ARRAY, POOL = "array", "pool"  # one run a task, or tasks that take runs until none is left
 NONCE_LENGTH = 10  # hex digits
@@ -37,6 +38,7 @@ class Chunk:
         max_failures: first runs of a class that may fail alike before the others are held back.
         commit: of the code that planned the runs; None outside git.
         code_sha256: of its Python files; None where the workers start at once.
+        canary: whether other runs wait for the end of its only one.
         plan_file: where the configurations of runs are that have no folder yet; None where all have one.
     """
 
@@ -55,6 +57,7 @@ class Chunk:
     commit: str | None
     code_sha256: str | None = None
     plan_file: str | None = None
+    canary: bool = False
 
     @property
     def file(self) -> Path:
@@ -68,11 +71,12 @@ class Chunk:
         return RunFolder(self.runs_dir / self.run_ids[index])
 
     def is_open(self, index: int) -> bool:
-        """Say whether a run is neither finished nor failed since it was submitted."""
+        """Say whether a run is neither finished nor failed, nor out of tries, since it was submitted."""
         status = self.run(index).status()
         if status is None:
             return True
-        failed_since = status["state"] == FAILED and status["attempt"] > self.attempts[index]
+        failed = status["state"] == FAILED or is_given_up(status)
+        failed_since = failed and status["attempt"] > self.attempts[index]
         return status["state"] != FINISHED and not failed_since
 
     def write(self) -> None:
@@ -111,16 +115,26 @@ def resource_class(resources: SlurmConfig | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:CLASS_LENGTH]
 
 
-def runs_of(job: Job, folder: Path) -> tuple[list[str], bool]:
-    """Return the runs that a job waits for or executes, and whether it has one task for each; a pool takes any of its.
+class QueuedRuns:
+    """The runs that jobs wait for or execute; the file of each submission is read once, for any number of its jobs.
 
     Args:
         folder: of the plan; each submission left a file there, and names it in its jobs' comment.
     """
-    for file in folder.glob("*/chunks/*.json"):
-        if file.stem in job.comment:
-            chunk = read_json(file)
-            if chunk["mode"] == POOL:
-                return chunk["run_ids"], False
-            return [chunk["run_ids"][task] for task in job.tasks or (0,)], True
-    return [], False
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {file.stem: file for file in folder.glob("*/chunks/*.json")}
+        self._chunks: dict[str, tuple[str, list[str]]] = {}
+
+    def of(self, job: Job) -> tuple[list[str], bool]:
+        """Return the runs of a job, and whether it has one task for each; a pool takes any of its runs."""
+        nonce = job.comment.rpartition(" ")[2]
+        if nonce not in self._files:
+            return [], False
+        if nonce not in self._chunks:
+            chunk = read_json(self._files[nonce])
+            self._chunks[nonce] = chunk["mode"], chunk["run_ids"]
+        mode, run_ids = self._chunks[nonce]
+        if mode == POOL:
+            return run_ids, False
+        return [run_ids[task] for task in job.tasks or (0,)], True

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import RunFolderError
-from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING
+from qlora_lab.runs.folder import FINISHED, RUNNING
 from qlora_lab.sweep.arithmetic import training_operations
 from qlora_lab.sweep.plan import Plan, PlannedRun
 from qlora_lab.sweep.plan_file import read_plan_file
-from qlora_lab.sweep.states import REFUSED, RunState, read_states
+from qlora_lab.sweep.states import RunState, read_states
 
 EARLIER_PLANS = 3  # that are looked through for runs of the same shape
 MEASURED_FOLDERS = 3  # of finished runs of a kind, that are looked through
@@ -136,8 +136,11 @@ def forecast(plan: Plan, runs: Sequence[PlannedRun]) -> Forecast:
 
 def waiting(plan: Plan, *, retry_failed: bool) -> list[PlannedRun]:
     """Return the runs that the plan would start: what is to be done and not running already."""
-    over = {FINISHED, RUNNING, REFUSED} if retry_failed else {FINISHED, RUNNING, REFUSED, FAILED}
-    return [run for run in plan.runs if run.state not in over]
+    given = {"retry_failed": retry_failed, "beyond_rules": plan.beyond_rules}
+    states = [run.status or RunState(run.state, {}) for run in plan.runs]
+    return [
+        run for run, state in zip(plan.runs, states, strict=True) if state.state != RUNNING and state.is_due(**given)
+    ]
 
 
 def _times(finished: Iterable[tuple[str, RunConfig, RunState]]) -> dict[Shape, list[float]]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qlora_lab.runs.attempt import now
 from qlora_lab.runs.files import to_json
-from qlora_lab.runs.folder import now
 
 INTENT, SUBMITTED, REFUSED, LOST = "intent", "submitted", "refused", "lost"
 

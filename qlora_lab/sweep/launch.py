@@ -14,7 +14,6 @@ from typing import Any
 from qlora_lab.config import hardware
 from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.schema import LauncherConfig
-from qlora_lab.runs.environment import git_commit
 from qlora_lab.runs.folder import RunFolder, held
 from qlora_lab.runs.heap import heap_environment
 from qlora_lab.sweep.chunk import POOL, Chunk, new_nonce
@@ -22,8 +21,8 @@ from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.local_pool import LocalPool
 from qlora_lab.sweep.needs import side_by_side
 from qlora_lab.sweep.plan import Plan
+from qlora_lab.sweep.plan_file import code_commit
 from qlora_lab.sweep.progress import SweepProgress
-from qlora_lab.sweep.slurm.wait import wait
 
 STDERR = 2  # its file descriptor
 POLL_S = 0.5
@@ -138,6 +137,7 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
     """Submit what is in no queue, and return at once; with launcher.wait, when all runs have ended."""
     from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
     from qlora_lab.sweep.slurm.submit import Submission
+    from qlora_lab.sweep.slurm.wait import wait
 
     everything = [run.folder(plan.runs_dir) for run in plan.runs if not run.is_refused]
     scheduler = SlurmScheduler()
@@ -146,14 +146,15 @@ def _slurm(plan: Plan, folders: list[RunFolder], launcher: LauncherConfig) -> bo
         plan.name,
         scheduler,
         launcher,
-        git_commit(Path(__file__).parent),
+        code_commit(),
         plan_file=plan.file,
+        lock_folder=plan.folder.parent,
     )
     unbegun = submission.record_unbegun(everything)
     print("".join(f"{line}\n" for line in listed(unbegun)), end="", flush=True)
     if unbegun:  # some count as failed now, and may not be wanted again
         folders = [run.folder(plan.runs_dir) for run in plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)]
-    outcome = submission.launch(folders, everything)
+    outcome = submission.launch(folders, everything, beyond_rules=plan.beyond_rules)
     print("\n".join(outcome.lines()), flush=True)
     if not launcher.wait:
         print("the runs go on without this command; the same command shows how they stand", flush=True)

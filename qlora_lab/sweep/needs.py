@@ -1,12 +1,13 @@
 """The memory that the runs of a plan will need, and what each must fit in; what runs share is predicted once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from qlora_lab.config.hardware import Hardware
 from qlora_lab.config.schema import AUTO, RunConfig
 from qlora_lab.memory.room import (
     GIB,
+    GPU,
     HOST,
     Prediction,
     Room,
@@ -19,6 +20,17 @@ from qlora_lab.memory.room import (
 from qlora_lab.sweep.listing import listed
 
 MOST_GROUPS = 12  # that a person is shown
+SHOWN_SHARE = 0.01  # of a peak, below which a component is not
+# Cards that the CUDA kernels are built for (compute capability 8.0 and later), by what they are sold as; each reports a
+# little more to its programs.
+CARDS_GB = {
+    "RTX A4000 (16 GB)": 16,
+    "L4 or RTX 4090 (24 GB)": 24,
+    "A100 (40 GB)": 40,
+    "L40S (48 GB)": 48,
+    "A100 or H100 (80 GB)": 80,
+    "H200 (141 GB)": 141,
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +156,10 @@ class MemoryGroup:
     Attributes:
         refused: of the runs, those that do not fit.
         predicted_gib: the least and the most of a run's peak; None where it is not predicted.
+        components_gib: of its largest run, by the names of `memory.plan.MemoryPlan`, which says how they add up.
         not_predicted: then says why.
+        card: the smallest of CARDS_GB with room for the largest of the runs, and those that share it; None where none
+            has any, or they need no GPU or are not predicted.
         fits_in: kind (GPU or host), gib, and the runs that share it; None where it is not known.
     """
 
@@ -153,8 +168,10 @@ class MemoryGroup:
     runs: int
     refused: int
     predicted_gib: tuple[float, float] | None
+    components_gib: dict[str, float] | None
     not_predicted: str | None
     micro_batch_sizes: list[int]
+    card: str | None
     fits_in: dict[str, object] | None
 
 
@@ -170,7 +187,9 @@ def memory_groups(runs: Iterable[tuple[RunConfig, Need]]) -> list[MemoryGroup]:
 
 def _group(runs: list[tuple[RunConfig, Need]]) -> MemoryGroup:
     config, need = runs[0]
-    peaks = [each.prediction.peak_bytes / GIB for _, each in runs if each.prediction.peak_bytes is not None]
+    plans = [each.prediction.plan for _, each in runs if each.prediction.plan is not None]
+    peaks = [plan.total / GIB for plan in plans]
+    largest = max(plans, key=lambda plan: plan.total, default=None)
     sizes = {each.trainer.micro_batch_size for each, _ in runs}
     room = need.room
     return MemoryGroup(
@@ -179,10 +198,30 @@ def _group(runs: list[tuple[RunConfig, Need]]) -> MemoryGroup:
         runs=len(runs),
         refused=sum(each.refusal is not None for _, each in runs),
         predicted_gib=(min(peaks), max(peaks)) if peaks else None,
+        components_gib={name: size / GIB for name, size in asdict(largest).items()} if largest else None,
         not_predicted=need.prediction.why_not,
         micro_batch_sizes=sorted(size for size in sizes if isinstance(size, int)),
+        card=smallest_card(runs),
         fits_in=asdict(room) | {"words": room.words} if room is not None else None,
     )
+
+
+def smallest_card(runs: Sequence[tuple[RunConfig, Need]]) -> str | None:
+    """Return the smallest card with room for each of these runs, and as many like it as share a GPU."""
+    if any(config.trainer.device != "cuda" or need.prediction.plan is None for config, need in runs):
+        return None
+    distinct = {id(need): (config, need) for config, need in runs}.values()
+    for name, size_gb in CARDS_GB.items():
+        if all(_has_room(round(size_gb * 1e9), config, need) for config, need in distinct):
+            return name
+    return None
+
+
+def _has_room(card_bytes: int, config: RunConfig, need: Need) -> bool:
+    plan = need.prediction.plan
+    shared_by = need.room.runs if need.room is not None else config.launcher.runs_per_gpu
+    room = Room(GPU, card_bytes, shared_by, "launcher.runs_per_gpu")
+    return plan is not None and plan.total <= room.budget_bytes(config, plan)
 
 
 def memory_text(groups: list[MemoryGroup]) -> str:
@@ -192,7 +231,20 @@ def memory_text(groups: list[MemoryGroup]) -> str:
     fits = f"; each run must fit {first}" if first and not others else ""
     unknown = "; the GPU's memory is not known: set launcher.gpu_memory_gb" if rooms == {"": None} else ""
     rows = [_row(group, with_room=bool(others)) for group in groups]
-    return "\n".join([f"memory at the peak{fits}{unknown}", *listed(rows, MOST_GROUPS, "groups")])
+    lines = [f"memory at the peak{fits}{unknown}", *listed(rows, MOST_GROUPS, "groups")]
+    return "\n".join([*lines, *_components(groups)])
+
+
+def _components(groups: list[MemoryGroup]) -> Iterator[str]:
+    """Yield what the peak of the largest run of all is made of; nothing where none is predicted."""
+    predicted = [(group.predicted_gib[1], group) for group in groups if group.predicted_gib is not None]
+    if not predicted:
+        return
+    peak, group = max(predicted, key=lambda pair: pair[0])
+    assert group.components_gib is not None
+    large = {name: size for name, size in group.components_gib.items() if size >= SHOWN_SHARE * peak}
+    parts = [f"{name.replace('_', ' ')} {_size(size)}" for name, size in large.items()]
+    yield f"  the largest, {group.model} {group.quant}, {_size(peak)}: {', '.join(parts)}; less is left out here"
 
 
 def _size(gib: float) -> str:
@@ -209,4 +261,5 @@ def _row(group: MemoryGroup, *, with_room: bool) -> str:
         peak = low if low == high else f"{low} to {high}"
     fits = f", must fit {group.fits_in['words']}" if with_room and group.fits_in else ""
     refused = f", {group.refused:,} of {group.runs:,} runs refused" if group.refused else ""
-    return f"  {group.model} {group.quant}, micro-batch {rows}: {peak}{fits}{refused}"
+    card = f", smallest card that fits: {group.card}" if group.card is not None else ""
+    return f"  {group.model} {group.quant}, micro-batch {rows}: {peak}{card}{fits}{refused}"

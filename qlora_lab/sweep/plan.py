@@ -15,19 +15,22 @@ from typing import Any
 from qlora_lab.config import hardware
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError, QloraLabError
+from qlora_lab.runs.attempt import now
 from qlora_lab.runs.files import write_json
-from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder, now
+from qlora_lab.runs.folder import RunFolder
 from qlora_lab.runs.identity import GROUPS, RunIds, group_of_the_result
 from qlora_lab.sweep.dotted import Point, flatten
 from qlora_lab.sweep.listing import MOST_LISTED, listed
 from qlora_lab.sweep.metric_names import check_metric
 from qlora_lab.sweep.needs import Need, Needs
-from qlora_lab.sweep.plan_file import write_plan_file
+from qlora_lab.sweep.plan_file import code_commit, write_plan_file
 from qlora_lab.sweep.prepare import Preparer
 from qlora_lab.sweep.run_folders import create_run_folders
-from qlora_lab.sweep.states import REFUSED, RunState, counted, read_states
+from qlora_lab.sweep.states import REFUSED, RunState, counted, out_of_tries, read_states, tried_out
 
-IN_THE_RECORD = ("question", "metric", "goal", "paper_found", "caution", "pipeline_check")  # of a study, in plan.json
+# of a study, in plan.json
+IN_THE_RECORD = ("question", "compares", "metric", "goal", "paper_found", "caution", "pipeline_check")
+TRY_AGAIN = "mend what they failed for, and sweep.action=retry tries them again"
 PLAN_ID_LENGTH = 8  # hex digits
 MOST_REFUSALS = 5  # that a person is shown
 
@@ -70,7 +73,8 @@ class Plan:
     Attributes:
         repeated: points that another point already stands for.
         refused: points that cannot work; a plan with such points is shown, not launched.
-        only: ids of the runs to execute, failed ones among them; None for all that are to be done.
+        only: ids of the runs to execute; None for all that are to be done.
+        beyond_rules: whether failed runs are tried again that are out of tries.
         file: its immutable file, once it is written.
     """
 
@@ -80,6 +84,7 @@ class Plan:
     repeated: int
     refused: Sequence[Refused] = field(default=())
     only: frozenset[str] | None = None
+    beyond_rules: bool = False
     file: Path | None = None
 
     @cached_property
@@ -95,16 +100,16 @@ class Plan:
         return list(self.runs[0].axes)
 
     def to_do(self, *, retry_failed: bool) -> list[PlannedRun]:
-        """Return the runs that are not finished, failed ones only when they are to be tried again."""
-        done = {FINISHED} if retry_failed or self.only is not None else {FINISHED, FAILED}
+        """Return the runs that are not finished; failed ones where they are to be tried again and have tries left."""
         states = self.states()
         wanted = [run for run in self.runs if self.only is None or run.run_id in self.only]
-        return [run for run in wanted if states[run.run_id] not in {REFUSED, *done}]
+        given = {"retry_failed": retry_failed, "beyond_rules": self.beyond_rules}
+        return [run for run in wanted if states[run.run_id].is_due(**given)]
 
-    def states(self) -> dict[str, str]:
-        """Return the present state of each run, by its id."""
+    def states(self) -> dict[str, RunState]:
+        """Return how each run stands now, by its id."""
         states = read_states(self.runs_dir, (run.run_id for run in self.runs))
-        return {run.run_id: states[run.run_id].with_refusal(run.refusal).state for run in self.runs}
+        return {run.run_id: states[run.run_id].with_refusal(run.refusal) for run in self.runs}
 
     def text(self) -> str:
         """Return the plan as a table for a terminal; of many runs the first ones."""
@@ -120,6 +125,8 @@ class Plan:
         if len(self.runs) > len(rows):
             lines.append(f"and {len(self.runs) - len(rows):,} more runs")
         lines += self._refusals()
+        tried = out_of_tries(run.status for run in self.runs if run.status is not None)
+        lines += [f"{tried_out(tried)}; {TRY_AGAIN}"] if tried and not self.beyond_rules else []
         study = self.runs[0].config.study
         title = f"study {self.name}" + (f": {study.question}" if study.question else "")
         repeated = f"; {self.repeated} repeated combinations left out" if self.repeated else ""
@@ -167,6 +174,7 @@ class Plan:
                 for run in self.runs
             ],
             "configs": file.name,
+            "commit": code_commit(),
             "created_at": now(),
             "command": " ".join(["python -m qlora_lab.sweep", *sys.argv[1:]]),
         }

@@ -102,15 +102,25 @@ def _rows(record: dict[str, Any], chosen: list[Any]) -> list[Row]:
 def check_code(planned: PlanFile) -> None:
     """Refuse to execute a plan with other code than it was planned with.
 
+    The check is of the files' hash, which is stricter than the commit where it matters and milder where it does not: it
+    tells two states of the same uncommitted work apart, works for an installed package, and lets a commit pass that
+    changes only tests or words elsewhere. The commits are named, since they are what can be checked out.
+
     Raises:
         ConfigError: a Python file of the package has changed since.
     """
     if planned.code_sha256 != code_sha256():
         raise ConfigError(
             f"the code of qlora_lab has changed since study {planned.study} was planned (at commit "
-            f"{planned.commit or 'unknown'}, now {git_commit(PACKAGE) or 'unknown'}); plan it again with the same "
+            f"{planned.commit or 'unknown'}, now {code_commit() or 'unknown'}); plan it again with the same "
             "command, or check out what it was planned with"
         )
+
+
+@cache
+def code_commit() -> str | None:
+    """Return the commit of this package, as `git_commit` does."""
+    return git_commit(PACKAGE)
 
 
 @cache
@@ -144,7 +154,7 @@ def _content(study: str, rows: list[Row]) -> str:
             indices.append(seen[key])
         runs.append(json.dumps([run_id, list(places.values()), indices], ensure_ascii=False))
     axes = list(rows[0][1]) if rows else []
-    head = {"format": FORMAT, "study": study, "code": {"commit": git_commit(PACKAGE), "sha256": code_sha256()}}
+    head = {"format": FORMAT, "study": study, "code": {"commit": code_commit(), "sha256": code_sha256()}}
     lines = ",\n".join(f'"{group}": [\n{_joined(texts)}\n]' for group, texts in groups.items())
     return (
         f'{json.dumps(head, ensure_ascii=False)[:-1]},\n"axes": {json.dumps(axes, ensure_ascii=False)},\n'

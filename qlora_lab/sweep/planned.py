@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import hydra
+import omegaconf
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
@@ -112,7 +113,7 @@ def command_key(loader: ConfigLoader, config: DictConfig, arguments: list[str]) 
         "primary": config.hydra.job.config_name,
         "variables": {name: os.environ.get(name) for name in sorted(set(VARIABLE.findall(everything)))},
         "code": code_sha256(),
-        "packages": [metadata.version(package) for package in ("hydra-core", "omegaconf")],
+        "packages": [hydra.__version__, omegaconf.__version__],
         "machine": repr(_sorted_flags(hardware.detect())),
         "folders": [str(Path.cwd()), str(default_cache_dir())],
     }

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from qlora_lab.config.schema import RunConfig
-from qlora_lab.errors import ConfigError, RunFolderError
-from qlora_lab.runs.causes import CHANGED, INFRASTRUCTURE, STOPPED
-from qlora_lab.runs.environment import git_commit
+from qlora_lab.errors import ConfigError, LeaseLostError, RunFolderError
+from qlora_lab.runs.causes import CHANGED, INFRASTRUCTURE, NO_SPACE, RULES, STOPPED
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder
 from qlora_lab.runs.lease import Lease
 from qlora_lab.sweep.breaker import Breaker, breaker_folder
 from qlora_lab.sweep.chunk import POOL, Chunk
-from qlora_lab.sweep.plan_file import PACKAGE, code_sha256
+from qlora_lab.sweep.plan_file import code_commit, code_sha256
 from qlora_lab.sweep.run_folders import PlannedFolders
 from qlora_lab.sweep.settle import may_go_on
 
@@ -33,6 +32,7 @@ class Worker:
 
     Args:
         stop_cause: asked for the cause to record when a run was told to stop.
+        silent_cause: asked for the cause of an attempt that ended without a word, by the run's record.
         clock: monotonic seconds.
     """
 
@@ -41,10 +41,12 @@ class Worker:
         chunk: Chunk,
         *,
         stop_cause: Callable[[], str] = lambda: STOPPED,
+        silent_cause: Callable[[dict[str, Any]], str] = lambda record: INFRASTRUCTURE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._chunk = chunk
         self._stop_cause = stop_cause
+        self._silent_cause = silent_cause
         self._clock = clock
         self._began = clock()
         self._longest_s = 0.0
@@ -58,8 +60,12 @@ class Worker:
         """Execute one run, waiting for its lease until it is clear whether another process executes it.
 
         Returns:
-            How it ended: a state, ELSEWHERE, or HELD_BACK by the circuit breaker.
+            How it ended: a state, ELSEWHERE, or HELD_BACK by the circuit breaker or a full disk. A canary waits for who
+            executes its run, since others wait to hear how that ends.
         """
+        return self._unless_full(lambda: self._one(index))
+
+    def _one(self, index: int) -> str:
         folder = self._chunk.run(index)
         claim = folder.claim()
         while self._chunk.is_open(index):
@@ -70,7 +76,7 @@ class Worker:
             lease = claim.attempt()
             if lease is not None:
                 return self._execute(folder, index, lease)
-            if claim.holder_moved:
+            if claim.holder_moved and not self._chunk.canary:
                 print(f"run {folder.run_id} is being executed by another process", flush=True)
                 return ELSEWHERE
             time.sleep(CLAIM_POLL_S)
@@ -81,8 +87,11 @@ class Worker:
 
         Returns:
             FINISHED when no run is left that nobody executes, or FAILED if one of its own failed; INTERRUPTED when time
-            is up or a run was told to stop; HELD_BACK when the circuit breaker says so.
+            is up or a run was told to stop; HELD_BACK when the circuit breaker says so, or the disk is full.
         """
+        return self._unless_full(lambda: self._all(number))
+
+    def _all(self, number: int) -> str:
         end = FINISHED
         claims = {index: self._chunk.run(index).claim() for index in self._order(number)}
         while claims:
@@ -109,6 +118,16 @@ class Worker:
                 time.sleep(CLAIM_POLL_S)
         return end
 
+    def _unless_full(self, work: Callable[[], str]) -> str:
+        """Return how work ends: HELD_BACK where the disk is so full that not even a run's end can be recorded."""
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            print(f"no further run is begun: {error}", flush=True)
+            return HELD_BACK
+
     def _order(self, number: int) -> Iterator[int]:
         """Yield every run, first this worker's own block: neighbours share a base model."""
         runs, workers = len(self._chunk.run_ids), self._chunk.tasks * self._chunk.per_gpu
@@ -124,7 +143,11 @@ class Worker:
 
     def _execute(self, folder: RunFolder, index: int, lease: Lease) -> str:
         began = self._clock()
-        state = self._refused(folder, lease) or self._run(folder, index, lease)
+        try:
+            state = self._refused(folder, index, lease) or self._run(folder, index, lease)
+        except LeaseLostError as error:
+            print(f"run {folder.run_id}: {error}", flush=True)
+            return ELSEWHERE
         self._longest_s = max(self._longest_s, self._clock() - began)
         if state == FINISHED:
             self._breaker.finished()
@@ -154,20 +177,36 @@ class Worker:
             self._planned = PlannedFolders(Path(self._chunk.plan_file), run_ids)
         return self._planned.complete(folder, lease)
 
-    def _refused(self, folder: RunFolder, lease: Lease) -> str | None:
+    def _refused(self, folder: RunFolder, index: int, lease: Lease) -> str | None:
         """Record why a run must not be executed, if so: it was planned with other code, or kills who executes it."""
-        status = folder.status() or {}
+        before = folder.status() or {}
+        if before.get("state") == RUNNING:  # that attempt ended without a word
+            cause = self._silent_cause(before)
+            folder.lease = lease
+            try:
+                folder.end(INTERRUPTED, folder.elapsed_s(), cause=cause)
+            except BaseException:
+                lease.release()
+                raise
+            if not may_go_on(folder.status()):
+                self._end(folder, lease, ConfigError(KILLS), cause)
+                return FAILED
+        if self._has_outgrown(folder, index):
+            print(f"run {folder.run_id} needs more memory than this job has; the next command asks for it", flush=True)
+            lease.release()
+            return ELSEWHERE
         if self._changed is not None:
             with contextlib.suppress(RunFolderError):  # a plan that this code cannot read any more
                 self._complete(folder, lease)
             self._end(folder, lease, ConfigError(self._changed), CHANGED)
             return FAILED
-        if status.get("state") == RUNNING:  # it ended without a word
-            with_cause = {**status, "state": INTERRUPTED, "cause": INFRASTRUCTURE}
-            if not may_go_on(with_cause):
-                self._end(folder, lease, ConfigError(KILLS), INFRASTRUCTURE)
-                return FAILED
         return None
+
+    def _has_outgrown(self, folder: RunFolder, index: int) -> bool:
+        """Say whether the run's last attempt was in a job of this chunk, whose memory it outgrew."""
+        status = folder.status() or {}
+        more = RULES.get(status.get("cause") or "", RULES[INFRASTRUCTURE]).memory_factor > 1
+        return self._chunk.resources is not None and more and status["attempt"] > self._chunk.attempts[index]
 
     def _end(self, folder: RunFolder, lease: Lease, error: Exception, cause: str | None = None) -> None:
         with folder.holding(lease):
@@ -177,8 +216,8 @@ class Worker:
 
 
 KILLS = (
-    "every attempt at the run ended without a word, so that it is not tried again; look for what killed it "
-    "(memory, a fault of native code) in its log and the nodes' logs"
+    "attempts at the run ended without a word until it was out of tries; look for what killed it (memory, a fault of "
+    "native code) in its log and the nodes' logs; then `retry` tries it again"
 )
 
 
@@ -188,6 +227,6 @@ def changed_code(chunk: Chunk) -> str | None:
         return None
     return (
         f"the code has changed since this run was submitted (at commit {chunk.commit or 'unknown'}, now "
-        f"{git_commit(PACKAGE) or 'unknown'}); check out what it was submitted with, or start the study again to plan "
+        f"{code_commit() or 'unknown'}); check out what it was submitted with, or start the study again to plan "
         "its runs with the new code"
     )

@@ -9,6 +9,7 @@ from qlora_lab.config.refusals import explain
 from qlora_lab.sweep.forecast import Forecast, forecast, waiting
 from qlora_lab.sweep.needs import MemoryGroup, memory_groups, memory_text
 from qlora_lab.sweep.plan import Plan
+from qlora_lab.sweep.plan_file import code_commit
 from qlora_lab.sweep.site import Submission, submission
 from qlora_lab.sweep.states import REFUSED
 
@@ -28,7 +29,8 @@ class Preview:
 
     def text(self) -> str:
         """Return the preview for a person."""
-        parts = [self.plan.text(), memory_text(self.memory), self.submission.text()]
+        code = f"code: {code_commit() or 'of no commit'}"
+        parts = [self.plan.text(), code, memory_text(self.memory), self.submission.text()]
         return "\n".join([*parts, *([self.forecast.text()] if self.forecast is not None else [])])
 
     def to_json(self) -> str:
@@ -42,6 +44,7 @@ class Preview:
             "study": plan.name,
             "question": study.question,
             "folder": str(plan.folder),
+            "commit": code_commit(),
             "axes": plan.axis_names,
             "states": dict(states),
             "repeated": plan.repeated,

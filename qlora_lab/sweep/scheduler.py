@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 PENDING, RUNNING, ENDED = "pending", "running", "ended"
@@ -49,12 +50,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Ending:
-    """How one job or array task ended, by the scheduler's books.
+    """How one job or array task ended, or one start of it, by the scheduler's books.
 
     Attributes:
         word: the state it ended in.
         exit_code, signal: of the process; 0 where it had none.
         peak_memory_bytes, memory_limit_bytes: None where nobody counted.
+        ended_at: with its time zone; None where the books do not say it so that it can be compared.
+        restart: how often the job had been started before; None where it ended without having been started.
     """
 
     word: str
@@ -63,10 +66,17 @@ class Ending:
     node: str | None = None
     peak_memory_bytes: int | None = None
     memory_limit_bytes: int | None = None
+    ended_at: datetime | None = None
+    restart: int | None = None
 
 
 class Scheduler(Protocol):
     """Submits, and is asked once for any number of runs."""
+
+    @property
+    def keeps_books(self) -> bool:
+        """Whether `endings` learns of every job sooner or later."""
+        ...
 
     def submit(self, script: str, *, keep_open: Sequence[int] = ()) -> str:
         """Submit a batch script and return the job's id.
@@ -80,8 +90,11 @@ class Scheduler(Protocol):
         """Return the user's jobs, waiting, running and lately ended."""
         ...
 
-    def endings(self, ids: Sequence[str]) -> dict[str, Ending]:
-        """Return how jobs and array tasks ended, as far as the books know."""
+    def endings(self, ids: Sequence[str]) -> dict[str, list[Ending]]:
+        """Return the ends of jobs and array tasks, first to last, as far as the books know.
+
+        A job that was requeued has one for each start, and may run again.
+        """
         ...
 
     def cancel(self, ids: Sequence[str]) -> None: ...

@@ -1,19 +1,23 @@
 """What becomes of a run whose process ended without a word, and whether a run gets another attempt."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from qlora_lab.errors import LaunchError
 from qlora_lab.runs.causes import CODE, INFRASTRUCTURE, RULES
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder
 from qlora_lab.runs.lease import Claim
 
 
-def settle(folder: RunFolder, cause: str) -> None:
-    """Record why a run whose job is over ended: as interrupted, or as failed where its cause has used up its attempts.
+def settle(folder: RunFolder, cause: str, *, dead: Path | None = None) -> None:
+    """Record why a run that died without a word ended: as interrupted, or as failed where it is out of tries.
 
-    A process of that job that is left over on a node nobody reaches loses its lease here.
+    Args:
+        dead: a lease of a job that is over by the scheduler's word: a process of it that is left over on a node nobody
+            reaches loses it here. Any other is taken only from who is dead or silent.
     """
-    lease = Claim(folder.path, last_attempt=folder.attempts, stale_s=0.0).attempt()
+    lease = Claim(folder.path, last_attempt=folder.attempts, dead=dead).attempt()
     if lease is None:
         return  # somebody else is settling or executing it
     with folder.holding(lease):
@@ -29,15 +33,32 @@ def end_for(folder: RunFolder, cause: str, error: Exception | None = None) -> No
         folder.end(FAILED, folder.elapsed_s(), error, cause=cause)
 
 
+def give_up(folder: RunFolder) -> None:
+    """Record a run as failed that is interrupted and out of tries, unless somebody executes it after all."""
+    lease = folder.claim().attempt()
+    if lease is None:
+        return
+    with folder.holding(lease):
+        status = folder.status()
+        if status is not None and is_given_up(status):
+            why = LaunchError(f"the run is out of tries, the last of which ended for the cause {status['cause']}")
+            folder.end(FAILED, folder.elapsed_s(), why, cause=status["cause"])
+
+
+def is_given_up(status: dict[str, Any]) -> bool:
+    """Say whether a run is out of tries whose last attempt recorded itself as interrupted."""
+    return status["state"] == INTERRUPTED and not may_go_on(status)
+
+
 def may_go_on(status: dict[str, Any] | None) -> bool:
-    """Say whether a run that did not finish gets another attempt without being asked for."""
+    """Say whether a run that did not finish gets another attempt without being asked for by `retry`."""
     if status is None:
         return True
     if status["state"] == FINISHED:
         return False
     cause = status.get("cause")
     if cause is None:
-        return True
+        return bool(status["state"] != FAILED)
     rule = RULES.get(cause, RULES[CODE])
     counted = 0
     for attempt, before in _with_the_one_before(status):

@@ -10,13 +10,14 @@ from pathlib import Path
 from qlora_lab.config import hardware
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.errors import ConfigError, LaunchError, unknown_name
-from qlora_lab.sweep.chunk import runs_of
+from qlora_lab.sweep.chunk import QueuedRuns
 from qlora_lab.sweep.listing import listed
 from qlora_lab.sweep.needs import side_by_side
 from qlora_lab.sweep.plan import Plan, PlannedRun
 from qlora_lab.sweep.settle import memory_factor
 from qlora_lab.sweep.slurm.arrays import Group, batches_of
 from qlora_lab.sweep.slurm.commands import UnreachableError, run
+from qlora_lab.sweep.slurm.inventory import check_nodes, site_nodes
 from qlora_lab.sweep.slurm.outcome import surplus
 from qlora_lab.sweep.slurm.reconcile import queued_by_other_plans
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
@@ -89,10 +90,12 @@ def submission(plan: Plan, runs: Sequence[PlannedRun], launcher: LauncherConfig)
         check_site(launcher)
         notes = check_store(plan.runs_dir, launcher)
         queue, limits = scheduler.query(), scheduler.limits
+        free = scheduler.free(queue, launcher.slurm.qos)
     except LaunchError as error:
         notes = unshared(plan.runs_dir)
         return Submission(len(runs), 0, launcher, not_known=f"arrays are not known: {error}", notes=notes)
-    queued = {run_id for job in queue if job.goes_on for run_id in runs_of(job, plan.folder)[0]}
+    own_jobs = QueuedRuns(plan.folder)
+    queued = {run_id for job in queue if job.goes_on for run_id in own_jobs.of(job)[0]}
     own = {run.run_id for run in plan.runs}
     for other, others in queued_by_other_plans(plan.folder.resolve() / "slurm", plan.runs_dir.resolve(), queue).items():
         queued |= others & own
@@ -106,7 +109,7 @@ def submission(plan: Plan, runs: Sequence[PlannedRun], launcher: LauncherConfig)
     batches = batches_of(
         [Group(replace(slurm, memory_gb=ceil(slurm.memory_gb * f)), tuple(runs)) for f, runs in alike.items()],
         max_array=limits.max_array,
-        free=limits.free(queue, slurm.qos),
+        free=free,
         pool=launcher.pool or launcher.runs_per_gpu > 1,
         per_gpu=launcher.runs_per_gpu,
         parallel=launcher.max_parallel,
@@ -126,7 +129,8 @@ def check_site(launcher: LauncherConfig) -> None:
     """Refuse what SLURM would refuse, or keep waiting for ever.
 
     Raises:
-        ConfigError: there is no such partition, it takes no jobs, or not such long ones.
+        ConfigError: there is no such partition, it takes no jobs, or not such long ones, or none of its nodes has the
+            GPUs, CPUs and memory that a run asks for.
         LaunchError: SLURM is not on this machine, or does not answer.
     """
     slurm = launcher.slurm
@@ -162,6 +166,7 @@ def check_site(launcher: LauncherConfig) -> None:
     if all(partitions[name].get("State", "UP") in ("DOWN", "INACTIVE") for name in names):
         up = [name for name, words in partitions.items() if words.get("State", "UP") == "UP"]
         raise ConfigError(f"{key}: {','.join(names)} takes no jobs now; those that do are {', '.join(up) or 'none'}")
+    check_nodes(site_nodes(), names, slurm)
 
 
 def check_before_submitting(plan: Plan, launcher: LauncherConfig) -> None:
@@ -171,8 +176,6 @@ def check_before_submitting(plan: Plan, launcher: LauncherConfig) -> None:
         ConfigError, LaunchError: as `check_site` and `check_store` do, unless SLURM only does not answer: the launch
             deals with that.
     """
-    if launcher.kind != "slurm":
-        return
     try:
         check_site(launcher)
         notes = check_store(plan.runs_dir, launcher)
@@ -232,21 +235,16 @@ def other_machines(partition: str | None) -> list[str] | None:
     Args:
         partition: names of partitions, with commas; None for all.
     """
-    try:
-        lines = run("scontrol", "--oneliner", "show", "node").splitlines()
-    except UnreachableError:
-        raise
-    except LaunchError:  # a site may keep them to itself
-        return None
-    nodes = [words for words in (dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines) if "NodeName" in words]
+    nodes = site_nodes()
     if not nodes:
         return None
     wanted = set(partition.split(",")) if partition is not None else None
     own = socket.gethostname().partition(".")[0]
-    return [
-        words["NodeName"]
-        for words in nodes
-        if (wanted is None or wanted & set(words.get("Partitions", "").split(",")))
-        and words.get("NodeHostName", "").partition(".")[0] != own
-        and not words.get("NodeAddr", "").startswith(LOOPBACK)
+    found = [
+        node.name
+        for node in nodes
+        if (wanted is None or wanted & node.partitions)
+        and node.host.partition(".")[0] != own
+        and not node.address.startswith(LOOPBACK)
     ]
+    return list(dict.fromkeys(found))

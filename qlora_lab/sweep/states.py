@@ -3,12 +3,13 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, RunFolder, damaged_status, held
+from qlora_lab.sweep.settle import is_given_up, may_go_on
 
 STATUS_FILE = "status.json"
 REFUSED = "refused"  # in the plan: the run does not fit, or cannot work
@@ -19,7 +20,8 @@ class RunState:
     """How a run stands.
 
     Attributes:
-        state: new, running, finished, failed, interrupted or refused.
+        state: new, running, finished, failed, interrupted or refused. A run that is out of tries is failed, also where
+            its last attempt recorded itself as interrupted.
         record: what its status.json holds; empty for a new run.
     """
 
@@ -38,6 +40,32 @@ class RunState:
         if self.state != FAILED:
             return None
         return str(self.record.get("cause") or (self.record.get("error") or {}).get("type") or "unknown")
+
+    @property
+    def is_out_of_tries(self) -> bool:
+        """Say whether a failed run has had the attempts that the rule of its cause gives it."""
+        return self.state == FAILED and not may_go_on(self.record)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Say whether the run is failed for want of tries, and its record does not say so yet."""
+        return self.state == FAILED and self.record.get("state") == INTERRUPTED
+
+    @property
+    def died_silently(self) -> bool:
+        """Say whether an attempt ended without recording it."""
+        return self.state == INTERRUPTED and self.record.get("state") == RUNNING
+
+    def is_due(self, *, retry_failed: bool, beyond_rules: bool) -> bool:
+        """Say whether a command executes the run.
+
+        Args:
+            retry_failed: whether failed runs are tried again, as often as the rules of their causes allow.
+            beyond_rules: whether those that are out of tries are, too.
+        """
+        if self.state == FAILED:
+            return beyond_rules or (retry_failed and not self.is_out_of_tries)
+        return self.state not in (FINISHED, REFUSED)
 
     @property
     def elapsed_s(self) -> float:
@@ -86,6 +114,23 @@ def counted(words: Iterable[str]) -> str:
     return ", ".join(f"{count:,} {word}" for word, count in Counter(words).most_common())
 
 
+def out_of_tries(states: Iterable[RunState]) -> dict[str, int]:
+    """Return how many runs have failed as often as their causes allow, by cause, the most frequent first."""
+    return dict(Counter(str(state.cause) for state in states if state.is_out_of_tries).most_common())
+
+
+def tried_out(causes: Mapping[str, int]) -> str:
+    """Say what `out_of_tries` found.
+
+    Example:
+        >>> tried_out({"nan": 2, "code": 1})
+        '3 failed runs are out of tries (2 nan, 1 code)'
+    """
+    count = sum(causes.values())
+    words = ", ".join(f"{number:,} {cause}" for cause, number in causes.items())
+    return f"{count:,} failed {'run is' if count == 1 else 'runs are'} out of tries ({words})"
+
+
 def _read_all(runs_dir: Path, run_ids: Iterable[str]) -> dict[str, RunState]:
     there = {entry.name for entry in os.scandir(runs_dir)} if runs_dir.is_dir() else set()
     return {run_id: _read(runs_dir, run_id) if run_id in there else UNKNOWN for run_id in run_ids}
@@ -100,4 +145,4 @@ def _read(runs_dir: Path, run_id: str) -> RunState:
         return UNKNOWN
     except ValueError as error:
         raise damaged_status(runs_dir / run_id / STATUS_FILE, error) from error
-    return RunState(str(record["state"]), record)
+    return RunState(FAILED if is_given_up(record) else str(record["state"]), record)

@@ -12,7 +12,8 @@ from qlora_lab.errors import ConfigError, RunFolderError, nearest, unknown_name
 from qlora_lab.runs.files import read_json
 from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING
 from qlora_lab.sweep.listing import listed
-from qlora_lab.sweep.states import REFUSED, RunState, counted, read_states
+from qlora_lab.sweep.scheduler import PENDING, STUCK, Job
+from qlora_lab.sweep.states import REFUSED, RunState, counted, out_of_tries, read_states, tried_out
 
 WINDOW = timedelta(hours=1)  # over which runs are counted that finished lately
 LAST_LINES = 4  # of a traceback
@@ -62,7 +63,9 @@ class StudyStatus:
         finished_per_hour: over the last hour, or since the first run began; None before any has finished.
         time_left_s: at that speed; None where it is not known.
         jobs: in the queue, by state; None without a scheduler, or where it did not answer.
+        reasons: state of a job -> why it does not start, in the scheduler's words -> jobs.
         no_queue: why the scheduler did not answer.
+        out_of_tries: cause -> failed runs that only `retry` tries again.
     """
 
     study: str
@@ -74,13 +77,16 @@ class StudyStatus:
     finished_per_hour: float | None
     time_left_s: float | None
     jobs: dict[str, int] | None = None
+    reasons: dict[str, dict[str, int]] = field(default_factory=dict)
     no_queue: str | None = None
+    out_of_tries: dict[str, int] = field(default_factory=dict)
 
     @property
     def goes_on(self) -> bool:
         """Whether there is something to wait for: a run that is not over, and what may execute it."""
         left = sum(count for state, count in self.states.items() if state not in OVER)
-        return left > 0 and (self.jobs is None or bool(self.jobs) or self.states.get(RUNNING, 0) > 0)
+        waits_for_jobs = self.jobs is None or any(state != STUCK for state in self.jobs)
+        return left > 0 and (waits_for_jobs or self.states.get(RUNNING, 0) > 0)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=2)
@@ -99,14 +105,25 @@ class StudyStatus:
             lines.append(f"    such as run {failure.example}")
         if len(self.failures) > MOST_FAILURES:
             lines.append(f"and {len(self.failures) - MOST_FAILURES:,} other kinds of failure")
+        if self.out_of_tries:
+            lines.append(
+                f"{tried_out(self.out_of_tries)}; mend the cause, then: python -m qlora_lab.sweep retry {self.study}"
+            )
         if self.jobs is not None:
-            lines.append(f"jobs: {_counts(self.jobs) if self.jobs else 'none in the queue'}")
+            lines.append(f"jobs: {self._jobs() or 'none in the queue'}")
         if self.no_queue is not None:
             lines.append(f"jobs: not known, {self.no_queue}")
         if self.finished_per_hour is not None:
             left = f"; {duration(self.time_left_s)} left at that speed" if self.time_left_s is not None else ""
             lines.append(f"{self.finished_per_hour:,.1f} runs finish an hour{left}")
         return "\n".join(lines)
+
+    def _jobs(self) -> str:
+        said = []
+        for state, count in Counter(self.jobs).most_common():
+            why = self.reasons.get(state)
+            said.append(f"{count:,} {state}" + (f" ({_counts(why)})" if why else ""))
+        return ", ".join(said)
 
 
 def find_study(runs_dir: Path, name: str, where: Where | None = None) -> StudyFolder:
@@ -142,15 +159,15 @@ def study_status(
     study: StudyFolder,
     states: Mapping[str, RunState],
     now: datetime,
-    jobs: dict[str, int] | None = None,
+    jobs: Sequence[Job] | None = None,
     no_queue: str | None = None,
 ) -> StudyStatus:
     """Return how a study stands.
 
     Args:
         states: of its runs, of `states_of`.
-        jobs: in the queue, by state.
-        no_queue: why that is not known.
+        jobs: of these runs, in the queue.
+        no_queue: why they are not known.
     """
     counts: dict[str, dict[str, Counter[str]]] = {}
     for run_id, place in study.places.items():
@@ -168,8 +185,10 @@ def study_status(
         failures=_failures(states),
         finished_per_hour=speed,
         time_left_s=3600 * left / speed if speed and left else None,
-        jobs=jobs,
+        jobs=dict(Counter(job.state for job in jobs for _ in job.ids)) if jobs is not None else None,
+        reasons=_reasons(jobs or ()),
         no_queue=no_queue,
+        out_of_tries=out_of_tries(states.values()),
     )
 
 
@@ -203,6 +222,14 @@ def _chosen(places: dict[str, dict[str, str]], where: Where, axes: list[str]) ->
     if not chosen:
         raise ConfigError(f"no run of this study has {' '.join(f'{axis}={where[axis][0]}' for axis in where)}")
     return chosen
+
+
+def _reasons(jobs: Sequence[Job]) -> dict[str, dict[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for job in jobs:
+        if job.state in (PENDING, STUCK) and job.reason is not None:
+            found.setdefault(job.state, Counter())[job.reason] += len(job.ids)
+    return {state: dict(reasons.most_common()) for state, reasons in found.items()}
 
 
 def _failures(states: Mapping[str, RunState]) -> list[Failures]:

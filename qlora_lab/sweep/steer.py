@@ -18,10 +18,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qlora_lab.errors import ConfigError, LaunchError, RunFolderError
+from qlora_lab.errors import ConfigError, LaunchError
 from qlora_lab.runs.files import read_json
-from qlora_lab.runs.folder import FAILED, FINISHED, RUNNING, RunFolder
-from qlora_lab.sweep.chunk import runs_of
+from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
+from qlora_lab.sweep.chunk import QueuedRuns
+from qlora_lab.sweep.logs import show_logs
 from qlora_lab.sweep.plan import Plan, planned
 from qlora_lab.sweep.plan_file import check_code, read_plan_file
 from qlora_lab.sweep.scheduler import Job, Scheduler
@@ -31,7 +32,6 @@ from qlora_lab.sweep.states import RunState
 from qlora_lab.sweep.status import OVER, StudyFolder, StudyStatus, find_study, states_of, study_status
 
 WATCH_S = 10.0
-LOG_LINES = 40
 # By the kind of launcher; the others execute runs on this machine, and have no queue.
 SCHEDULERS: dict[str, Callable[[], Scheduler]] = {"slurm": SlurmScheduler}
 
@@ -71,7 +71,7 @@ def chosen_plan(plan: Plan, states: Mapping[str, RunState], action: str, cause: 
 
     Args:
         states: of the runs that are meant.
-        action: resume: what is neither finished nor failed; retry: what failed.
+        action: resume: what is neither finished nor failed; retry: what failed, also where it is out of tries.
         cause: that it failed for; None for any.
 
     Raises:
@@ -84,7 +84,8 @@ def chosen_plan(plan: Plan, states: Mapping[str, RunState], action: str, cause: 
     if cause is not None and cause not in causes:
         there = ", ".join(f"{name} ({count})" for name, count in causes.most_common()) or "none"
         raise ConfigError(f"no run failed for the cause '{cause}'; the causes are: {there}")
-    return replace(plan, only=frozenset(i for i, state in failed.items() if cause in (None, state.cause)))
+    meant = frozenset(i for i, state in failed.items() if cause in (None, state.cause))
+    return replace(plan, only=meant, beyond_rules=True)
 
 
 def _status(study: StudyFolder, asked: Asked) -> None:
@@ -93,7 +94,8 @@ def _status(study: StudyFolder, asked: Asked) -> None:
 
 def _show_status(study: StudyFolder, asked: Asked) -> StudyStatus:
     scheduler, states = _scheduler(study, needed=False), states_of(study)
-    jobs, no_queue = None, None
+    own: list[Job] | None = None
+    no_queue = None
     if scheduler is not None:
         try:
             queue = scheduler.query()
@@ -102,9 +104,9 @@ def _show_status(study: StudyFolder, asked: Asked) -> StudyStatus:
         except LaunchError as error:  # the run folders tell the rest
             no_queue = str(error)
         else:
-            own = [(job, set(runs_of(job, study.path)[0])) for job in queue if not job.is_over]
-            jobs = dict(Counter(job.state for job, runs in own if runs & set(study.places) for _ in job.ids))
-    status = study_status(study, states, datetime.now(UTC), jobs, no_queue)
+            queued = QueuedRuns(study.path)
+            own = [job for job in queue if not job.is_over and any(run in study.places for run in queued.of(job)[0])]
+    status = study_status(study, states, datetime.now(UTC), own, no_queue)
     if asked.as_json:
         print(status.to_json(), flush=True)
         return status
@@ -173,13 +175,14 @@ def _tell(study: StudyFolder, asked: Asked, do: Callable[[Scheduler, list[str]],
     scheduler = _scheduler(study, needed=True)
     assert scheduler is not None
     ids: list[str] = []
+    queued = QueuedRuns(study.path)
     for job in scheduler.query():
-        runs, a_task_each = ([], True) if job.is_over else runs_of(job, study.path)
+        runs, a_task_each = ([], True) if job.is_over else queued.of(job)
         if a_task_each:
             ids += [job_id for job_id, run in zip(job.ids, runs, strict=False) if run in study.places]
-        elif runs and set(runs) <= set(study.places):
+        elif runs and all(run in study.places for run in runs):
             ids += job.ids
-        elif set(runs) & set(study.places):
+        elif any(run in study.places for run in runs):
             raise LaunchError(
                 f"job {job.job} takes other runs of this study too, so it cannot be {done} for some of them; "
                 f"leave out {', '.join(asked.where)}"
@@ -193,19 +196,7 @@ def _tell(study: StudyFolder, asked: Asked, do: Callable[[Scheduler, list[str]],
 
 
 def _logs(study: StudyFolder, asked: Asked) -> None:
-    """Print what one run said last: the one that is asked for, else the last that failed, else one that runs."""
-    states = states_of(study)
-    run_id = _one_run(states, asked.run)
-    record = states[run_id].record
-    log = record.get("log")
-    tail = _tail(Path(log)) if log and Path(log).is_file() else []
-    trace = str((record.get("error") or {}).get("traceback") or "").splitlines()
-    if asked.as_json:
-        print(json.dumps({"run": run_id, "state": states[run_id].words, "log": log, "lines": tail or trace}))
-        return
-    print(f"run {run_id}: {states[run_id].words}" + (f"; {log}" if log else ""))
-    print("\n".join(tail or trace[-LOG_LINES:]) or "it has said nothing yet")
-    print(f"its folder: {study.runs_dir.resolve() / run_id}")
+    show_logs(study, asked.run, as_json=asked.as_json)
 
 
 def _clean(study: StudyFolder, asked: Asked) -> None:
@@ -221,26 +212,6 @@ def _clean(study: StudyFolder, asked: Asked) -> None:
         print(
             f"removed the checkpoints of {len(there):,} finished runs, {freed / 1e9:.2f} GB; adapters and results stay"
         )
-
-
-def _one_run(states: Mapping[str, RunState], given: str | None) -> str:
-    if given is not None:
-        found = [run_id for run_id in states if run_id.startswith(given)]
-        if len(found) != 1:
-            many = f"{len(found)} runs begin" if found else "no run of this study begins"
-            raise RunFolderError(f"{many} with '{given}'; give more or other digits of a run's id")
-        return found[0]
-    begun = [run_id for run_id, state in states.items() if state.record]
-    if not begun:
-        raise RunFolderError("no run of this study has begun, so there are no logs yet")
-    rank = {FAILED: 2, RUNNING: 1}
-    return max(begun, key=lambda i: (rank.get(states[i].state, 0), str(states[i].record.get("ended_at") or "")))
-
-
-def _tail(file: Path) -> list[str]:
-    with file.open("rb") as log:
-        log.seek(max(0, file.stat().st_size - 100 * LOG_LINES))
-        return log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
 
 
 def _scheduler(study: StudyFolder, needed: bool) -> Scheduler | None:
@@ -281,7 +252,7 @@ def words(arguments: list[str]) -> Asked:
     parser.add_argument("--run", help="logs: the first digits of a run's id")
     parser.add_argument("--cause", help="retry: only runs that failed for this cause")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the runs are (default: runs)")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)  # AXIS=VALUE after an option too
     pairs = [each.partition("=") for each in given.where]
     for axis, equals, _ in pairs:
         if not equals:

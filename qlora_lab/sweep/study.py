@@ -14,19 +14,20 @@ from omegaconf.errors import OmegaConfBaseException
 from qlora_lab.config import hardware
 from qlora_lab.config.exit_status import FAILED
 from qlora_lab.config.schema import RunConfig, SweepConfig
-from qlora_lab.errors import QloraLabError
+from qlora_lab.errors import ConfigError, QloraLabError, unknown_name
+from qlora_lab.runs.causes import INFRASTRUCTURE
 from qlora_lab.runs.files import read_json, write_json
+from qlora_lab.runs.folder import FINISHED, RunFolder
 from qlora_lab.sweep.axes import Axes
 from qlora_lab.sweep.dotted import Point
 from qlora_lab.sweep.launch import launch
 from qlora_lab.sweep.listing import listed
-from qlora_lab.sweep.plan import Plan, Refused, make_plan
+from qlora_lab.sweep.plan import TRY_AGAIN, Plan, Refused, make_plan
 from qlora_lab.sweep.plan_file import PACKAGE, hash_of_code
 from qlora_lab.sweep.planned import PlanMemory
 from qlora_lab.sweep.prepare import check_device
-from qlora_lab.sweep.preview import preview_of
-from qlora_lab.sweep.site import check_before_submitting
-from qlora_lab.sweep.states import read_states
+from qlora_lab.sweep.settle import give_up, settle
+from qlora_lab.sweep.states import out_of_tries, read_states, tried_out
 
 Compose = Callable[[Axes, Point], RunConfig]
 ANSWER_FILE = "answer.json"
@@ -42,7 +43,8 @@ def plan_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dic
         exclude: combinations to leave out, before they are composed: they may be ones that cannot work.
 
     Raises:
-        ConfigError, HydraException, OmegaConfBaseException: no run is left that can work.
+        ConfigError, HydraException, OmegaConfBaseException: no run is left that can work, or study.compares names no
+            axis.
     """
     runs: list[tuple[Point, RunConfig]] = []
     refused: list[Refused] = []
@@ -54,6 +56,9 @@ def plan_study(axes: Axes, compose: Compose, name: str | None, exclude: list[dic
             refused.append(Refused(point, error))
     if not runs:
         raise refused[0].error
+    for axis in runs[0][1].study.compares:
+        if axis not in runs[0][0]:
+            raise ConfigError(unknown_name("study.compares", axis, list(runs[0][0])))
     return make_plan(study_name(runs[0][1].study.name, name), runs, refused)
 
 
@@ -70,6 +75,8 @@ def run_study(plan: Plan, action: str, memory: PlanMemory | None = None, *, as_j
         LaunchError: SLURM is not on this machine.
     """
     if action == "plan":
+        from qlora_lab.sweep.preview import preview_of  # with it, what is asked of SLURM
+
         preview = preview_of(plan)
         print(preview.to_json() if as_json else preview.text(), flush=True)
     else:
@@ -82,8 +89,11 @@ def run_study(plan: Plan, action: str, memory: PlanMemory | None = None, *, as_j
     machine = hardware.detect()
     for run in plan.runs:
         check_device(run.config, machine)
-    if plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed):
-        check_before_submitting(plan, plan.runs[0].config.launcher)
+    launcher = plan.runs[0].config.launcher
+    if launcher.kind == "slurm" and plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed):
+        from qlora_lab.sweep.site import check_before_submitting
+
+        check_before_submitting(plan, launcher)
     record = plan.write()
     if memory is not None:
         memory.keep(plan, record["configs"])
@@ -96,11 +106,29 @@ def execute(plan: Plan, record: dict[str, Any]) -> None:
     Args:
         record: what its plan.json holds.
     """
-    to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
     launcher = plan.runs[0].config.launcher
+    _settle(plan, silent=launcher.kind != "slurm")  # whose books say why
+    to_do = plan.to_do(retry_failed=plan.runs[0].config.sweep.retry_failed)
+    states = plan.states() if plan.beyond_rules else {}
+    tried = out_of_tries(states[run.run_id] for run in to_do if run.run_id in states)
+    if tried:
+        print(f"{tried_out(tried)}, and tried again all the same, as this command asks", flush=True)
     plan.create_folders(to_do, new=launcher.kind not in WITH_WORKERS)
     if not to_do or launch(replace(plan, file=plan.folder / record["configs"]), launcher):
         _answer(plan, record)
+
+
+def _settle(plan: Plan, *, silent: bool) -> None:
+    """Record which runs are out of tries, and the attempts that a process of this machine was killed in; they count.
+
+    Args:
+        silent: whether there are such attempts.
+    """
+    for run_id, state in plan.states().items():
+        if state.is_given_up:
+            give_up(RunFolder(plan.runs_dir / run_id))
+        elif silent and state.died_silently:
+            settle(RunFolder(plan.runs_dir / run_id), INFRASTRUCTURE)
 
 
 class Named:
@@ -135,13 +163,16 @@ def _answer(plan: Plan, record: dict[str, Any]) -> None:
     print(_answer_text(plan, record), flush=True)
     states = plan.states()
     print(f"run folders: {plan.runs_dir.resolve()}/ ({', '.join(listed([run.run_id for run in plan.runs]))})")
-    failed = [run_id for run_id, state in states.items() if state != "finished"]
+    failed = [run_id for run_id, state in states.items() if state.state != FINISHED]
     if failed:
         print(
             f"{len(failed)} of {len(states)} runs did not finish: "
-            + ", ".join(listed([f"{run_id} ({states[run_id]})" for run_id in failed])),
+            + ", ".join(listed([f"{run_id} ({states[run_id].state})" for run_id in failed])),
             file=sys.stderr,
         )
+        tried = out_of_tries(states.values())
+        if tried:
+            print(f"{tried_out(tried)}; {TRY_AGAIN}", file=sys.stderr)
         sys.exit(FAILED)
 
 

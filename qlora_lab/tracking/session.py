@@ -18,6 +18,7 @@ TAG_LENGTH = 64  # W&B refuses longer ones
 
 
 class Session(Protocol):
+    def begin(self, summary: dict[str, Any]) -> None: ...
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
     def adapter(self, folder: Path) -> None: ...
     def finish(self, state: str, summary: dict[str, Any]) -> None: ...
@@ -25,6 +26,9 @@ class Session(Protocol):
 
 class NoSession:
     """tracking=none."""
+
+    def begin(self, summary: dict[str, Any]) -> None:
+        pass
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         pass
@@ -43,7 +47,11 @@ class WandbSession:
         self._run = run
         self._folder = folder  # the run folder
         run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP, summary="none")  # we write the summary once, at the end
+        run.define_metric("*", step_metric=STEP, summary="none")  # we write the summary: as it begins and ends
+
+    def begin(self, summary: dict[str, Any]) -> None:
+        """Say how the run stands before it trains: of one that is killed, this is the last word."""
+        self._run.summary.update({"status": "running", **summary})
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log({STEP: step, **metrics})
@@ -77,6 +85,9 @@ class GuardedSession:
     def __init__(self, open_it: Callable[[], Session]) -> None:
         self._session: Session = NoSession()
         self._guarded(lambda _: self._open(open_it))
+
+    def begin(self, summary: dict[str, Any]) -> None:
+        self._guarded(lambda session: session.begin(summary))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._guarded(lambda session: session.log(step, metrics))
@@ -180,6 +191,7 @@ def _settings(tracking: TrackingConfig) -> Any:
         "silent": True,
         "disable_git": True,  # environment.json has the commit
         "disable_code": True,
+        "symlink": False,  # to the logs of the latest of several runs: here each has a folder of its own
         "init_timeout": tracking.init_timeout_s,
         "finish_timeout": tracking.finish_timeout_s,
         "x_save_requirements": False,

@@ -1,5 +1,6 @@
 """Training a model over a plan of steps, from the start or from where an earlier attempt got to."""
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +20,15 @@ from qlora_lab.train.checkpoint import Checkpoint, Counters, TrainingState, load
 from qlora_lab.train.interrupt import CtrlC, TrainingInterrupted, as_usual_exceptions
 from qlora_lab.train.loop import run_loop
 from qlora_lab.train.module import TrainingModule
+from qlora_lab.train.offload import OffloadedActivations
 from qlora_lab.train.optimizer import build_optimizer, describe_optimizer
 from qlora_lab.train.progress import NoProgress, Progress
 from qlora_lab.train.schedule import count_warmup_steps, scale
 from qlora_lab.train.steps import StepDataset, step_loader
 
 __all__ = ["FitResult", "TrainingInterrupted", "fit"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def fit(
         plan: row numbers of each optimizer step, for the whole run.
         optim: learning rate, schedule, AdamW and clipping.
         trainer: micro_batch_size (resolved), checkpoint_every_steps, keep_checkpoints, log_every_steps,
-            loss_chunk_tokens and gradient_checkpointing are read.
+            loss_chunk_tokens, gradient_checkpointing and offload_activations are read.
         pad_id: the token that fills up short rows.
         seed: of the random generators that dropout draws from.
         checkpoints: folder of this run's checkpoints.
@@ -115,14 +119,16 @@ def fit(
             progress=progress or NoProgress(),
             clock=clock,
         )
-        module = _module(model, state, optim, len(plan), trainer.loss_chunk_tokens, forward_context, clock)
+        around_forward = _with_offloading(model, forward_context) if trainer.offload_activations else forward_context
+        module = _module(model, state, optim, len(plan), trainer.loss_chunk_tokens, around_forward, clock)
         steps = StepDataset(examples, plan, counters.step, trainer.micro_batch_size, pad_id, pack_tokens)
         with (
             ctrl_c.waiting_for_step(),
             _training_mode(model, trainer.gradient_checkpointing),
             as_usual_exceptions(ctrl_c),
+            step_loader(steps, model.device) as batches,
         ):
-            run_loop(module, step_loader(steps), [after_step], model.device)
+            run_loop(module, batches, [after_step], model.device)
     state.check_finite()
     return FitResult(
         counters.step,
@@ -171,6 +177,23 @@ def _module(
         forward_context=forward_context,
         clock=clock,
     )
+
+
+def _with_offloading(
+    model: PreTrainedModel, forward_context: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[], AbstractContextManager[Any]]:
+    """Return the context of a forward pass in which activations go to the host; on a CPU they are there already."""
+    if model.device.type != "cuda":
+        logger.warning("trainer.offload_activations changes nothing: the model is not on a GPU")
+        return forward_context
+    offloaded = OffloadedActivations(model)
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with forward_context(), offloaded:
+            yield
+
+    return both
 
 
 @contextmanager

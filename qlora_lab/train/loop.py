@@ -2,25 +2,23 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from torch.utils.data import DataLoader
 
 NOISY_LOGGERS = ("lightning.pytorch", "lightning.fabric")  # devices found, tips, "max_epochs=1 reached"
 NOISY_WARNINGS = (
-    r"The 'train_dataloader' does not have many workers",  # they would cost more than the collating
     r"The `srun` command is available",  # a run is one task: where there is a SLURM, submitit starts it
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
 )
 
 
 def run_loop(
-    module: LightningModule, batches: DataLoader[Any], callbacks: Sequence[Callback], device: torch.device
+    module: LightningModule, batches: Iterable[Any], callbacks: Sequence[Callback], device: torch.device
 ) -> None:
     """Take each batch once, in order, on `device`.
 

@@ -81,8 +81,8 @@ def build_optimizer(config: OptimConfig, parameters: Mapping[str, nn.Parameter])
         _say_once(f"optim.name={config.name} trains with ordinary memory here: {reason}")
     if bits == 8:
         return AdamW(groups, **numbers, bits=8, kernels=native)
-    if native is not None:
-        return AdamW(groups, **numbers, kernels=native)
+    if native is not None or any(parameter.dtype != torch.float32 for parameter in parameters.values()):
+        return AdamW(groups, **numbers, kernels=native)  # torch's would keep states in bfloat16 too
     return TorchAdamW(groups, **numbers, fused=all(device.type in FUSED_DEVICES for device in devices))
 
 

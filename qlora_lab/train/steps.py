@@ -1,12 +1,15 @@
 """The batches of a training plan: one item is one optimizer step, as micro-batches that fit in memory."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from qlora_lab.data.batching import collate, split_micro_batches
 from qlora_lab.data.packing import collate_packed, pack
@@ -16,6 +19,8 @@ from qlora_lab.models.loss import count_target_tokens
 
 LONGEST_OF_BUCKET = (32, 64, 128, 256, 512, 1024)  # tokens of a row; longer ones are a bucket more
 BUCKETS = len(LONGEST_OF_BUCKET) + 1
+AHEAD = 2  # steps that are made before they are asked for
+THREAD = "steps"
 
 
 class StepBatch(NamedTuple):
@@ -33,7 +38,7 @@ class StepBatch(NamedTuple):
     bucket_target_tokens: list[int]
 
 
-class StepDataset(Dataset[StepBatch]):
+class StepDataset:
     """The steps of a plan from `first_step` on.
 
     Args:
@@ -113,7 +118,52 @@ def bucket_name(bucket: int) -> str:
     return f"len_le_{LONGEST_OF_BUCKET[bucket]}" if bucket < longest else f"len_gt_{LONGEST_OF_BUCKET[-1]}"
 
 
-def step_loader(steps: StepDataset) -> DataLoader[StepBatch]:
-    """Serve the steps in order; collating them is too little work for worker processes."""
-    own_generator = torch.Generator()  # a loader draws a seed when it starts: not from the run's generator
-    return DataLoader(steps, batch_size=None, shuffle=False, num_workers=0, generator=own_generator)
+class StepsAhead:
+    """The steps in order, each made by a thread while the ones before it are trained on."""
+
+    def __init__(self, steps: StepDataset, worker: Executor, pinned: bool) -> None:
+        self._steps = steps
+        self._worker = worker
+        self._pinned = pinned
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        waiting: deque[Future[StepBatch]] = deque()
+        for number in range(len(self)):
+            waiting.append(self._worker.submit(self._made, number))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _made(self, number: int) -> StepBatch:
+        return in_pinned_memory(self._steps[number]) if self._pinned else self._steps[number]
+
+
+@contextmanager
+def step_loader(steps: StepDataset, device: torch.device) -> Iterator[StepsAhead]:
+    """Serve the steps in order, so that none waits for its batch; collating is too little work for processes.
+
+    Steps that are made and not taken are thrown away at the end: checkpoints count those that were trained on. Where
+    making one fails, taking it does.
+
+    Args:
+        device: where the batches will go; on the way to a GPU they lie in pinned memory, which copies do not wait for.
+    """
+    on_gpu = device.type == "cuda"
+    # pinning is the device's of the thread that does it
+    worker = ThreadPoolExecutor(1, THREAD, initializer=partial(torch.cuda.set_device, device) if on_gpu else None)
+    try:
+        yield StepsAhead(steps, worker, pinned=on_gpu)
+    finally:
+        worker.shutdown(cancel_futures=True)
+
+
+def in_pinned_memory(batch: StepBatch) -> StepBatch:
+    """Copy the tensors of a step to where a GPU can read them by itself."""
+    return batch._replace(
+        micro_batches=[{name: tensor.pin_memory() for name, tensor in each.items()} for each in batch.micro_batches],
+        buckets=[tensor.pin_memory() for tensor in batch.buckets],
+    )

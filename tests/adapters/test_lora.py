@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from qlora_lab.adapters.lora import (
     LoraLinear,
+    LoraSettings,
     adapted_layers,
     add_adapters,
     count_parameters,
@@ -38,7 +39,7 @@ def layer_with_values(*, dropout: float = 0.0, scaling: float = 0.5) -> LoraLine
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         base = nn.Linear(24, 40)
-    layer = LoraLinear(base, rank=3, scaling=scaling, dropout=dropout, generator=generator())
+    layer = LoraLinear(base, LoraSettings(3, scaling, dropout), generator())
     with torch.no_grad():
         layer.lora_B.normal_(generator=generator(2))
     return layer
@@ -75,6 +76,29 @@ def test_computes_in_the_dtype_of_the_input_and_trains_in_float32() -> None:
     assert layer.lora_A.grad is not None and layer.lora_A.grad.dtype == torch.float32
     exact = copy.deepcopy(layer).float()(x.float())
     torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.1)  # bfloat16 keeps 8 bits
+
+
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+def test_bfloat16_adapters_compute_with_their_values_and_get_bfloat16_gradients(
+    make_llama, ids: Tensor, compute_dtype: torch.dtype
+) -> None:
+    """On packed layers, gated ones among them, and on dense ones: as float32 adapters of the same values."""
+    results = {}
+    for dtype in ("bfloat16", "float32"):
+        model = quantize_model(make_llama(), QloraLabConfig("nf4", skip_modules=["q_proj", "lm_head"]))
+        model.to(compute_dtype)
+        add_adapters(model, AdapterConfig(rank=4, dtype=dtype), generator(5))
+        with torch.no_grad():
+            for number, parameter in enumerate(trainable_parameters(model).values()):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator(number)).bfloat16() * 0.25)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        results[dtype] = loss, {name: p.grad for name, p in trainable_parameters(model).items()}
+    (loss, gradients), (exact, exact_gradients) = results["bfloat16"], results["float32"]
+    assert torch.equal(loss, exact)
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.bfloat16
+        assert torch.equal(gradient, exact_gradients[name].bfloat16())
 
 
 def test_dropout_drops_inputs_of_the_adapter_only_while_training() -> None:

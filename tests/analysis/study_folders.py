@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from analysis.load import load_runs
+from analysis.study.answer import Answer, compare
+
 FAMILIES = ("add_two_numbers", "sort_four_words", "largest_of_four", "reverse_list")
 
 
@@ -223,3 +226,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     write(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def answered(
+    folder: Path, runs: Sequence[FakeRun], metric: str = "eval/loss", goal: str = "min", axes: str = "data"
+) -> Answer:
+    for run in runs:
+        write_run(folder, run)
+    return compare(load_runs(folder), [axes, "seed"], metric, goal)
+
+
+def runs_of(arm: str, losses: dict[int, float], **fields: Any) -> list[FakeRun]:
+    """Return an arm's runs, one a seed, that hardly differ but in what is asked for."""
+    return [FakeRun(f"{arm}{seed}", arm, seed, mean_loss=loss, noise=0.001, **fields) for seed, loss in losses.items()]

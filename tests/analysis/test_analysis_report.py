@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
@@ -166,6 +167,83 @@ def test_several_arms_and_sets_are_reported(tmp_path: Path) -> None:
     assert all(escape(finding) in html for finding in answer.findings)
 
 
+def one_failed(model: str, quant: str, seed: int) -> bool:
+    return (model, quant, seed) == ("llama_7b", "int4", 1)
+
+
+def sized_study(runs_dir: Path, failed: Callable[[str, str, int], bool] = one_failed) -> Path:
+    """Write a study of three sizes by three formats by two seeds, some of which failed."""
+    sizes = {"llama_7b": 7e9, "llama_13b": 13e9, "llama_65b": 65e9}
+    runs = [
+        FakeRun(
+            f"{model}{quant}{seed}",
+            seed=seed,
+            state="failed" if failed(model, quant, seed) else "finished",
+            mean_loss=0.9 - 0.1 * level + worse + 0.004 * ((level + 2 * seed + len(quant)) % 3),
+            rows=16,
+            noise=0.001,
+            axes={"model": model, "quant": quant, "seed": str(seed)},
+        )
+        for level, model in enumerate(sizes)
+        for quant, worse in {"nf4": 0.0, "fp4": 0.03, "int4": 0.05}.items()
+        for seed in range(2)
+    ]
+    study = write_study(runs_dir, runs, compares=["quant"])
+    for run in runs:
+        if run.state == "finished":
+            result = runs_dir / run.run_id / "result.json"
+            size = {"total_parameters": sizes[run.axes["model"]]}
+            write_json(result, json.loads(result.read_text()) | size)
+    return study
+
+
+def test_values_of_an_axis_have_a_table_figures_and_a_file(tmp_path: Path) -> None:
+    study = sized_study(tmp_path)
+    answer = summarize_study(study, tmp_path)
+    assert answer.sentence.startswith("At equal model and seed: nf4 has the lowest eval/loss of 3 values of quant")
+    text = " ".join(answer.text.split())
+    assert "runs of one block have the same model and seed" in text
+    assert re.search(r"nf4 − int4 separated −0\.05\d −0\.0\d+ to −0\.0\d+ 5 of 6", text)
+    html = (study / "report.html").read_text()
+    assert "<h3>quant: at equal model and seed</h3>" in html and "<h3>model: at equal quant and seed</h3>" in html
+    for picture in ("eval/loss by quant, within blocks", "Differences between values of model"):
+        assert f'aria-label="{picture}"' in html
+    assert 'aria-label="eval/loss by the number of parameters"' in html
+    with (study / "axes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["axis"] for row in rows] == ["quant"] * 3 + ["model"] * 3
+    pair = answer.by_axis[0].pairs[0]
+    assert pair.difference is not None and float(rows[0]["difference"]) == pair.difference.value
+    assert [row["left_out"] for row in rows[:3]] == ["0", "1", "1"]
+
+
+def test_values_that_failures_leave_in_no_common_block_are_not_drawn_side_by_side(tmp_path: Path) -> None:
+    study = sized_study(tmp_path, lambda model, quant, seed: (model == "llama_65b") != (quant == "int4"))
+    compared = summarize_study(study, tmp_path).by_axis[0]
+    assert compared.axis.connected and compared.apart == ["int4"]
+    html = (study / "report.html").read_text()
+    assert "eval/loss by quant, within blocks" not in html and "Differences between values of quant" in html
+
+
+def test_ratings_of_a_tournament_stand_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write_study(tmp_path, two_arms())
+    system = {"rating_low": 950, "rating_high": 1050, "rank_best": 1, "rank_worst": 2, "win_rate": 0.5, "elo": 1000}
+    told = {
+        "judge": "gpt-4",
+        "matches": 160,
+        "questions": 80,
+        "settings": {"k": 32, "orders": 10, "start": 1000},
+        "systems": [{"system": name, "rating": 1000, "elo_question_std": 9, **system} for name in ("<b>a</b>", "b")],
+    }
+    write_json(tmp_path / "ratings.json", told)
+    assert main([str(study), "--ratings", str(tmp_path / "ratings.json")]) == 0
+    html = (study / "report.html").read_text()
+    assert "<h2>Ratings</h2>" in html and "950 to 1050" in html and "160 matches on 80 questions" in html
+    assert "b" not in parsed(html).tags
+    assert main([str(study), "--ratings", str(study / "plan.json")]) == 2
+    assert "plan.json holds no ratings (KeyError: 'systems'); write them with" in capsys.readouterr().err
+
+
 def test_benchmarks_are_shown_together(tmp_path: Path) -> None:
     tasks = ("mmlu", "arc", "hellaswag")
     runs = [
@@ -199,7 +277,7 @@ def test_the_command_writes_a_study_again_and_answers_for_a_folder_of_runs(
 
 def test_the_command_says_what_is_wrong_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
-    assert "holds no run folder" in capsys.readouterr().err
+    assert "holds no run; give" in capsys.readouterr().err
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "is not a folder" in capsys.readouterr().err
 

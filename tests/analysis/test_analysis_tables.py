@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.report.tables import to_html, to_latex, to_markdown, to_text
-from analysis.study.metrics import describe, format_differences, format_value, row_ratios
+from analysis.study.metrics import describe, format_differences, format_value
+from analysis.study.row_ratios import row_ratios
 
 
 @pytest.mark.parametrize(
@@ -41,28 +43,30 @@ def test_differences_have_two_digits_of_their_uncertainty() -> None:
 
 
 def test_rows_make_the_metric_and_equal_rows_count_together() -> None:
-    rows = pd.DataFrame(
-        {
-            "set": ["a", "a", "b"],
-            "key": ["k", "k", "k"],
-            "loss_sum": [1.0, 3.0, 10.0],
-            "target_tokens": [2.0, 2.0, 5.0],
-            "target_bytes": [4.0, 4.0, 10.0],
-            "exact_match": [1.0, math.nan, 0.0],
-        }
-    )
-    loss = row_ratios(rows, "eval/loss")
+    rows = {
+        "set": np.array(["b", "a", "a"], dtype=object),
+        "key": np.array(["k", "k", "k"], dtype=object),
+        "loss_sum": np.array([10.0, 1.0, 3.0]),
+        "target_tokens": np.array([5.0, 2.0, 2.0]),
+        "target_bytes": np.array([10.0, 4.0, 4.0]),
+        "exact_match": np.array([0.0, 1.0, math.nan]),
+    }
+    loss = row_ratios(rows, "eval/loss", ["target_tokens"])
     assert loss is not None
-    assert loss.loc["a"].to_numpy().tolist() == [[4.0, 4.0]]
+    assert loss.index.tolist() == [("a", "k"), ("b", "k")]
+    assert (loss.numerator.tolist(), loss.denominator.tolist()) == ([4.0, 10.0], [4.0, 5.0])
+    assert loss.counts.tolist() == [[4.0], [5.0]]
+    assert loss.value == pytest.approx((1.0 + 2.0) / 2), "the mean over sets"
+    of_b = loss.at(loss.index[1:])
+    assert (of_b.value, of_b.set_of.tolist()) == (2.0, [0])
     bits = row_ratios(rows, "eval/b/bits_per_byte")
     assert bits is not None
-    assert bits.loc[("b", "k"), "numerator"] == pytest.approx(10 / math.log(2))
-    assert len(bits) == 1
+    assert bits.index.tolist() == [("b", "k")] and bits.numerator[0] == pytest.approx(10 / math.log(2))
     exact = row_ratios(rows, "eval/exact_match")
     assert exact is not None
-    assert exact.loc["a"].to_numpy().tolist() == [[1.0, 1.0]]  # the row without an exact match is no zero
-    assert row_ratios(rows, "train/loss") is None
-    assert row_ratios(rows, "eval/perplexity") is None
+    assert exact.denominator.tolist() == [1.0, 1.0], "the row without an exact match is no zero"
+    for without_rows in ("train/loss", "eval/perplexity", "eval/mmlu/loss"):
+        assert row_ratios(rows, without_rows) is None
 
 
 def test_text_is_aligned() -> None:

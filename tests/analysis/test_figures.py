@@ -13,7 +13,14 @@ from matplotlib.figure import Figure
 from analysis.report.figures.curves import curve_figure, group_curves, run_curves, thinned
 from analysis.report.figures.ratings import ratings_figure
 from analysis.report.figures.scaling import scaling_figure
-from analysis.report.figures.settings import axis_figure, cost_figure, heat_map, ordered, parallel_figure
+from analysis.report.figures.settings import (
+    axis_figure,
+    cost_figure,
+    heat_map,
+    ordered,
+    parallel_figure,
+    within_blocks,
+)
 from analysis.report.figures.style import look, save, to_svg
 from qlora_lab.ratings.files import AnswerFiles
 from qlora_lab.ratings.judgments import Judgment
@@ -120,6 +127,28 @@ def test_a_setting_is_drawn_with_means_and_t_intervals() -> None:
     np.testing.assert_allclose(interval, [3.1 - half, 3.1 + half], rtol=1e-4)
 
 
+def test_what_blocks_have_of_their_own_is_taken_out_of_a_setting() -> None:
+    losses = {
+        ("t_80m", "a"): [9.0, 9.2],
+        ("t_780m", "a"): [8.0, 8.2],
+        ("t_3b", "b"): [3.0, 3.2],
+        ("t_780m", "b"): [4.0, 4.2],
+    }
+    losses |= {("t_80m", "c"): [0.1, 0.2, 0.3]}
+    runs = runs_of(losses)
+    placed = within_blocks(runs, "model", LOSS, "data")
+    means = placed.groupby("model")[LOSS].mean()
+    assert means["t_80m"] - means["t_780m"] == pytest.approx(1) == means["t_780m"] - means["t_3b"]
+    assert sorted(placed["data"].unique()) == ["a", "b"], (
+        "c has one size: its runs would lie on the mean, to no purpose"
+    )
+    [axes] = axis_figure(runs, "model", LOSS, blocks="data", label="size").axes
+    assert axes.get_xlabel() == "size" and "within blocks" in axes.get_ylabel()
+    drawn = axes.lines[-1].get_ydata()
+    np.testing.assert_allclose(np.diff(drawn), [-1, -1])
+    assert len(axes.lines) == 4, "the runs of each value and the means, but no interval: blocks lack values"
+
+
 def test_a_heat_map_writes_every_mean_and_leaves_no_cell_guessed() -> None:
     figure = heat_map(RUNS, "model", "data", LOSS)
     assert texts(figure) == ["3.10", "no run", "2.10", "no run", "1.10", "1.60"]
@@ -152,6 +181,8 @@ def test_scaling_is_over_parameters_on_a_logarithmic_axis() -> None:
     figure = scaling_figure(RUNS, LOSS, by="data")
     assert ticks(figure) == ["80M", "780M", "3B"]
     assert figure.axes[0].get_xscale() == "log"
+    near = RUNS.replace({"total_parameters": {7.8e8: 9e7}})
+    assert ticks(scaling_figure(near, LOSS)) == ["80M", "3B"]
 
 
 def test_costs_far_apart_are_on_a_logarithmic_axis() -> None:

@@ -102,3 +102,23 @@ def test_each_benchmark_has_one_score() -> None:
         "glue_cola": "eval/glue_cola/validation/matthews",
         "mmlu": "eval/mmlu/test/5shot/hendrycks_micro",
     }
+
+
+def test_interquartile_means_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    def ahead(folder: str, steps: tuple[float, float, float]) -> Answer:
+        runs = []
+        for seed, luck in enumerate((0.0, 0.1, 0.2)):  # which both arms have
+            for data, gain in (("one", steps[seed]), ("two", 0.0)):
+                scores = {ACC.format(task): 0.4 + luck + gain for task in ("arc", "piqa", "wino")}
+                runs.append(FakeRun(f"{data}{seed}", data, seed, rows=4, metrics=scores, axes={"data": data}))
+        return answered(tmp_path / folder, runs, ["data", "seed"], ACC.format("arc"), "max")
+
+    answer = ahead("steady", (0.02, 0.021, 0.019))
+    first, second = answer.iqm.to_dict("records")
+    assert first["low"] < second["high"], "their own intervals overlap"
+    assert second["behind"] == pytest.approx(0.02, abs=5e-4) and 0 < second["behind_low"] < second["behind_high"] < 0.03
+    assert any(
+        "two, is 0.020 behind on their shared seeds" in text and ": separated." in text for text in answer.findings
+    )
+    by_chance = ahead("by_chance", (0.06, -0.02, 0.02))
+    assert any("two, is 0.0" in text and ": not separated." in text for text in by_chance.findings)

@@ -18,7 +18,7 @@ def test_the_bars_are_the_plan() -> None:
         plan = plan_memory(usual_run(model_named(name)), USUAL_SHAPE)
         assert sum(bar.parts) == plan.total
         parts = dict(zip(PARTS, bar.parts, strict=True))
-        assert parts["4-bit weights, absmax"] == plan.packed_weights + plan.absmax
+        assert parts["4-bit weights, absmax"] == plan.packed_weights + plan.absmax + plan.nested_absmax
         assert parts["activations, workspace"] == plan.activations + max(plan.loss, plan.workspace)
 
 

@@ -14,7 +14,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from analysis.report import interactive
 from analysis.report.__main__ import main
-from analysis.report.interactive import explore_chart, training_chart
+from analysis.report.charts.explore import explore_chart
+from analysis.report.charts.training import training_chart
 from analysis.report.overview import overview_of, training_curves
 from analysis.report.study_report import read_study
 from tests.analysis.study_folders import FakeRun, two_arms, write_study
@@ -108,6 +109,17 @@ def test_the_page_in_chromium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         check_table(browser)
         check_brush(browser)
         check_legend(browser)
+        check_narrow(browser)
+
+
+def check_narrow(browser: WebDriver) -> None:
+    """On a telephone tables and pictures scroll, and the page does not."""
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page = browser.find_element(By.TAG_NAME, "html")
+    # charts are laid out anew after the page is
+    WebDriverWait(browser, WAIT_S).until(lambda _: page.get_property("clientWidth") <= 360)
+    WebDriverWait(browser, WAIT_S).until(lambda _: page.get_property("scrollWidth") <= page.get_property("clientWidth"))
 
 
 def attribute(browser: WebDriver, name: str) -> object:

@@ -106,3 +106,36 @@ def test_intervals_hold_the_truth_and_chance_has_no_share(effect: float) -> None
         shares.append(table.loc["data", "share"])
     assert min(held, seed_held) / studies >= 0.86
     assert abs(float(np.mean(shares)) - truth) < 0.12
+
+
+def nested(random: np.random.Generator) -> pd.DataFrame:
+    """Return two placements with ranks of their own, two data sets, three seeds."""
+    levels = {("all", "8"): 0.0, ("all", "16"): 0.4, ("query", "42"): 2.0, ("query", "84"): 2.6}
+    rows = [
+        (placement, rank, f"alpha{rank}", data, level + 0.3 * (data == "b") + 0.1 * random.standard_normal())
+        for ((placement, rank), level), data, _ in itertools.product(levels.items(), "ab", range(3))
+    ]
+    return pd.DataFrame(rows, columns=["placement", "rank", "alpha", "data", "loss"])
+
+
+def test_nested_axes_are_split_as_in_a_nested_analysis_of_variance() -> None:
+    runs = nested(np.random.default_rng(4))
+    table = split(runs, "placement", "rank", "alpha", "data")
+    within = "rank + alpha within placement"
+    assert set(table.index) == {"placement", within, "data", "interactions", "seed"}
+    terms = ("1", "C(placement)", "C(rank)", "C(rank) + C(data)", "C(rank) * C(data)")  # a rank tells its placement
+    left = [ols(f"loss ~ {term}", runs).fit().ssr for term in terms]
+    noise = left[-1] / 16
+    variances = table["share"] * noise / table.loc["seed", "share"]
+    for source, number, freedom in (("placement", 0, 1), (within, 1, 2), ("data", 2, 1)):
+        squares = left[number] - left[number + 1]
+        assert variances[source] == pytest.approx((squares - freedom * noise) / len(runs))
+    assert table["freedom"].to_dict() == {"placement": 1, within: 2, "data": 1, "interactions": 3, "seed": 16}
+    assert (table["overlap"] == 0).all()
+
+
+def test_an_axis_that_earlier_ones_determine_is_no_source() -> None:
+    runs = simulated(np.random.default_rng(5), 2.0)
+    runs["rate"] = runs["data"].map({"d0": 1, "d1": 1, "d2": 2, "d3": 2})  # a recipe of the data
+    runs["steps"] = runs["data"].str.len() * runs["rate"] + runs["rank"].map({"r0": 0, "r1": 5})  # of both
+    pd.testing.assert_frame_equal(split(runs, "data", "rank", "rate", "steps"), split(runs))

@@ -15,6 +15,7 @@ from analysis.report.study_report import Study, read_study  # noqa: E402
 from analysis.report.wandb_report import MOST_ARMS, build_report, save_report  # noqa: E402
 from qlora_lab.errors import ConfigError, RunFolderError  # noqa: E402
 from tests.analysis.study_folders import FakeRun, two_arms, write_study  # noqa: E402
+from tests.mirrored_runs import standing  # noqa: E402
 from tests.wandb_stand_in import KEY, WandbStandIn, wandb_stand_in  # noqa: E402
 
 
@@ -95,6 +96,15 @@ def test_a_report_is_saved_as_a_draft_unless_it_is_published(
     assert capsys.readouterr().out.count("/team/studies/reports/") == 2
     saved = json.loads(server.views[0]["spec"])
     assert {its["project"]["entityName"] for grid in grids(saved) for its in grid["metadata"]["runSets"]} == {"team"}
+
+
+def test_the_report_of_a_project_is_put_into_it(tmp_path: Path, server: WandbStandIn) -> None:
+    run = server.run("team", "others", "run")
+    run.config, run.summary = '{"seed": {"value": 0}}', standing("finished", **{"eval/loss": 0.5})
+    file = tmp_path / "report.json"
+    assert main(["wandb://team/others", "--target", "wandb", "--save", str(file)]) == 0
+    told = json.loads(file.read_text())
+    assert (told["entity"], told["project"]) == ("team", "others")
 
 
 def test_a_project_that_is_not_there_is_named(tmp_path: Path, server: WandbStandIn) -> None:

@@ -2,17 +2,21 @@
 
 import json
 import math
-import subprocess
-import sys
+import random
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from wandb.cli.cli import cli
 
 from analysis.load import load_history, load_runs
-from analysis.sources import parallel
-from analysis.sources.wandb_log import FIELDS, read_wandb_file
+from analysis.sources import parallel, wandb_log
+from analysis.sources.wandb_log import FIELDS, WandbRun, read_wandb_file
+from analysis.sources.wandb_runs import read_runs, run_key
 from qlora_lab.runs.mirror import RECORDS, STEP
+from qlora_lab.sweep.dotted import flatten
+from qlora_lab.tracking.wandb_file import BLOCK_BYTES, Damage
 from tests.mirrored_runs import mirrored, standing
 
 pytestmark = pytest.mark.usefixtures("isolated_wandb")
@@ -25,7 +29,7 @@ def test_a_file_says_what_was_logged(tmp_path: Path) -> None:
     config = {"nested": {"deep": [1, None, "x"]}, "long": LONG}
     file = mirrored(tmp_path, "one", lines, standing("finished", **{"eval/loss": 1.25}), **config)
     run = read_wandb_file(file)
-    assert (run.run_id, run.ended) == ("one", True) and run.started_at > 1.7e9
+    assert run.run_id == "one" and run.started_at > 1.7e9 and not run.damage.count
     assert {key: value for key, value in run.config.items() if key != "_wandb"} == config
     own = [{key: value for key, value in line.items() if not key.startswith("_")} for line in run.history]
     assert own == lines
@@ -43,19 +47,79 @@ def test_the_numbers_of_fields_are_those_of_the_installed_protocol() -> None:
         assert len({item.fields_by_name[name].number for item in items}) == 1, "one reader reads all items"
 
 
-def test_wandbs_own_reader_agrees(tmp_path: Path) -> None:
-    lines = [{STEP: step, "loss": 1 / (step + 1), "b.c": step} for step in range(5)]
-    file = mirrored(tmp_path, "one", lines, {"end": 3.5}, seed=4)
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
-    theirs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert theirs, done.stdout
-    text = json.dumps(theirs)
+Capture = pytest.CaptureFixture[str]
+
+
+def inspected(file: Path, capfd: Capture) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Return history, configuration and summary as `wandb leet inspect --json` prints them, with flat keys."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["leet", "inspect", "--json", str(file)])
+    printed = capfd.readouterr().out
+    assert ended.value.code == 0 and printed
+    history, config, summary = [], {}, {}
+    for record in map(json.loads, printed.splitlines()):
+        content = record[record["type"]]
+        if record["type"] == "history":
+            history.append(flat(content["item"]))
+        elif record["type"] == "summary":
+            summary |= flat(content["update"])
+        elif record["type"] in ("run", "config"):
+            config |= flat((content["config"] if record["type"] == "run" else content)["update"])
+    return history, config, summary
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values under keys with dots, without what W&B keeps of itself, and NaN as W&B prints it."""
+    named = flatten({key: value for key, value in values.items() if key != "_wandb"})
+    names = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    return {key: names.get(str(value), value) for key, value in named.items() if not key.startswith("_wandb.")}
+
+
+def assert_read_alike(file: Path, capfd: Capture) -> WandbRun:
     ours = read_wandb_file(file)
-    assert len(ours.history) == 5
-    for line in ours.history:
-        assert json.dumps(line["loss"]) in text
-    assert '"end"' in text and ours.summary["end"] == 3.5
+    history, config, summary = inspected(file, capfd)
+    assert [flat(line) for line in ours.history] == history
+    assert (flat(ours.config), flat(ours.summary)) == (config, summary)
+    return ours
+
+
+@pytest.fixture
+def two_attempts(tmp_path: Path) -> list[Path]:
+    """Files of one run, both over several blocks, with items of every form."""
+    lines = [
+        {STEP: step, "train/loss": 1 / (step + 1), "b.c": step, "d": {"e": [step, None], "f": "naïve"}}
+        for step in range(1, 201)
+    ]
+    lines[3] |= {"nan": math.nan, "inf": math.inf, "long": LONG}
+    first = mirrored(tmp_path, "one", lines, standing("interrupted"), seed=3, nested={"deep": [1, None, {"x": 2}]})
+    again = [line | {"train/loss": step / 7} for step, line in enumerate(lines)][150:]
+    return [first, mirrored(tmp_path, "one", again, standing("finished", **{"eval/loss": 1.25}), seed=3, long=LONG)]
+
+
+def test_wandbs_own_reader_agrees_in_every_value(two_attempts: list[Path], capfd: Capture) -> None:
+    first, second = (assert_read_alike(file, capfd) for file in two_attempts)
+    assert (len(first.history), len(second.history)) == (200, 50) and not first.damage.count
+    merged = read_runs(two_attempts)[run_key(two_attempts[0])]
+    steps: dict[int, dict[str, Any]] = {}
+    for line in [*first.history, *second.history]:
+        line = {key: math.nan if value == math.inf else value for key, value in line.items()}
+        own = {key: value for key, value in line.items() if not key.startswith("_") and key != STEP}
+        steps.setdefault(line[STEP], {"step": line[STEP]}).update(own)
+    assert list(map(flat, merged.history())) == [flat(steps[step]) for step in range(1, 201)]
+    assert merged.row()["state"] == "finished" and merged.row()["eval/loss"] == 1.25
+
+
+def test_wandbs_own_reader_agrees_on_damaged_files(two_attempts: list[Path], tmp_path: Path, capfd: Capture) -> None:
+    """Both go on in the next block; a flipped bit lies in a record, in a length, or in one that has several parts."""
+    data = two_attempts[0].read_bytes()
+    file = tmp_path / "run-one.wandb"
+    for place in (20_000, BLOCK_BYTES + 4, 2 * BLOCK_BYTES + 9_000, len(data) - 40_000):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        read = assert_read_alike(file, capfd)
+        assert read.damage == Damage(1) and len(read.history) < 200 and read.summary[RECORDS], place
+    for size in (len(data) - 700, 4 * BLOCK_BYTES):  # by chance the end of a record, too
+        file.write_bytes(data[:size])
+        assert assert_read_alike(file, capfd).damage.places == 0
 
 
 def test_a_torn_file_is_read_up_to_where_it_is_torn(tmp_path: Path) -> None:
@@ -67,11 +131,29 @@ def test_a_torn_file_is_read_up_to_where_it_is_torn(tmp_path: Path) -> None:
     for size in range(7, len(data), 997):
         torn.write_bytes(data[:size])
         part = read_wandb_file(torn)
-        assert part.history == whole[: len(part.history)] and not part.ended
+        assert part.history == whole[: len(part.history)] and not part.damage.places
         counts.append(len(part.history))
     assert counts == sorted(counts) and 0 < counts[-1] <= 50
-    torn.write_bytes(data[:-300] + bytes([data[-300] ^ 1]) + data[-299:])
-    assert not read_wandb_file(torn).ended, "a flipped bit is noticed"
+
+
+def test_damage_is_named_and_counted_and_its_run_left_out_unless_it_has_finished(tmp_path: Path) -> None:
+    lines = [{STEP: step, "a": step / 7, "long": LONG[:200]} for step in range(1, 401)]
+    for state in ("finished", "failed"):
+        file = mirrored(tmp_path, state, lines, standing(state, **{"eval/loss": 0.5}), seed=0)
+        data = file.read_bytes()
+        file.write_bytes(data[:40_000] + b"?" + data[40_001:])
+    garbage = tmp_path / "wandb" / "offline-run-20200101_000000-zeros" / "run-zeros.wandb"
+    garbage.parent.mkdir()
+    garbage.write_bytes(bytes(5_000))
+    runs = load_runs(tmp_path / "wandb").set_index("run_id")
+    assert runs["state"].to_dict() == {"finished": "finished", "failed": "unreadable", "zeros": "unreadable"}
+    assert runs["eval/loss"]["finished"] == 0.5 and runs["seed"]["finished"] == 0
+    for run_id, reason in runs["reason"].items():
+        assert f"run-{run_id}.wandb is damaged in a place; what was written there is left out" in reason
+    history = load_history(tmp_path / "wandb")
+    assert history.attrs["damaged_lines"] == {"finished": 1, "failed": 1, "zeros": 1}
+    steps = history[history["run_id"] == "finished"]["step"]
+    assert 250 < len(steps) < 400 and steps.max() == 400, "what follows the damaged block is read"
 
 
 def test_files_of_one_run_are_merged_and_the_last_one_wins(tmp_path: Path) -> None:
@@ -114,3 +196,26 @@ def test_the_same_run_from_two_places_is_one_and_the_other_place_is_named(tmp_pa
         mirrored(tmp_path / name, "one", [], standing("finished"))
     (run,) = load_runs([tmp_path / "a" / "wandb", tmp_path / "b" / "wandb"]).to_dict("records")
     assert f"{tmp_path}/a/wandb" in run["folder"] and run["also_in"] == f'["{tmp_path}/b/wandb/one"]'
+
+
+def test_items_of_any_form_are_read_alike() -> None:
+    """The quick reading of plain items is that of the protocol, whatever stands between, before and behind them."""
+    draw = random.Random(0)
+    values = (1, -3e-9, "a", "naïve", "x" * 130, None, True, [1, 2], {"a": 1})
+
+    def part(content: bytes, tag: bytes) -> bytes:
+        size = len(content)
+        return tag + (bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])) + content
+
+    def item(number: int) -> bytes:
+        path = [f"k{number}".encode(), *([b"z"] if draw.random() < 0.2 else [])]
+        keys = b"".join(part(key, draw.choice((b"\n", b"\x12")) if len(path) == 1 else b"\x12") for key in path)
+        value = json.dumps(draw.choice(values), ensure_ascii=draw.random() < 0.5).encode()
+        return part(keys + part(value, b"\x82\x01"), b"\n")
+
+    plain = 0
+    for _ in range(3000):
+        content = b"".join(map(item, range(draw.randrange(5)))) + draw.choice((b"", part(b"\x08\x05", b"\x12")))
+        assert wandb_log._items(content) == wandb_log._nested_items(content), content
+        plain += wandb_log._plain_items(content) is not None
+    assert 1000 < plain < 2500

@@ -19,6 +19,7 @@ from tests.annotation.helpers import made_up, new_study
 
 HOSTILE = "<script>document.title = 'broken'</script>\n\n<img src=x onerror=\"document.title = 'broken'\">"
 WAIT_S = 60
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"  # to look at; git ignores it
 
 
 @contextmanager
@@ -48,6 +49,11 @@ def wait_for(browser: WebDriver, text: str) -> None:
     waiting.until(lambda page: text in page.find_element(By.TAG_NAME, "body").text)
 
 
+def photograph(browser: WebDriver, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    assert browser.save_screenshot(str(SCREENSHOTS / f"annotation-{name}.png"))
+
+
 def test_a_study_is_judged_by_keys_undone_and_survives_the_server(tmp_path, browser):
     file = tmp_path / "s.sqlite"
     hostile = [Answer("x", "", HOSTILE, f"{HOSTILE} {system}", f"system-{system}") for system in "ab"]
@@ -65,6 +71,7 @@ def test_a_study_is_judged_by_keys_undone_and_survives_the_server(tmp_path, brow
         read(browser)
         press(browser, "u")
         wait_for(browser, "You chose Tie before.")
+        photograph(browser, "wide")
         read(browser)
         browser.find_element(By.CSS_SELECTOR, "button.choice.first").click()
         wait_for(browser, "3 of 5 judged")
@@ -104,6 +111,7 @@ def test_the_page_fits_a_narrow_screen_and_works_without_its_script(tmp_path, br
         first, second = (
             browser.find_element(By.CSS_SELECTOR, f"article.{place}").rect for place in ("first", "second")
         )
+        photograph(browser, "narrow")
         assert first["x"] >= 0 and first["x"] + first["width"] <= 360
         assert second["y"] >= first["y"] + first["height"], "one below the other"
         page = browser.find_element(By.TAG_NAME, "html")

@@ -114,7 +114,7 @@ def test_without_a_token_there_is_nothing_to_see(tmp_path, path):
 
 def test_every_answer_has_the_headers_that_keep_a_page_harmless(tmp_path):
     client, (ann,) = client_of(new_study(tmp_path / "s.sqlite", "ann"))
-    for path in (ann, "/", "/page/style.css", "/page/page.js", "/page/icon.svg", "/a/wrong"):
+    for path in (ann, "/", "/page/style.css", "/page/shared.css", "/page/page.js", "/page/icon.svg", "/a/wrong"):
         headers = client.get(path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy

@@ -4,7 +4,9 @@
 
 Each part runs in a process of its own, so that its peak resident memory is its own. The first reads, tokenizes and
 fills the cache; the second finds it filled; the third is a run's loader: plan, rows from the mapped files, batches of
-16 rows in micro-batches of 4, apart and packed.
+16 rows in micro-batches of 4, apart and packed. The last is what training waits for: steps of a given time, in which
+it sleeps, as for a GPU, or calls one small operator of torch after the other, as what launches kernels does; the GIL is
+then taken most of the time. Printed is the share of the time that it waited for batches, and the longest wait.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from typing import Any
 
 STEPS, BATCH_ROWS, MICRO_BATCH_ROWS = 2000, 16, 4
 WORDS = "the of and to in is that it for as with on be at by this from or have an they which one you all"
-PARTS = ("imports", "fill", "reuse", "load", "load packed")
+PARTS = ("imports", "fill", "reuse", "load", "load packed", "waits")
+STEP_MS, WAITED_STEPS = (5, 20, 50), 150
 
 
 def write_rows(path: Path, rows: int) -> None:
@@ -34,6 +37,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def measure(part: str, folder: Path, duplicates: str) -> dict[str, Any]:
+    import torch
     from transformers import AutoTokenizer
 
     from qlora_lab.config.schema import DataConfig, EvaluationConfig, FilterConfig, SourceConfig
@@ -60,6 +64,8 @@ def measure(part: str, folder: Path, duplicates: str) -> dict[str, Any]:
     prepared_s = time.perf_counter() - started
     tokens = data.report.train.tokens
     result: dict[str, Any] = {"rows": len(data.train), "tokens": tokens, "seconds": prepared_s}
+    if part == "waits":
+        return waits(data, torch)
     if part.startswith("load"):
         packed = part.endswith("packed")
         plan = plan_steps(
@@ -72,7 +78,8 @@ def measure(part: str, folder: Path, duplicates: str) -> dict[str, Any]:
         )
         started = time.perf_counter()
         steps = StepDataset(data.train, plan, 0, MICRO_BATCH_ROWS, 0, pack_tokens=512 if packed else None)
-        batches = [(batch.tokens, positions(batch)) for batch in step_loader(steps)]
+        with step_loader(steps, torch.device("cpu")) as served:
+            batches = [(batch.tokens, positions(batch)) for batch in served]
         seconds = time.perf_counter() - started
         served = sum(count for count, _ in batches)
         result |= {
@@ -81,6 +88,38 @@ def measure(part: str, folder: Path, duplicates: str) -> dict[str, Any]:
             "padding": 1 - served / sum(count for _, count in batches),
         }
     return {**result, "peak_rss_mb": peak_rss_mb()}
+
+
+def waits(data: Any, torch: Any) -> dict[str, Any]:
+    """Return how long a consumer waits for its batches, by what it does meanwhile and for how long."""
+    from qlora_lab.data.batching import plan_steps
+    from qlora_lab.train.steps import StepDataset, step_loader
+
+    limits = {"batch_size": BATCH_ROWS, "max_steps": WAITED_STEPS, "max_tokens": None, "seed": 1}
+    plan = plan_steps(data.train_lengths, **limits, group_by_length=True)
+    numbers = torch.zeros(16)
+
+    def launch(seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            numbers.add_(1.0)
+
+    result: dict[str, Any] = {}
+    for name, compute in (("asleep", time.sleep), ("launching", launch)):
+        for step_ms in STEP_MS:
+            found: list[float] = []
+            with step_loader(StepDataset(data.train, plan, 0, MICRO_BATCH_ROWS, 0), torch.device("cpu")) as served:
+                steps, started = iter(served), time.perf_counter()
+                for _ in range(len(plan)):
+                    asked = time.perf_counter()
+                    next(steps)
+                    found.append(time.perf_counter() - asked)
+                    compute(step_ms / 1000)
+                seconds = time.perf_counter() - started
+            later = found[1:]  # the first step is made when training begins
+            kind = f"{name} {step_ms} ms:"
+            result |= {f"{kind} share_%": 100 * sum(later) / seconds, f"{kind} longest_ms": 1000 * max(later)}
+    return result
 
 
 def positions(batch: Any) -> int:

@@ -32,11 +32,12 @@ from qlora_lab.config.schema import BenchmarkConfig, RowsConfig
 from qlora_lab.data.batching import pad_right
 from qlora_lab.evaluation.benchmarks import mmlu
 from qlora_lab.evaluation.benchmarks.examinee import Examinee, Texts
-from qlora_lab.evaluation.benchmarks.harness import HarnessTask, harness_scores
 from qlora_lab.evaluation.benchmarks.items import ItemReader
 from qlora_lab.evaluation.benchmarks.mmlu_rows import LETTERS, question_of
+from qlora_lab.evaluation.harness import harness_scores, task_manager
 from qlora_lab.models.load import load_model, load_tokenizer
 from qlora_lab.wheels import default_cache_dir
+from tests.evaluation.benchmarks.harness_definitions import write_definition
 from tests.helpers import composed
 
 EXAMPLES = 5
@@ -184,23 +185,32 @@ def harness(examinee: Examinee, folder: Path, asked: list[dict[str, Any]], optio
     from lm_eval.models.huggingface import HFLM
 
     solved = [json.loads(line) for line in (folder / "dev.jsonl").read_text().splitlines()]
-    tasks = {}
-    for subject in dict.fromkeys(row["subject"] for row in asked):
+    subjects = list(dict.fromkeys(row["subject"] for row in asked))
+    for subject in subjects:
         files = {}
         for split, rows in (("test", asked), ("dev", solved)):
             files[split] = folder / f"{subject}_{split}.jsonl"
             write(files[split], [row for row in rows if row["subject"] == subject])
         header = BenchmarkConfig.header.replace("{subject}", subject.replace("_", " "))
-        tasks[subject] = HarnessTask(HARNESS_DEFINITION, files, {"description": header})
+        write_definition(folder / "tasks", subject, HARNESS_DEFINITION, files, description=header)
     with timed(HFLM, "_loglikelihood_tokens") as seconds:
-        scores = harness_scores(examinee, tasks, shots=options.shots, batch_size=options.batch_size)
-    by_subject = {subject: iter(found.log_likelihoods) for subject, found in scores.items()}
-    logits = [next(by_subject[row["subject"]]) for row in asked]
-    weights = {subject: sum(row["subject"] == subject for row in asked) for subject in tasks}
+        scores = harness_scores(
+            examinee.model,
+            examinee.tokenizer,
+            subjects,
+            task_manager(folder / "tasks"),
+            max_length_tokens=examinee.max_length_tokens,
+            shots=options.shots,
+            batch_size=options.batch_size,
+        )
+    items = sorted(scores.items, key=lambda item: item["item"])
+    by_subject = {name: iter([item["responses"] for item in items if item["task"] == name]) for name in subjects}
+    logits = [[response[0] for response in next(by_subject[row["subject"]])] for row in asked]
+    right = {name: scores.metrics[f"{name}/acc"] for name in subjects}
     return {
         "seconds": sum(seconds),
-        "micro": sum(scores[name].metrics["acc"] * weight for name, weight in weights.items()) / len(asked),
-        "macro": sum(found.metrics["acc"] for found in scores.values()) / len(scores),
+        "micro": sum(right[row["subject"]] for row in asked) / len(asked),
+        "macro": sum(right.values()) / len(right),
         "logits": logits,
     }
 

@@ -1,25 +1,28 @@
 """Tokens per second of one batch with 1, 8 and 64 adapters, ours and PEFT's mixed batch, in the same run.
 
-    python tests/benchmarks/serving.py [--adapters 1,8,64] [--rows 64] [--prompt 8] [--tokens 12] [--rank 16]
+    python tests/benchmarks/serving.py [--adapters 1,8,64] [--rows 64] [--prompt 4] [--tokens 8] [--rank 16]
+        [--rounds 2] [--cpu-time]
 
 The model is SmolLM2-135M with random adapters on every linear layer; every row has the same number of tokens, read and
-written greedily, and nothing ends early. `nf4` multiplies by the packed weights, `nf4, expanded` by a dense copy of
-them as serving does with a small model, and PEFT by the same dense values in a plain model of transformers, through
-`generate(adapter_names=...)`. A pass before the timed one makes the adapters ready and builds their stack; what that
-takes is told apart.
+written greedily, and nothing ends early. `packed` multiplies by the 4-bit weights, `expanded` by a dense copy of them
+as serving does with a small model, and `PEFT` by the same dense values in a plain model of transformers, through
+`generate(adapter_names=...)`. For each number of adapters the ways take turns, after a pass that makes adapters ready
+and builds their stack; the figures are medians of the rounds, and it is said how many rows all ways wrote alike.
 """
 
 import argparse
+import statistics
 import sys
 import tempfile
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,94 +41,134 @@ from qlora_lab.wheels import default_cache_dir
 from tests.helpers import composed
 
 SETTINGS = '{"peft_type": "LORA", "r": %d, "lora_alpha": %d, "base_model_name_or_path": "smollm2_135m"}'
+WARM_UP_TOKENS = 2
+Write = Callable[[Sequence[str], int], Tensor]  # adapters of the rows, tokens -> (rows, tokens) written
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", default="1,8,64")
     parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--prompt", type=int, default=8, help="tokens")
-    parser.add_argument("--tokens", type=int, default=12, help="written to each row")
+    parser.add_argument("--prompt", type=int, default=4, help="tokens")
+    parser.add_argument("--tokens", type=int, default=8, help="written to each row")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--no-peft", action="store_true")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="instead of the clock's; for one thread, others computing"
+    )
     options = parser.parse_args()
-    counts = [int(count) for count in options.adapters.split(",")]
+    warnings.simplefilter("ignore")
+    started = time.perf_counter()
     config = composed("model=smollm2_135m")
     base = asked_base(OpenConfig(model=config.model, quant=QuantConfig(), device="cpu"), hardware.detect())
     opened = open_model(alone(base, Path("runs")))
     prompts = torch.randint(1000, 40000, (options.rows, options.prompt), generator=torch.Generator().manual_seed(0))
-    plain = None if options.no_peft else dense_copy(opened)
     print(f"{options.rows} rows, {options.prompt} tokens read and {options.tokens} written, rank {options.rank}, "
-          f"{torch.get_num_threads()} threads, {base.compute_dtype}")  # fmt: skip
+          f"{torch.get_num_threads()} threads, {base.compute_dtype}, medians of {options.rounds} rounds"
+          + ", seconds of CPU" * options.cpu_time, flush=True)  # fmt: skip
+    counts = [int(count) for count in options.adapters.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        found = ours(opened, Path(folder), prompts, counts, options)
-        if plain is not None:
-            found |= theirs(plain, Path(folder), prompts, counts, options)
-    one = {way: speed for (way, count), speed in found.items() if count == counts[0]}
-    for (way, count), speed in found.items():
-        print(f"{way:16} {count:3} adapters {speed:8.1f} tokens/s  {speed / one.get(way, speed):5.2f} of one adapter's"
-              + (f"  {speed / found['PEFT', count]:5.2f} of PEFT's" if ("PEFT", count) in found else ""))  # fmt: skip
+        theirs = Theirs(dense_copy(opened), Path(folder), prompts, options.rank)
+        ours = Ours(opened, Path(folder), prompts, max(counts), options.rank)
+        speeds: dict[str, list[float]] = {}
+        for count in counts:
+            theirs.load(count)
+            for way, speed in measured(ours, theirs, count, options).items():
+                speeds.setdefault(way, []).append(speed)
+    print(f"{'adapters':10}" + "".join(f"{count:>8}" for count in counts))
+    for way, found in speeds.items():
+        print(f"{way:10}" + "".join(f"{speed:8.0f}" for speed in found) + " tokens/s")
+    for way in ours.ways:
+        ratios = "".join(f"{mine / other:8.2f}" for mine, other in zip(speeds[way], speeds["PEFT"], strict=True))
+        print(f"{way:10}{ratios} of PEFT's")
+    print(f"bytes of a further adapter: {ours.adapter_bytes:,}; in a mixed batch as many again")
+    print(f"a switch takes {ours.switch_s() * 1e6:.1f} microseconds; all this {time.perf_counter() - started:.0f} s")
 
 
-def ours(opened: RunModel, folder: Path, prompts: Tensor, counts: list[int], options: Any) -> dict[Any, float]:
-    linears = {name: opened.model.get_submodule(name) for name in linear_names(opened.model)}
-    shared = SharedBase(opened, folder)
-    for number in range(max(counts)):
-        write_adapter(folder / f"a{number}", linears, options.rank, number)
-        shared.register(f"a{number}", folder / f"a{number}")
-    print(f"bytes of a further adapter: {shared.pool.registered['a0'].ready_bytes:,}; in a mixed batch as many again")
-    found: dict[Any, float] = {}
-    written = prompts.shape[0] * options.tokens
-    for way, kept in (("nf4", nullcontext()), ("nf4, expanded", cached_weights(opened.model))):
-        with kept:
-            for count in [0, *counts]:
-                names = [f"a{row % count}" if count else None for row in range(options.rows)]
-                first_s = timed(generate, shared, prompts, names, 2)
-                found[way, count] = written / timed(generate, shared, prompts, names, options.tokens)
-                again_s = timed(generate, shared, prompts, names, 2)
-                print(
-                    f"{way}, {count} adapters: {found[way, count]:.1f} tokens/s; {first_s - again_s:.2f} s to be ready "
-                    "and stacked",
-                    flush=True,
-                )
-    switches = 1000
-    started = time.perf_counter()
-    for number in range(switches):
-        shared.switch(f"a{number % max(counts)}")
-    switched = (time.perf_counter() - started) / switches
-    print(f"a switch takes {switched * 1e6:.1f} microseconds", flush=True)
-    return found
+def measured(ours: "Ours", theirs: "Theirs", count: int, options: argparse.Namespace) -> dict[str, float]:
+    """Return the tokens per second of each way with so many adapters."""
+    names = [f"a{row % count}" for row in range(options.rows)]
+    ways: dict[str, tuple[Write, Callable[[], AbstractContextManager[object]]]] = {
+        **{way: (ours.write, context) for way, context in ours.ways.items()},
+        "PEFT": (theirs.write, nullcontext),
+    }
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    written: dict[str, Tensor] = {}
+    for turn in range(options.rounds + 1):
+        for way, (write, context) in ways.items():
+            with context():
+                begun = clock()
+                written[way] = write(names, options.tokens if turn else WARM_UP_TOKENS)
+                if turn:
+                    seconds[way].append(clock() - begun)
+    alike = (written["packed"] == written["PEFT"]).all(1) & (written["expanded"] == written["PEFT"]).all(1)
+    speeds = {way: options.rows * options.tokens / statistics.median(found) for way, found in seconds.items()}
+    told = ", ".join(f"{way} {', '.join(f'{one:.2f}' for one in found)} s" for way, found in seconds.items())
+    print(f"{count} adapters: {told}; {int(alike.sum())} of {len(alike)} rows are the same in all ways", flush=True)
+    return speeds
 
 
-def generate(shared: SharedBase, prompts: Tensor, names: list[str | None], tokens: int) -> None:
-    batch = Batch(shared)
-    logits = batch.join(prompts.tolist(), names)
-    for _ in range(tokens - 1):
-        logits = batch.step(logits.argmax(1).tolist())
+class Ours:
+    """One quantized base, and random adapters in a folder."""
+
+    def __init__(self, opened: RunModel, folder: Path, prompts: Tensor, count: int, rank: int) -> None:
+        linears = {name: opened.model.get_submodule(name) for name in linear_names(opened.model)}
+        self.shared, self._prompts, self._count = SharedBase(opened, folder), prompts.tolist(), count
+        self.ways = {"packed": nullcontext, "expanded": lambda: cached_weights(opened.model)}
+        for number in range(count):
+            write_adapter(folder / f"a{number}", linears, rank, number)
+            self.shared.register(f"a{number}", folder / f"a{number}")
+
+    @property
+    def adapter_bytes(self) -> int:
+        return self.shared.pool.registered["a0"].ready_bytes
+
+    def write(self, names: Sequence[str], tokens: int) -> Tensor:
+        batch, written = Batch(self.shared), []
+        logits = batch.join(self._prompts, names)
+        for _ in range(tokens - 1):
+            written.append(logits.argmax(1))
+            logits = batch.step(written[-1].tolist())
+        return torch.stack([*written, logits.argmax(1)], 1)
+
+    def switch_s(self, times: int = 1000) -> float:
+        begun = time.perf_counter()
+        for number in range(times):
+            self.shared.switch(f"a{number % self._count}")
+        return (time.perf_counter() - begun) / times
 
 
-def theirs(plain: Any, folder: Path, prompts: Tensor, counts: list[int], options: Any) -> dict[Any, float]:
-    warnings.simplefilter("ignore")
-    settings = LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    model: PeftModel = get_peft_model(plain, settings, adapter_name="a0")
-    fixed = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
+class Theirs:
+    """PEFT on a plain model, with as many of the adapters in the folder as were asked for."""
 
-    def write(names: list[str], tokens: int) -> None:
-        with torch.inference_mode():
-            mask = torch.ones_like(prompts)
-            model.generate(input_ids=prompts, attention_mask=mask, adapter_names=names, max_new_tokens=tokens, **fixed)
+    def __init__(self, plain: Any, folder: Path, prompts: Tensor, rank: int) -> None:
+        settings = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        self._model = get_peft_model(plain, settings, adapter_name="unused")
+        self._folder, self._prompts, self._loaded = folder, prompts, 0
 
-    found, loaded = {}, 1
-    for count in counts:
-        for number in range(loaded, count):
-            model.load_adapter(str(folder / f"a{number}"), adapter_name=f"a{number}", low_cpu_mem_usage=True)
-        loaded = max(loaded, count)
-        model.eval()
-        names = [f"a{row % count}" for row in range(options.rows)]
-        write(names, 2)
-        found["PEFT", count] = prompts.shape[0] * options.tokens / timed(write, names, options.tokens)
-        print(f"PEFT, {count} adapters: {found['PEFT', count]:.1f} tokens/s", flush=True)
-    return found
+    def load(self, count: int) -> None:
+        begun = time.perf_counter()
+        for number in range(self._loaded, count):
+            folder = str(self._folder / f"a{number}")
+            self._model.load_adapter(folder, adapter_name=f"a{number}", low_cpu_mem_usage=True)
+        self._loaded = count
+        self._model.eval()
+        print(f"PEFT has {count} adapters after {time.perf_counter() - begun:.1f} s", flush=True)
+
+    @torch.inference_mode()
+    def write(self, names: Sequence[str], tokens: int) -> Tensor:
+        found: Tensor = self._model.generate(
+            input_ids=self._prompts,
+            attention_mask=torch.ones_like(self._prompts),
+            adapter_names=list(names),
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            use_cache=True,
+        )
+        return found[:, self._prompts.shape[1] :]
 
 
 def dense_copy(opened: RunModel) -> Any:
@@ -158,12 +201,6 @@ def write_adapter(folder: Path, linears: dict[str, Any], rank: int, seed: int) -
     targets = sorted({name.rpartition(".")[2] for name in linears})
     listed = ", ".join(f'"{target}"' for target in targets)
     (folder / "adapter_config.json").write_text(f'{settings[:-1]}, "target_modules": [{listed}]}}')
-
-
-def timed(work: Any, *arguments: Any) -> float:
-    started = time.perf_counter()
-    work(*arguments)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

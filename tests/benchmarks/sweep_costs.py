@@ -3,10 +3,11 @@
     pip install --target FOLDER --no-deps hydra-submitit-launcher==1.2.0
     python tests/benchmarks/sweep_costs.py --stock FOLDER [--runs 10080] [--only plan,submit,again,worker,import,dead]
 
-CPU seconds of whole processes, imports included. No run trains: sbatch, squeue and scontrol are scripts that take
-everything and start nothing, and what a worker executes leaves the files of a finished run and no more. The study has
-160 combinations of four groups. Stock Hydra composes every run in the launcher and again in its job; what it does a run
-is measured on `--sample` runs and multiplied.
+CPU seconds of whole processes, imports included; both columns of the table that it ends with are of this one run. No
+run trains: sbatch, squeue and scontrol are scripts that take everything and start nothing, and what a worker executes
+leaves the files of a finished run and no more. The study has 160 combinations of four groups. Stock Hydra composes
+every run in the launcher, and again in its job; it grows with the runs alone, so that it is measured on a quarter of
+`--sample` runs and on all of them, and what the further ones cost is multiplied.
 """
 
 import argparse
@@ -35,21 +36,29 @@ COMMANDS = {
     "sbatch": """script=$(mktemp -p $FAKE_SLURM script.XXXXXX); number=$(ls $FAKE_SLURM | wc -l)
 if [ "$1" = --parsable ]; then cat > $script; echo $number; exit; fi
 cp "$1" $script; echo Submitted batch job $number""",
-    "squeue": ":",
+    "squeue": "cat $FAKE_SLURM/queue 2> /dev/null || true",
     "scontrol": "echo 'MaxArraySize            = 20001'",
     "sacct": ":",
 }
 # What a stock application is: a no-op task on the same configuration. Nothing ever runs, so nothing is waited for.
 STOCK_APP = """
-import sys
+import sys, time
 import hydra, submitit
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.sweeper import Sweeper
 from qlora_lab.config.command import PLUGINS
 from qlora_lab.config.schema import RunConfig
 sys.path.append(str(PLUGINS))
 ConfigStore.instance().store(name="run_schema", node=RunConfig)
 submitit.Job.results = lambda job: [JobReturn(status=JobStatus.COMPLETED)]
+
+def timed(self, batch, plain=Sweeper.validate_batch_is_legal):
+    began = time.process_time()
+    plain(self, batch)
+    print("COMPOSED", time.process_time() - began)
+
+Sweeper.validate_batch_is_legal = timed
 
 @hydra.main(version_base="1.3", config_path={conf!r}, config_name="train")
 def task(node):
@@ -65,7 +74,8 @@ from pathlib import Path
 def execute(path, attempts_before=None, *, lease, stop_cause, bases=None, config=None):
     from qlora_lab.config import hardware
     from qlora_lab.runs.environment import environment
-    from qlora_lab.runs.folder import FINISHED, MetricsFile, RunFolder
+    from qlora_lab.runs.folder import FINISHED, RunFolder
+    from qlora_lab.runs.metrics_file import MetricsFile
     folder = RunFolder(Path(path))
     with folder.holding(lease):
         folder.begin()
@@ -108,7 +118,7 @@ heartbeat._kernel = lambda: "another"
 heartbeat.fcntl.flock = lambda file, operation: None
 """
 
-# The study's command; its answer is another benchmark's.
+# The study's command; its answer is another benchmark's (`load_runs.py`).
 WITHOUT_ANSWER = """
 from qlora_lab.sweep import study
 from qlora_lab.sweep.__main__ import main
@@ -122,6 +132,19 @@ class Cost:
     cpu_s: float
     peak_bytes: int
     printed: str
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a run costs Hydra's basic sweeper and hydra-submitit-launcher."""
+
+    plan_s: float  # composing it in the launcher
+    submit_s: float  # the rest: its place in the list of jobs, its pickle, its part of sbatch
+    memory_bytes: float
+    disk_bytes: float
+    inodes: float
+    job_s: float  # of a no-op run
+    finished_inodes: int
 
 
 @dataclass(frozen=True)
@@ -165,6 +188,11 @@ class Bench:
         where = [f"paths.runs_dir={self.folder / 'runs'}", "launcher=slurm", "launcher.slurm.gpus_per_run=0"]
         return self.command([sys.executable, *program, *FIXED, *where, *axes, *overrides])
 
+    def steer(self, action: str) -> Cost:
+        """Run a command about the study."""
+        runs_dir = str(self.folder / "runs")
+        return self.command([sys.executable, "-m", "qlora_lab.sweep", action, "study", "--runs-dir", runs_dir])
+
     def prepare(self) -> None:
         for name in ("bin", "slurm", "no_op"):
             (self.folder / name).mkdir()
@@ -181,15 +209,33 @@ def disk(*folders: Path) -> tuple[int, int, int]:
     return files, sum(each.st_blocks * 512 for each in found), len(found)
 
 
-def stock_submit(bench: Bench, count: int) -> tuple[Cost, tuple[int, int, int]]:
-    """Submit runs with Hydra's basic sweeper and hydra-submitit-launcher."""
-    folder = bench.folder / f"stock{count}"
+def stock_submit(bench: Bench, count: int) -> tuple[Cost, float]:
+    """Submit runs with Hydra's basic sweeper and hydra-submitit-launcher; return the seconds of composing, too."""
     code = STOCK_APP.format(conf=str(ROOT / "conf"))
     axes = {key: values.split(",")[0] for key, values in AXES.items()}
     fixed = [*FIXED, *(f"{key}={value}" for key, value in axes.items())]
+    folder = bench.folder / f"stock{count}"
     hydra = ["--multirun", "hydra/launcher=submitit_slurm", f"hydra.sweep.dir={folder}", f"seed=range({count})"]
     cost = bench.command([sys.executable, "-c", code, *hydra, *fixed], HYDRA_FULL_ERROR="1")
-    return cost, disk(folder)
+    (composed_s,) = (float(line.split()[1]) for line in cost.printed.splitlines() if line.startswith("COMPOSED "))
+    return cost, composed_s
+
+
+def stock(bench: Bench) -> Stock:
+    sizes = bench.sample // 4, bench.sample
+    (few, few_composed_s), (many, many_composed_s) = (stock_submit(bench, count) for count in sizes)
+    more = sizes[1] - sizes[0]
+    _, blocks, inodes = disk(bench.folder / f"stock{bench.sample}")
+    done, left = stock_worker(bench, bench.sample)
+    return Stock(
+        plan_s=(many_composed_s - few_composed_s) / more,
+        submit_s=(many.cpu_s - many_composed_s - few.cpu_s + few_composed_s) / more,
+        memory_bytes=(many.peak_bytes - few.peak_bytes) / more,
+        disk_bytes=blocks / bench.sample,
+        inodes=inodes / bench.sample,
+        job_s=done.cpu_s,
+        finished_inodes=left,
+    )
 
 
 def stock_worker(bench: Bench, count: int) -> tuple[Cost, int]:
@@ -257,77 +303,120 @@ def dead(bench: Bench, observer: str) -> float:
     return time.monotonic() - killed
 
 
-def finish_all(bench: Bench) -> None:
-    """Let every planned run be finished, as far as a sweep reads it."""
+def finish_all(bench: Bench, *, mixed: bool = False) -> None:
+    """Let every planned run be finished, as far as a sweep reads it.
+
+    Args:
+        mixed: rather let one of two be finished, one of eight failed, one of eight killed and the others interrupted.
+    """
     (file,) = (bench.folder / "runs").glob("studies/*/*/plan.json")
     ended = {"state": "finished", "started_at": "2026-01-01T00:00:00+00:00", "ended_at": "2026-01-01T00:01:00+00:00"}
     status = json.dumps({**ended, "attempt": 1, "elapsed_s": 60.0, "error": None})
-    for run in json.loads(file.read_text())["runs"]:
+    trace = "\n".join(f'  File "module.py", line {line}, in function' for line in range(40))
+    error = {"type": "TrainingError", "message": "the loss is not finite at step 17", "traceback": trace}
+    others = {
+        3: {"state": "failed", "cause": "nan", "error": error},
+        5: {"state": "running", "ended_at": None},
+        1: {"state": "interrupted", "cause": "preemption", "history": [{"cause": "preemption"}] * 5},
+    }
+    for number, run in enumerate(json.loads(file.read_text())["runs"]):
         folder = bench.folder / "runs" / run["run_id"]
         folder.mkdir(exist_ok=True)
+        if mixed and number % 2:
+            changed = {**json.loads(status), **others.get(number % 8, others[1])}
+            (folder / "status.json").write_text(json.dumps(changed))
+            continue
         (folder / "status.json").write_text(status)
         (folder / "result.json").write_text(json.dumps({"metrics": {"eval/loss": 1.0, "eval/rows": 8}}))
+
+
+def fill_queue(bench: Bench, most: int = 1000) -> int:
+    """Let squeue print a line for each of the first tasks of the largest array, as it does of those that run."""
+    chunks = (bench.folder / "runs").glob("studies/*/*/slurm/chunks/*.json")
+    runs, nonce = max((len(json.loads(file.read_text())["run_ids"]), file.stem) for file in chunks)
+    lines = [f"9|{task}|RUNNING|gpu01|normal|None|qlora_lab {nonce}" for task in range(min(most, runs))]
+    (bench.folder / "slurm" / "queue").write_text("\n".join(lines) + "\n")
+    return len(lines)
+
+
+def ours(bench: Bench, only: list[str]) -> dict[str, str]:
+    """Return what is to be said of our part, by the rows of the table."""
+    found = {}
+    if "plan" in only:
+        cost = bench.ours("sweep.action=plan")
+        print(_last_count(cost.printed))
+        found["plan"] = f"{cost.cpu_s:.1f} s"
+    if "submit" in only:
+        cost = bench.ours()
+        _, blocks, inodes = disk(bench.folder / "runs")
+        found["plan and submit"] = f"{cost.cpu_s:.1f} s"
+        found["memory of that"] = f"{cost.peak_bytes / 1e6:.0f} MB"
+        found["disk of that"] = f"{blocks / 1e6:.1f} MB and {inodes:,} inodes, with the plan"
+        cost = bench.steer("resume")  # of the jobs, nothing is left in the queue
+        found["submit"] = f"{cost.cpu_s:.1f} s, by `resume` of the plan"
+    if "worker" in only:
+        alone, warm, inodes = worker(bench, pool_runs=100)
+        found["a run that does nothing"] = f"{statistics.median(alone):.2f} s"
+        found["the same in a warm pool"] = f"{warm:.3f} s"
+        found["inodes of it"] = f"{inodes}"
+    if "again" in only:
+        finish_all(bench)
+        cost = bench.ours(program=("-c", WITHOUT_ANSWER))
+        found["the same command, all finished"] = f"{cost.cpu_s:.1f} s, without the answer"
+        cost = bench.ours("sweep.action=status")
+        found["status"] = f"{cost.cpu_s:.1f} s"
+        finish_all(bench, mixed=True)
+        cost = bench.steer("status")
+        found["status without Hydra, of runs in every state"] = f"{cost.cpu_s:.1f} s"
+        tasks = fill_queue(bench)
+        cost = bench.steer("status")
+        assert f"jobs: {tasks:,} running" in cost.printed
+        found[f"the same while {tasks:,} of its tasks run"] = f"{cost.cpu_s:.1f} s"
+    if "import" in only:
+        for module in ("qlora_lab.sweep.steer", "qlora_lab.sweep.slurm.worker", "qlora_lab.sweep.command"):
+            command = [sys.executable, "-c", f"import sys, {module}; assert 'torch' not in sys.modules"]
+            least_s = min(bench.command(command).cpu_s for _ in range(5))
+            found[f"import of {module}"] = f"{least_s:.2f} s, Python's own start in it"
+    if "dead" in only:
+        here, elsewhere = dead(bench, "pass"), dead(bench, ON_ANOTHER_MACHINE)
+        found["a killed run is noticed after"] = f"{here:.1f} s, {elsewhere:.1f} s where locks do not cross nodes"
+    return found
+
+
+def in_words(measured: Stock, runs: int, sample: int) -> dict[str, str]:
+    """Return what is to be said of the stock launcher, by the rows of the table."""
+    plan_s, submit_s = runs * measured.plan_s, runs * measured.submit_s
+    return {
+        "plan": f"{plan_s:,.0f} s ({1e3 * measured.plan_s:.0f} ms a run, of {sample})",
+        "plan and submit": f"{plan_s + submit_s:,.0f} s",
+        "submit": f"{submit_s:,.0f} s ({1e3 * measured.submit_s:.1f} ms a run)",
+        "memory of that": f"{runs * measured.memory_bytes / 1e6:,.0f} MB ({measured.memory_bytes / 1e3:.0f} kB a run)",
+        "disk of that": f"{runs * measured.disk_bytes / 1e6:,.0f} MB and {runs * measured.inodes:,.0f} inodes",
+        "the same command, all finished": "starts every run again",
+        "status": "none",
+        "a killed run is noticed after": "up to 600 s (from its code)",
+        "a run that does nothing": f"{measured.job_s:.2f} s",
+        "the same in a warm pool": "none",
+        "inodes of it": f"{measured.finished_inodes}",
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_080)
-    parser.add_argument("--sample", type=int, default=40, help="runs that the stock launcher submits")
+    parser.add_argument("--sample", type=int, default=200, help="runs that the stock launcher submits")
     parser.add_argument("--stock", type=Path, help="folder with hydra-submitit-launcher; without it ours alone")
     parser.add_argument("--only", default="plan,submit,again,worker,import,dead")
     options = parser.parse_args()
-    only = options.only.split(",")
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(Path(temporary), options.runs, options.sample, options.stock)
         bench.prepare()
         started = time.monotonic()
-        if options.stock is not None:
-            few, _ = stock_submit(bench, options.sample // 4)
-            many, _ = stock_submit(bench, options.sample)
-            more = options.sample - options.sample // 4
-            a_run = (many.cpu_s - few.cpu_s) / more
-            files, blocks, inodes = disk(bench.folder / f"stock{options.sample}")
-            done, left = stock_worker(bench, options.sample)
-            print(
-                f"stock: {1e3 * a_run:.0f} ms of CPU a run in the launcher, {a_run * options.runs:,.0f} s for "
-                f"{options.runs:,}; {(many.peak_bytes - few.peak_bytes) / more / 1e3:.0f} KB of memory, "
-                f"{files / options.sample / 1e3:.1f} KB of files ({blocks / options.sample / 1e3:.1f} in blocks) and "
-                f"{inodes / options.sample:.1f} inodes a run; a no-op job takes {done.cpu_s:.2f} s "
-                f"and leaves {left} inodes"
-            )
-        if "plan" in only:
-            cost = bench.ours("sweep.action=plan")
-            print(f"plan: {cost.cpu_s:.1f} s of CPU, {cost.peak_bytes / 1e6:.0f} MB; {_last_count(cost.printed)}")
-        if "submit" in only:
-            cost = bench.ours()
-            files, blocks, inodes = disk(bench.folder / "runs")
-            print(
-                f"plan and submit: {cost.cpu_s:.1f} s of CPU, {cost.peak_bytes / 1e6:.0f} MB; {files / 1e6:.1f} MB of "
-                f"files ({blocks / 1e6:.1f} in blocks), {inodes:,} inodes"
-            )
-        if "worker" in only:
-            alone, warm, inodes = worker(bench, pool_runs=100)
-            print(
-                f"worker: {statistics.median(alone):.2f} s of CPU for a no-op run in a process of its own, "
-                f"{1e3 * warm:.1f} ms in a warm pool; {inodes} inodes a finished run, with its task's log"
-            )
-        if "again" in only:
-            finish_all(bench)
-            cost = bench.ours(program=("-c", WITHOUT_ANSWER))
-            print(f"the same command, all finished: {cost.cpu_s:.1f} s of CPU")
-            cost = bench.ours("sweep.action=status")
-            print(f"status: {cost.cpu_s:.1f} s of CPU")
-        if "import" in only:
-            for module in ("qlora_lab.sweep.steer", "qlora_lab.sweep.slurm.worker", "qlora_lab.sweep.command"):
-                cost = bench.command([sys.executable, "-c", f"import sys, {module}; assert 'torch' not in sys.modules"])
-                print(f"import of {module}: {cost.cpu_s:.2f} s of CPU, Python's own start in it")
-        if "dead" in only:
-            here, elsewhere = dead(bench, "pass"), dead(bench, ON_ANOTHER_MACHINE)
-            print(
-                f"a killed run counts as interrupted after {here:.1f} s on its machine, {elsewhere:.1f} s on others "
-                "that do not see its locks, the start of who looks in it"
-            )
-        print(f"all of it took {time.monotonic() - started:.0f} s by the clock")
+        theirs = in_words(stock(bench), options.runs, options.sample) if options.stock is not None else {}
+        rows = ours(bench, options.only.split(","))
+        print(f"{options.runs:,} runs; all of it took {time.monotonic() - started:.0f} s by the clock\n")
+        print("| CPU seconds | stock, for as many | ours |\n|---|---|---|")
+        print("\n".join(f"| {name} | {theirs.get(name, '')} | {said} |" for name, said in rows.items()))
 
 
 def _last_count(printed: str) -> str:

@@ -26,6 +26,7 @@ ROWS, ROW_TOKENS, STEPS, WARM_STEPS, RANK = 4, 128, 7, 2, 16
 FIGURES = {
     "first_step_s": ("seconds from process start to first step done", 1.0),
     "step_s": ("seconds of a training step", 1.0),
+    "cpu_s": ("CPU seconds of a training step", 1.0),
     "tokens_per_s": ("tokens/s of a training step", -1.0),
     "peak_rss_bytes": ("peak resident memory, GB", 1.0),
     "training_anonymous_bytes": ("peak anonymous memory while training, GB", 1.0),
@@ -64,18 +65,21 @@ def batches() -> list[Any]:
 def time_steps(step: Callable[[Any], None], started: float) -> dict[str, float]:
     """Call `step(batch)` on every batch and return the figures of this process."""
     durations: list[float] = []
+    cpu_durations: list[float] = []
     first_step_s = 0.0
     with AnonymousPeak() as anonymous:
         for index, batch in enumerate(batches()):
-            before = time.perf_counter()
+            before, cpu_before = time.perf_counter(), time.process_time()
             step(batch)
             durations.append(time.perf_counter() - before)
+            cpu_durations.append(time.process_time() - cpu_before)
             if index == 0:
                 first_step_s = time.time() - started
     step_s = statistics.median(durations[WARM_STEPS:])
     return {
         "first_step_s": first_step_s,
         "step_s": step_s,
+        "cpu_s": statistics.median(cpu_durations[WARM_STEPS:]),
         "tokens_per_s": ROWS * ROW_TOKENS / step_s,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "training_anonymous_bytes": anonymous.peak_bytes,

@@ -24,9 +24,10 @@ NEEDS = {  # options that are incomplete on purpose, and what completes them
     "data/chat": ["data.source.path=chats.jsonl"],
     "data/file": ["data.source.path=rows.jsonl"],
     "data/hub": ["data.source.hub_id=some/rows"],
+    "evaluation/harness": ["evaluation.harness.tasks=[boolq]"],
     "evaluation/prompts": ["evaluation.prompts.own.path=mine.jsonl"],
 }
-OF_FINISHED_RUNS = {f"evaluation/{name}" for name in ("open_assistant", "probes", "prompts", "vicuna")}
+OF_FINISHED_RUNS = {f"evaluation/{name}" for name in ("harness", "open_assistant", "probes", "prompts", "vicuna")}
 
 
 def of_a_family() -> dict[str, str]:
@@ -66,7 +67,8 @@ def test_every_option_composes(options: tuple[str, ...]) -> None:
     if OF_FINISHED_RUNS & set(options):
         with hydra_on_conf(evaluate_schema=EvaluateConfig):
             node = compose("evaluate", ["run=0123456789ab", *overrides])
-        assert typed_from_hydra(node, EvaluateConfig).evaluation.prompts
+        evaluation = typed_from_hydra(node, EvaluateConfig).evaluation
+        assert evaluation.prompts or evaluation.harness
     else:
         assert isinstance(composed(*overrides), RunConfig)
 

@@ -12,13 +12,14 @@ from qlora_lab.ops.adamw.optimizer import AdamwKernels
 from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
 from qlora_lab.ops.native.cuda_adamw import CudaAdamw
 from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary
-from qlora_lab.ops.native.cuda_ops import CudaOps, CudaStreams, InOrder
+from qlora_lab.ops.native.cuda_ops import CudaOps
+from qlora_lab.ops.native.cuda_streams import CudaStreams, InOrder
 from qlora_lab.ops.registry import CUDA_KERNELS
 from tests.cuda.emulator import KERNELS, build, why_not
 
 
 class OneQueue:
-    """`cuda_ops.Streams` where nothing runs beside anything else."""
+    """`cuda_streams.Streams` where nothing runs beside anything else."""
 
     @contextmanager
     def queue(self, device: torch.device) -> Iterator[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"
 SOURCES = sorted((KERNELS / "cuda").glob("*.cu"))
+EMULATOR = [KERNELS / "emu" / name for name in ("emu.cpp", "managed.cpp")]
 FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off", "-fPIC")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
 
@@ -57,7 +58,7 @@ def build(name: str, *extra: Path, sanitize: bool = False, shared: bool = True) 
             return result
 
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            objects = list(pool.map(object_of, (*SOURCES, KERNELS / "emu" / "emu.cpp", *extra)))
+            objects = list(pool.map(object_of, (*SOURCES, *EMULATOR, *extra)))
         link = ["g++", *(SANITIZED if sanitize else ()), *(("-shared",) if shared else ()), *objects]
         subprocess.run([*link, "-o", f"{scratch}/{name}"], check=True)
         Path(scratch, name).rename(target)

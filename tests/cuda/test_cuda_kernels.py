@@ -6,8 +6,9 @@ from ctypes import byref
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import qlora_lab.ops.lora.op  # noqa: F401  # registers its ops
 from qlora_lab.ops.adamw.optimizer import AdamwKernels
 from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor, adamw_, gradient_norm
 from qlora_lab.ops.blockwise import reference
@@ -15,8 +16,10 @@ from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.formats import FORMATS
 from qlora_lab.ops.lora import reference as lora
 from qlora_lab.ops.lora.dropout import drop
+from qlora_lab.ops.lora.op import as_kernels_take
 from qlora_lab.ops.native.cuda_library import CudaLibrary
 from qlora_lab.ops.native.cuda_ops import CudaOps
+from qlora_lab.ops.native.cuda_streams import Streams
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LENGTHS = (1, 7, 63, 64, 65, 1000, 4097, 9001)
@@ -218,6 +221,61 @@ def test_gradients_are_those_of_the_reference(ops: CudaOps, dtype: torch.dtype, 
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+class Conversions(TorchDispatchMode):
+    """Counts the launches that change a dtype, by the shape of what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        if function is torch.ops.aten._to_copy.default:
+            self.shapes.append(tuple(arguments[0].shape))
+        return function(*arguments, **(options or {}))
+
+
+@dtypes
+@pytest.mark.parametrize(("rows", "in_features"), [(1, 64), (3, 40), (12, 96), (80, 64)])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_a_bfloat16_adapter_counts_as_its_values(
+    ops: CudaOps, rows: int, in_features: int, dropout: float, dtype: torch.dtype
+) -> None:
+    """Bit for bit, whichever kernel reads it."""
+    weight, x = quantized("nf4", 38, in_features, block_size=32), normal(rows, in_features, seed=1).to(dtype)
+    short = (normal(20, in_features, seed=3).bfloat16(), normal(38, 20, seed=4).bfloat16())
+    wide = tuple(matrix.float() for matrix in short)
+    for actual, expected in zip(
+        ops.lora_linear(x, *weight, None, *short, 0.5, dropout, 9),
+        ops.lora_linear(x, *weight, None, *wide, 0.5, dropout, 9),
+        strict=True,
+    ):
+        assert_same(actual, expected)
+    given = (normal(rows, 38, seed=5).to(dtype), x, normal(rows, 20, seed=7), *weight)
+    grad_x, *of_short = ops.lora_linear_backward(*given, *short, 0.5, dropout, 9, True)
+    expected_x, *of_wide = ops.lora_linear_backward(*given, *wide, 0.5, dropout, 9, True)
+    assert_same(grad_x, expected_x)
+    for actual, expected in zip(of_short, of_wide, strict=True):
+        assert_same(actual, expected.bfloat16())
+
+
+@pytest.mark.parametrize("rows", [1, 12, 80])
+def test_nothing_converts_a_bfloat16_adapter(emulated: CudaLibrary, streams: Streams, rows: int) -> None:
+    """What a GPU would launch for it beside bfloat16 activations takes longer than reading a small matrix."""
+    ops, weight = CudaOps(emulated, streams), quantized("nf4", 38, 96, block_size=32)
+    x, gradient = normal(rows, 96, seed=1).bfloat16(), normal(rows, 38, seed=5).bfloat16()
+    adapter = (normal(20, 96, seed=3).bfloat16(), normal(38, 20, seed=4).bfloat16())
+    with Conversions() as seen:
+        _, low = ops.lora_linear(x, *weight, None, *adapter, 0.5, 0.0, 0)
+        ops.lora_linear_backward(gradient, x, low, *weight, *adapter, 0.5, 0.0, 0, True)
+    assert set(seen.shapes) == {(rows, 20)}  # the low-rank product, which is kept in float32
+
+
+def test_only_cpus_widen_a_bfloat16_adapter_for_their_kernels() -> None:
+    with FakeTensorMode():
+        for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
+            assert as_kernels_take(torch.empty(4, 8, dtype=torch.bfloat16, device=device)).dtype == dtype
+
+
 @dtypes
 def test_dropout_is_that_of_the_reference(ops: CudaOps, dtype: torch.dtype) -> None:
     x, added = normal(3, 777).to(dtype), normal(3, 777, seed=1).to(dtype)
@@ -228,10 +286,10 @@ def test_dropout_is_that_of_the_reference(ops: CudaOps, dtype: torch.dtype) -> N
 NUMELS = (1, 5, 1000, 4096, 4097, 13_000)
 
 
-def adamw_tensors(bits: int, block_size: int = 256) -> list[AdamwTensor]:
+def adamw_tensors(bits: int, block_size: int = 256, dtype: torch.dtype = torch.float32) -> list[AdamwTensor]:
     tensors = []
     for number, numel in enumerate(NUMELS):
-        values = (normal(numel, seed=number), normal(numel, seed=100 + number))
+        values = (normal(numel, seed=number).to(dtype), normal(numel, seed=100 + number).to(dtype))
         blocks = -(-numel // block_size)
         states: tuple[Tensor | None, ...] = (torch.zeros(numel), torch.zeros(numel), None, None)
         if bits == 8 and number % 2:
@@ -259,6 +317,15 @@ def test_adamw_gives_the_bits_of_the_reference(adamw_kernels: AdamwKernels, bits
     for number in range(1, 4):
         step = AdamwStep(1e-2, 0.9, 0.99, 1e-8, number, gradient_scale=0.7, block_size=block_size)
         assert_updates_alike(adamw_kernels, ours, expected, step)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_adamw_of_bfloat16_parameters(adamw_kernels: AdamwKernels, bits: int) -> None:
+    ours, expected = ([*adamw_tensors(bits, dtype=torch.bfloat16), *adamw_tensors(bits)] for _ in range(2))
+    for number in range(1, 3):
+        assert_updates_alike(adamw_kernels, ours, expected, AdamwStep(1e-2, 0.9, 0.99, 1e-8, number, 0.7))
+    gradients = [tensor.gradient for tensor in ours]
+    assert adamw_kernels.gradient_norm(gradients, 2.0) == gradient_norm(gradients, 2.0)
 
 
 def test_adamw_of_gradients_that_are_not_finite(adamw_kernels: AdamwKernels) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.cuda.scripts import FOLDER, load_script
 
 @pytest.fixture(scope="module")
 def gpu_check() -> ModuleType:
+    load_script("gpu_steps")  # which it imports as its neighbour
     return load_script("gpu_check")
 
 
@@ -23,6 +25,7 @@ class FakeMachine:
         self.seconds, self.endings, self.writes = seconds, endings, writes or {}
         self.now = 0.0
         self.limits: list[float] = []
+        self.kept: list[Any] = []
 
     def run(self, command: Sequence[str], environment: dict[str, str], limit_s: float) -> tuple[int, str]:
         self.limits.append(limit_s)
@@ -37,7 +40,7 @@ class FakeMachine:
 
 def run(gpu_check: ModuleType, machine: FakeMachine, steps: list, budget_s: float = 100.0) -> list:  # type: ignore[type-arg]
     context = gpu_check.Context(Path("build"), "python")
-    return gpu_check.run_steps(steps, context, budget_s, machine.run, machine.clock)
+    return gpu_check.run_steps(steps, context, budget_s, machine.run, machine.clock, machine.kept.append)
 
 
 def test_a_failed_step_does_not_stop_the_others(gpu_check: ModuleType, tmp_path: Path) -> None:
@@ -56,9 +59,24 @@ def test_a_failed_step_does_not_stop_the_others(gpu_check: ModuleType, tmp_path:
 
 
 def test_a_step_without_its_tool_is_left_out_with_the_reason(gpu_check: ModuleType) -> None:
-    step = gpu_check.Step("watch", lambda context: [[gpu_check.needs("no-such-tool-anywhere")]])
+    step = gpu_check.Step("watch", lambda context: [[sys.modules["gpu_steps"].needs("no-such-tool-anywhere")]])
     (outcome,) = run(gpu_check, FakeMachine(1.0, {}), [step])
     assert (outcome.status, outcome.reason) == ("left out", "there is no no-such-tool-anywhere on this machine")
+
+
+def test_a_tool_that_refuses_the_machine_is_no_failure(gpu_check: ModuleType) -> None:
+    steps = [gpu_check.Step("watch", lambda context: [["watch"]], refusals=(said,)) for said in ("said this", "no GPU")]
+    refused, failed = run(gpu_check, FakeMachine(1.0, {"watch": 9}), steps)
+    assert (refused.status, refused.reason) == ("left out", "watch says here: said this")
+    assert failed.status == "failed"
+    (passed,) = run(gpu_check, FakeMachine(1.0, {}), steps[:1])
+    assert passed.status == "passed"
+
+
+def test_outcomes_are_kept_after_every_step(gpu_check: ModuleType) -> None:
+    machine = FakeMachine(1.0, {})
+    outcomes = run(gpu_check, machine, [gpu_check.Step(str(number), lambda context: [["x"]]) for number in range(3)])
+    assert len(machine.kept) == 3 and machine.kept[-1] == outcomes
 
 
 def test_steps_share_the_time(gpu_check: ModuleType) -> None:
@@ -68,6 +86,12 @@ def test_steps_share_the_time(gpu_check: ModuleType) -> None:
     assert machine.limits == [100.0, 60.0, 20.0]
     assert [outcome.status for outcome in outcomes] == ["passed"] * 3 + ["left out"]
     assert outcomes[3].reason == "no time left of 100 s"
+
+
+def test_a_step_that_hangs_leaves_the_others_their_time(gpu_check: ModuleType) -> None:
+    machine = FakeMachine(5.0, {})
+    run(gpu_check, machine, [gpu_check.Step("short", lambda context: [["x"]], limit_s=30.0)])
+    assert machine.limits == [30.0]
 
 
 def test_a_command_that_takes_too_long_is_stopped(gpu_check: ModuleType) -> None:
@@ -89,7 +113,7 @@ def test_without_a_gpu_nothing_is_checked_and_it_is_said(
 
 
 def test_every_step_names_its_commands(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu_check, "needs", lambda tool: tool)
+    monkeypatch.setattr(sys.modules["gpu_steps"], "needs", lambda tool: tool)
     (tmp_path / "libqlk_cuda.so").touch()
     context = gpu_check.Context(tmp_path, "python", "90a-real")
     commands = {step.name: step.commands(context) for step in gpu_check.all_steps(tmp_path)}
@@ -102,3 +126,28 @@ def test_every_step_names_its_commands(gpu_check: ModuleType, monkeypatch: pytes
         for word in words:
             if word.startswith(("kernels/", "tests/")):
                 assert (FOLDER.parents[1] / word).exists(), word
+
+
+def test_some_steps_can_be_asked_for(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Their JSON has a name of its own beside that of the whole check."""
+    found = {"gpu": "NVIDIA H200", "commit": "1234567890abcdef", "capability": "90"}
+    monkeypatch.setattr(gpu_check, "machine", lambda: found)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    ran: list[str] = []
+
+    def run_steps(steps: list[Any], context: Any, keep: Any) -> list[Any]:
+        ran.extend(step.name for step in steps)
+        assert context.capability == "90a-real" and context.environment["HF_HUB_OFFLINE"] == "1"
+        outcomes = [gpu_check.Outcome(step.name, "passed", 1.0) for step in steps]
+        keep(outcomes)
+        return outcomes
+
+    monkeypatch.setattr(gpu_check, "run_steps", run_steps)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--only", "memory 65b", "--build", str(tmp_path / "build")])
+    assert gpu_check.main() == 0
+    assert ran == ["build", "memory 65b", "memory 65b --optim paged_adamw_8bit", "memory 65b --tokens 2048"]
+    written = tmp_path / "kernels" / "bench" / "results" / "NVIDIA-H200-1234567890-memory-65b.json"
+    assert json.loads(written.read_text())["machine"] == found
+    assert str(written) in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from qlora_lab.errors import KernelError
 from qlora_lab.ops.adamw.optimizer import AdamW
 from qlora_lab.ops.native.cuda_adamw import CudaAdamw
 from qlora_lab.ops.native.cuda_library import CudaLibrary
-from qlora_lab.ops.native.cuda_ops import CudaOps, Streams
-from qlora_lab.ops.native.cuda_pager import ManagedPager, Slab
+from qlora_lab.ops.native.cuda_ops import CudaOps
+from qlora_lab.ops.native.cuda_pager import HOST, NOWHERE, ManagedPager, Pages, Slab
+from qlora_lab.ops.native.cuda_streams import Streams
 from qlora_lab.ops.paging import PagedKernels, PagingPolicy
 from qlora_lab.ops.registry import CUDA_KERNELS
+from qlora_lab.train.optimizer import why_not_paged
 
 gpu = pytest.mark.gpu
-no_gpu = pytest.mark.skipif(CUDA_KERNELS.library is None, reason=f"no GPU kernels: {CUDA_KERNELS.reason}")
+WHY_NOT = why_not_paged({torch.device("cuda", 0)})
+no_gpu = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 SHAPES = ((64, 4096), (5000,), (16, 16), (700, 1024))
 
 
@@ -37,18 +41,80 @@ def test_memory_that_is_refused_fails_no_launch_after_it(emulated: CudaLibrary, 
     assert packed.numel() == 32
 
 
-def parameters() -> list[Tensor]:
+def parameters(device: str = "cuda") -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).cuda().requires_grad_() for shape in SHAPES]
+    return [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in SHAPES]
 
 
 def take_steps(optimizer: AdamW, weights: list[Tensor], seeds: range) -> None:
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         for weight in weights:
-            weight.grad = torch.randn(weight.shape, generator=generator).cuda()
+            weight.grad = torch.randn(weight.shape, generator=generator).to(weight.device)
         assert optimizer.gradient_norm()[1] is None
         optimizer.step(gradient_scale=0.5)
+
+
+class EmulatedPager:
+    """`ops.paging.Pager` of the emulated device, which has one queue."""
+
+    def __init__(self, library: CudaLibrary) -> None:
+        self.pages = Pages(library, 0)
+        self.seen: list[list[int]] = []  # where states had been sent when their update began
+
+    def full(self, shape: torch.Size, value: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        slab, address = self.pages.take(shape.numel() * dtype.itemsize)
+        memory = (ctypes.c_byte * (shape.numel() * dtype.itemsize)).from_address(address)
+        memory.slab = slab  # type: ignore[attr-defined]
+        return torch.frombuffer(memory, dtype=dtype).view(shape).fill_(value)
+
+    def free_bytes(self) -> int:
+        return 0
+
+    def fetch(self, states: Sequence[Tensor]) -> None:
+        self.pages.send(states, 0, stream=0)
+        self.seen.append([self.pages.location(state)[1] for state in states])
+
+    def fetched(self) -> None:
+        """Everything is in order."""
+
+    def hand_back(self, states: Sequence[Tensor]) -> None:
+        self.pages.send(states, HOST, stream=0)
+
+
+def states_of(optimizer: AdamW) -> list[Tensor]:
+    return [value for state in optimizer.state.values() for value in state.values() if value.dim() > 0]
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize(("reserve_bytes", "place"), [(0, 0), (2**62, HOST)], ids=["they stay", "they go back"])
+def test_where_pages_are_after_a_step(
+    emulated: CudaLibrary, streams: Streams, bits: int, reserve_bytes: int, place: int
+) -> None:
+    pager, weights = EmulatedPager(emulated), parameters("cpu")
+    policy = PagingPolicy(window_bytes=2**18, reserve_bytes=reserve_bytes)
+    optimizer = AdamW(
+        weights, bits=bits, kernels=PagedKernels(CudaAdamw(emulated, streams), pager, policy), memory=pager
+    )
+    expected = AdamW([weight.detach().clone().requires_grad_() for weight in weights], bits=bits)
+    take_steps(optimizer, weights, range(2))
+    take_steps(expected, expected.param_groups[0]["params"], range(2))
+    assert [pager.pages.location(state) for state in states_of(optimizer)] == [(0, place)] * len(states_of(optimizer))
+    assert len(pager.seen) > 2 and all(sent == [0] * len(sent) for sent in pager.seen)
+    for weight, other in zip(weights, expected.param_groups[0]["params"], strict=True):
+        assert torch.equal(weight, other)
+
+
+def test_pages_that_were_sent_to_different_places_are_nowhere(emulated: CudaLibrary) -> None:
+    pager = EmulatedPager(emulated)
+    state = pager.full(torch.Size([4096]), 0, torch.float32, torch.device("cpu"))
+    assert pager.pages.location(state) == (0, NOWHERE)
+    pager.fetch([state])
+    assert pager.pages.location(state) == (0, 0)
+    pager.hand_back([state[:100]])
+    assert pager.pages.location(state) == (0, NOWHERE)
+    with pytest.raises(KernelError, match="qlk_cuda_managed_location: invalid argument"):
+        pager.pages.location(torch.zeros(10))
 
 
 def paged(weights: list[Tensor], bits: int, reserve_bytes: int) -> AdamW:
@@ -85,6 +151,19 @@ def test_paged_states_on_a_gpu_are_those_of_the_cpu(bits: int, reserve_bytes: in
 
 @gpu
 @no_gpu
+@pytest.mark.parametrize(("reserve_bytes", "place"), [(0, 0), (2**62, HOST)], ids=["they stay", "they go back"])
+def test_where_pages_are_after_a_step_on_a_gpu(reserve_bytes: int, place: int) -> None:
+    weights = parameters()
+    optimizer = paged(weights, 32, reserve_bytes)
+    take_steps(optimizer, weights, range(2))
+    torch.cuda.synchronize()
+    assert CUDA_KERNELS.library is not None
+    pages = Pages(CUDA_KERNELS.library, 0)
+    assert [pages.location(state) for state in states_of(optimizer)] == [(0, place)] * len(states_of(optimizer))
+
+
+@gpu
+@no_gpu
 def test_a_paged_run_resumes_bit_for_bit_on_a_gpu() -> None:
     weights = parameters()
     optimizer = paged(weights, 8, 2**62)
@@ -102,7 +181,6 @@ def test_a_paged_run_resumes_bit_for_bit_on_a_gpu() -> None:
 @gpu
 @no_gpu
 def test_the_configuration_pages_on_a_gpu() -> None:
-    pytest.importorskip("omegaconf")  # a machine lent for its GPU may not have it
     from qlora_lab.config.schema import OptimConfig
     from qlora_lab.train.optimizer import build_optimizer, describe_optimizer
 

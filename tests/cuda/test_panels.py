@@ -6,8 +6,9 @@ import torch
 from qlora_lab.errors import KernelError
 from qlora_lab.ops.blockwise import reference
 from qlora_lab.ops.native.cuda_library import CudaLibrary
-from qlora_lab.ops.native.cuda_ops import CudaOps, InOrder
+from qlora_lab.ops.native.cuda_ops import CudaOps
 from qlora_lab.ops.native.cuda_plan import Device
+from qlora_lab.ops.native.cuda_streams import InOrder
 from tests.cuda.test_cuda_kernels import normal, quantized
 
 SMALL_CACHE = Device(multiprocessors=1, l2_bytes=2**14, capability=90)

@@ -1,22 +1,37 @@
+import io
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qlora_lab.config.schema import FilterConfig
+from qlora_lab.config.schema import FilterConfig, RowsConfig
 from qlora_lab.data.decontamination import EvaluationText
-from qlora_lab.data.filters import MAX_LISTED, Removed, filter_rows
+from qlora_lab.data.filters import filter_rows
 from qlora_lab.data.near_duplicates import duplicates_of, shingles, signatures
-from qlora_lab.data.rows import Row
+from qlora_lab.data.removed import Removed
+from qlora_lab.data.rows import ASSISTANT, USER, Row, Turn
 from qlora_lab.errors import ConfigError, DataError
 
 HELD_OUT = {"exam": [Row("Who wrote the long book about the white whale and its captain?", "Herman Melville")]}
 
 
-def filtered(rows: list[Row], **config: object) -> tuple[list[int], Removed]:
-    removed = Removed()
+class Listed(Removed):
+    """A list that is read back."""
+
+    def __init__(self) -> None:
+        self.text = io.StringIO()
+        super().__init__(self.text)
+
+    @property
+    def listed(self) -> list[dict[str, str]]:
+        return [json.loads(line) for line in self.text.getvalue().rstrip("\n").split("\n")]
+
+
+def filtered(rows: list[Row], **config: object) -> tuple[list[int], Listed]:
+    removed = Listed()
     return filter_rows(rows, range(len(rows)), FilterConfig(**config), HELD_OUT, removed), removed  # type: ignore[arg-type]
 
 
@@ -119,11 +134,45 @@ def test_rows_that_quote_an_evaluation_row_go() -> None:
     assert EvaluationText(HELD_OUT, 13).set_quoted_by(quote) is None  # the question has 12 words
 
 
-def test_counts_are_of_all_and_the_list_has_an_end() -> None:
-    rows = [Row(f"q{number}", "same answer") for number in range(MAX_LISTED + 50)]
+def test_earlier_turns_of_a_chat_are_compared_too() -> None:
+    earlier = "It was a bright cold day in April, and the clocks were striking thirteen"
+    chat = Row("And then?", "He slipped in.", history=(Turn(USER, "How does it begin?"), Turn(ASSISTANT, earlier)))
+    quote = Row("Continue: a bright cold day in April, and the clocks were striking", "thirteen")
+    for held_out, row in ((chat, quote), (quote, chat)):
+        assert EvaluationText({"exam": [held_out]}, 8).set_quoted_by(row) == "exam"
+    assert EvaluationText({"exam": [chat]}, 8).set_quoted_by(Row("And then?", "He slipped in.")) is None
+
+
+def test_rows_that_quote_a_benchmark_or_ask_its_short_question_go() -> None:
+    others = {"quiz": ["How tall is Everest?", "A", "one two three four five six seven eight nine"]}
+    rows = [
+        Row("how  tall is EVEREST?", "8849 m"),
+        Row("How tall is Everest? In feet.", "29,032"),
+        Row("A", "a letter"),
+        Row("count", "zero one two, three four five six"),
+    ]
+    config, removed = FilterConfig(contamination_words=6), Listed()
+    assert filter_rows(rows, range(4), config, {}, removed, others) == [1, 2]
+    assert [entry["because"] for entry in removed.listed] == ["set 'quiz'", "set 'quiz'"]
+
+
+def test_benchmarks_are_read_once_and_take_little_memory() -> None:
+    texts = (" ".join(f"word{number + place}" for place in range(100)) for number in range(0, 10_000, 100))
+    EvaluationText({}, 8, {"small": ["what is loaded once"]})
+    tracemalloc.start()
+    evaluation = EvaluationText({}, 8, {"large": texts})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000 * 60  # eight bytes a run, while they are sorted some times that; words would take 150
+    assert evaluation.set_quoted_by(Row("", " ".join(f"word{n}" for n in range(9_950, 9_960)))) == "large"
+    assert evaluation.set_quoted_by(Row("", " ".join(f"word{n}" for n in range(9_995, 10_005)))) is None
+
+
+def test_every_row_that_goes_is_listed() -> None:
+    rows = [Row(f"q{number} \u2028 ä", "same answer") for number in range(1500)]
     removed = filtered(rows, max_target_characters=3)[1]
-    assert removed.counts == {"length": MAX_LISTED + 50}
-    assert len(removed.listed) == MAX_LISTED
+    assert removed.counts == {"length": 1500}
+    assert [(line["key"], line["row"]) for line in removed.listed] == [(row.key, row.source) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +181,14 @@ def test_counts_are_of_all_and_the_list_has_an_end() -> None:
         ({"duplicates": "all"}, r"data\.filter\.duplicates must be one of keep, exact, near; got 'all'"),
         ({"near_duplicate_similarity": 0.0}, r"near_duplicate_similarity must be above 0 and at most 1"),
         ({"contamination_words": 3}, r"contamination_words must be 4 or more; got 3"),
+        (
+            {"contamination_sets": {"a": RowsConfig("file", "a.jsonl")}},
+            r"of no use without data\.filter\.contamination_w",
+        ),
+        (
+            {"contamination_words": 8, "contamination_sets": {"a": RowsConfig("file")}},
+            r"data\.filter\.contamination_sets\.a\.path is needed",
+        ),
         ({"min_target_characters": 9, "max_target_characters": 8}, r"max_target_characters must be 9 or more; got 8"),
         ({"detect_language": True}, r"is of no use without data\.filter\.languages"),
     ],

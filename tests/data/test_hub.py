@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from qlora_lab.data.hub import read_hub
 from qlora_lab.data.report import SetReport
 from qlora_lab.data.sources import load_rows
 from qlora_lab.errors import DataError
-from tests.hub_stand_in import hub_server
+from tests.hub_stand_in import give_rows, hub_server
 
 SOURCE = SourceConfig(
     kind="hub",
@@ -25,32 +27,92 @@ SOURCE = SourceConfig(
 
 
 def test_hub_set_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+    asked: list[dict[str, Any]] = []
+    give_rows(monkeypatch, [{"text": "a"}, {"text": "b"}])
+    given = datasets.load_dataset_builder
 
-    def load_dataset(*args: Any, **named: Any) -> datasets.Dataset:
-        asked.update(named, args=args)
-        return datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
+    def load_dataset_builder(*args: Any, **named: Any) -> Any:
+        asked.append({**named, "args": args})
+        return given(*args, **named)
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     assert [(place, dict(columns)) for place, columns in read_hub(SOURCE, {})] == [
         ("row 1", {"text": "a"}),
         ("row 2", {"text": "b"}),
     ]
-    assert asked == {
-        "args": ("laion/OIG", None),
-        "split": "train[:2]",
-        "revision": "abc",
-        "data_files": "unified_chip2.jsonl",
+    files = {"args": ("laion/OIG", None), "revision": "abc", "data_files": "unified_chip2.jsonl"}
+    # once more under the name by which the set is found without a network
+    assert asked == [files, files | {"config_id": "default-data_files=unified_chip2.jsonl"}]
+
+
+ONLINE_AND_OFFLINE = """
+import json, sys
+import datasets
+from qlora_lab.config.schema import SourceConfig
+from qlora_lab.data.hub import at_commit, read_hub
+from qlora_lab.errors import DataError
+
+def show(hub_id, **asked):
+    source, revisions = SourceConfig(kind="hub", template="chip2", hub_id=hub_id, **asked), {}
+    try:
+        texts = [columns["text"] for _, columns in read_hub(source, revisions)]
+        print(json.dumps([texts, revisions.get(hub_id), at_commit(source).revision]))
+    except DataError as error:
+        print(json.dumps(str(error)))
+
+first, second, third = (digit * 40 for digit in "123")
+for files in (None, "rows.jsonl"):
+    for revision in (first, None):
+        show("some/set", hub_files=files, revision=revision)
+datasets.config.HF_HUB_OFFLINE = True
+for files in (None, "rows.jsonl"):
+    for revision in (None, first, second, third):
+        show("some/set", hub_files=files, revision=revision)
+sys.stderr = sys.stdout
+at_commit(SourceConfig(kind="hub", template="chip2", hub_id="some/set", revision="main"))
+"""
+
+
+def test_without_a_network_each_commit_that_was_read_is_found_again(tmp_path: Path) -> None:
+    """With the real library on a hub of our own; the hub's address is read when it is imported."""
+    first, second, third = (digit * 40 for digit in "123")
+    sets = {"some/set": {commit: {"rows.jsonl": json.dumps({"text": commit[0]}) + "\n"} for commit in (first, second)}}
+    with hub_server(sets) as address:
+        done = run_beside_hub(ONLINE_AND_OFFLINE, address, tmp_path)
+    *lines, of_a_branch = done.splitlines()
+    found = [json.loads(line) for line in lines]
+    at_first, at_second = [["1"], first, first], [["2"], second, second]
+    missing = (
+        f"data.source.hub_id 'some/set' is in the local hub cache at commit {second}, and not at data.source.revision "
+        f"'{third}'; load that once on a machine with a network, or set the other"
+    )
+    assert found == [at_first, at_second] * 2 + [at_second, at_first, at_second, missing] * 2
+    assert of_a_branch == (
+        f"without a network data.source.revision 'main' cannot be looked up; read at commit {second}, "
+        "the last prepared here"
+    )
+
+
+def run_beside_hub(code: str, address: str, home: Path) -> str:
+    environment = {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
     }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout
 
 
 def test_the_commit_that_was_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
-    rows = datasets.Dataset.from_list([{"text": "<human>: a\n<bot>: b"}])
-    rows.info.download_checksums = {f"hf://datasets/laion/OIG@{commit}/unified_chip2.jsonl": {"num_bytes": 1}}
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    give_rows(monkeypatch, [{"text": "<human>: a\n<bot>: b"}], commit)
     counts = SetReport()
-    load_rows(SOURCE, cache_dir=Path(), data_dir=Path(), counts=counts)
+    load_rows(replace(SOURCE, revision=None), cache_dir=Path(), data_dir=Path(), counts=counts)
     assert counts.revisions == {"laion/OIG": commit}
 
 
@@ -80,10 +142,10 @@ def refusal(source: SourceConfig) -> str:
 def test_hub_failures_become_one_sentence_with_advice(
     monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
 ) -> None:
-    def load_dataset(*_: Any, **__: Any) -> None:
+    def load_dataset_builder(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     assert advice in refusal(SOURCE)
 
 
@@ -123,18 +185,7 @@ for hub_id, revision in (("meta/gated-set", None), ("some/absent", None), ("some
         print(str(error).replace("\\n", "|"))
 """
     with hub_server() as address:
-        environment = {
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path),
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1",
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
-        )
-    gated, absent, revision = done.stdout.splitlines()
+        gated, absent, revision = run_beside_hub(code, address, tmp_path).splitlines()
     start = (
         "data.source.hub_id 'meta/gated-set' is gated on the hub: accept its terms on https://huggingface.co/datasets"
     )

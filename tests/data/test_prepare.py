@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import DataConfig, EvaluationConfig, EvaluationSetConfig, SourceConfig
+from qlora_lab.config.schema import (
+    BenchmarkConfig,
+    DataConfig,
+    EvaluationConfig,
+    EvaluationSetConfig,
+    FilterConfig,
+    RowsConfig,
+    SourceConfig,
+)
 from qlora_lab.data import pool as pools
 from qlora_lab.data.prepare import PreparedData, prepare_data
 from qlora_lab.errors import ConfigError, DataError
@@ -212,3 +220,34 @@ def test_procedural_source_needs_rows_and_its_template(prepare: Any) -> None:
         prepare(PROCEDURAL, EvaluationConfig())
     with pytest.raises(ConfigError, match=r"data\.source\.template must be procedural"):
         prepare(SourceConfig(kind="procedural", template="alpaca"), EvaluationConfig(), rows=10)
+
+
+def test_training_rows_are_compared_with_benchmarks_and_further_sets(prepare: Any, tmp_path: Path) -> None:
+    def words(letter: str, number: int) -> str:
+        return " ".join(f"{letter}{number}{ending}" for ending in "uvwxyz")
+
+    rows = [{"question": words("q", number), "answer": words("a", number)} for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    source = SourceConfig(kind="file", template="question_answer", path="rows.jsonl")
+    exam, asked = tmp_path / "exam.jsonl", tmp_path / "asked.jsonl"
+    exam.write_text(json.dumps({"question": "Which?", "choices": ["this", f"It was {words('q', 3)}"]}))
+    asked.write_text(json.dumps({"turns": [{"role": "user", "text": f"Is {words('a', 7)} right?"}]}))
+    evaluation = EvaluationConfig(rows=4, sets={"others": questions(tmp_path / "others.jsonl", 8)})
+    evaluation.benchmarks["exam"] = BenchmarkConfig(kind="file", path="exam.jsonl", task="mmlu")
+    assert len(prepare(source, evaluation).train) == 20  # nothing is compared unasked
+    further = {"asked": RowsConfig(kind="file", path="asked.jsonl")}
+    chosen = FilterConfig(contamination_words=5, contamination_sets=further)
+    for _ in range(2):  # the second time from the cache
+        found = prepare(source, evaluation, filter=chosen)
+        assert found.report.filtered == {"words of an evaluation row": 2}
+        assert {row["because"]: row["row"] for row in found.removed} == {
+            "set 'exam'": words("q", 3), "set 'asked'": words("q", 7)
+        }  # fmt: skip
+    exam.write_text(json.dumps({"question": "Another?"}))
+    assert prepare(source, evaluation, filter=chosen).report.filtered == {"words of an evaluation row": 1}
+    exam.write_text("{")
+    with pytest.raises(DataError, match=r"exam\.jsonl has 1 broken row"):
+        prepare(source, evaluation, filter=chosen)
+    exam.unlink()
+    with pytest.raises(DataError, match=r"evaluation\.benchmarks\.exam\.path 'exam\.jsonl' was not found"):
+        prepare(source, evaluation, filter=chosen)

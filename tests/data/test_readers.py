@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from qlora_lab.data.readers import read_file, read_wheel_member
+from qlora_lab.data.readers import TOO_MUCH, read_file, read_wheel_member
 from qlora_lab.data.records import BrokenRows
 from qlora_lab.errors import DataError
 
@@ -77,6 +77,52 @@ def test_many_faults_are_counted(tmp_path: Path) -> None:
     lines = [" " * column + "{" for column in range(7)]  # each invalid at another column
     with pytest.raises(DataError, match=r"has 7 broken rows: line 1: .*line 5: .*; and 2 more$"):
         read(packed(tmp_path / "rows.jsonl", "\n".join(lines) + "\n"))
+
+
+HALF, WHOLE = '{"a": "cut \\ud83d"}', '{"a": "\\ud83d\\ude00"}'
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (HALF, r"not UTF-8 text \(\\ud83d is half a character\)"),
+        ('{"a": ' + "[" * 100_000, TOO_MUCH),
+        ('{"a": ' + "9" * 5000 + "}", TOO_MUCH),
+    ],
+    ids=["half a character", "deep", "digits"],
+)
+def test_json_that_is_no_text_or_too_much_is_a_broken_row(tmp_path: Path, row: str, fault: str) -> None:
+    with pytest.raises(DataError, match=f"1 broken row: line 2: {fault}"):
+        read(packed(tmp_path / "rows.jsonl", f"{WHOLE}\n{row}\n"))
+    with pytest.raises(DataError, match=fault):
+        read(packed(tmp_path / "rows.json", f"[{WHOLE}, {row}]"))
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
+def test_a_parquet_file_with_a_flipped_byte_is_refused(tmp_path: Path, compression: str) -> None:
+    """With checksums, as some writers add them, or where the byte keeps a page from being read."""
+    path, rows = tmp_path / "rows.parquet", [{"a": f"some text {number}"} for number in range(2000)]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, path, compression=compression, write_page_checksum=True, use_dictionary=False)
+    whole = path.read_bytes()
+    assert read(path) == rows
+    for place in (100, len(whole) // 3, len(whole) // 2):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=r"rows\.parquet is damaged, or no Parquet file"):
+            read(path)
+
+
+def test_bytes_of_a_parquet_file_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    column = pyarrow.array([b"\xff\xfe"]).cast(pyarrow.string(), safe=False)
+    pyarrow.parquet.write_table(pyarrow.table({"a": column}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="is damaged, or no Parquet file"):
+        read(tmp_path / "rows.parquet")
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"rows\.jsonl cannot be read \(.*Is a directory"):
+        read(tmp_path / "rows.jsonl")
 
 
 def test_json_that_is_no_array_is_refused_with_a_hint(tmp_path: Path) -> None:

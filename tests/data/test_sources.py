@@ -3,7 +3,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from qlora_lab.config.schema import SourceConfig
@@ -13,6 +12,7 @@ from qlora_lab.data.rows import Row
 from qlora_lab.data.sources import load_rows
 from qlora_lab.errors import DataError
 from qlora_lab.runs.fingerprint import source_fingerprint
+from tests.hub_stand_in import give_rows
 
 
 def load(tmp_path: Path, rows: list[Any], template: str = "question_answer") -> tuple[list[Row], SetReport]:
@@ -131,8 +131,7 @@ def test_file_changed_since_planning_is_refused(tmp_path: Path) -> None:
 
 
 def test_hub_rows_go_through_their_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = datasets.Dataset.from_list([{"instruction": "a", "input": "", "output": "b"}])
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    give_rows(monkeypatch, [{"instruction": "a", "input": "", "output": "b"}])
     source = SourceConfig(kind="hub", template="alpaca_chat", hub_id="some/set")
     assert load_rows(source, cache_dir=tmp_path, data_dir=tmp_path, counts=SetReport()) == [Row("a", "b")]
 

@@ -1,7 +1,9 @@
 """Pools in the cache: found again by content, made once, made anew when damaged."""
 
 import json
+import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,16 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
-from qlora_lab.config.schema import DataConfig, EvaluationConfig, FilterConfig, MixPartConfig, SourceConfig
+from qlora_lab.config.schema import (
+    BenchmarkConfig,
+    DataConfig,
+    EvaluationConfig,
+    EvaluationSetConfig,
+    FilterConfig,
+    MixPartConfig,
+    RowsConfig,
+    SourceConfig,
+)
 from qlora_lab.data import token_cache
 from qlora_lab.data.pool import write_pool
 from qlora_lab.data.prepare import PreparedData, prepare_data
@@ -17,6 +28,7 @@ from qlora_lab.data.prompts import find_prompt_format
 from qlora_lab.data.token_cache import pool_key
 from qlora_lab.data.tokenization import Encoder, Limits
 from qlora_lab.errors import DataError
+from tests.hub_stand_in import give_rows
 
 EVALUATION = EvaluationConfig(rows=5)
 
@@ -122,6 +134,64 @@ def test_the_tokenizer_counts_and_what_is_not_pinned_is_not_kept(
     assert key_of(replace(hub, revision="0123456789" * 4), byte_tokenizer, tmp_path) is not None
 
 
+def hub_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """Stand for the hub; what is returned says at which commit its sets are, None where that is not told."""
+    branches: dict[str, str | None] = {"main": "1" * 40}
+
+    def rows() -> list[dict[str, str]]:
+        return [{"question": f"Question {n}?", "answer": f"{branches['main']}{n}"} for n in range(40)]
+
+    give_rows(monkeypatch, rows, lambda: branches["main"])
+    return branches
+
+
+HUB = SourceConfig(kind="hub", template="question_answer", hub_id="some/set")
+
+
+def test_a_hub_set_is_kept_by_the_commit_that_was_read(
+    prepare: Any, writes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branches = hub_of(monkeypatch)
+    first = prepare(HUB)
+    again = prepare(HUB, seed=2)
+    prepare(replace(HUB, revision="1" * 40), seed=1)
+    assert len(writes) == 1
+    assert again.report.train.revisions == first.report.train.revisions == {"some/set": "1" * 40}
+    branches["main"] = "2" * 40
+    assert prepare(HUB).report.train.revisions == {"some/set": "2" * 40}
+    assert len(writes) == 2
+    with pytest.raises(DataError, match=f"at commit {'2' * 40}, and not at data.source.revision '{'3' * 40}'"):
+        prepare(replace(HUB, revision="3" * 40))
+
+
+def test_every_hub_set_of_a_run_counts_and_one_of_unknown_commit_is_not_kept(
+    prepare: Any,
+    tmp_path: Path,
+    writes: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    branches = hub_of(monkeypatch)
+    own = write_rows(tmp_path / "rows.jsonl", word="Riddle")
+    evaluation = EvaluationConfig(
+        rows=5,
+        sets={"exam": EvaluationSetConfig(kind="hub", template="question_answer", hub_id="some/set")},
+        benchmarks={"quiz": BenchmarkConfig(kind="hub", hub_id="some/set", task="mmlu")},
+    )
+    part = MixPartConfig(kind="hub", template="question_answer", hub_id="some/set")
+    rules = FilterConfig(contamination_words=8, contamination_sets={"more": RowsConfig("hub", hub_id="some/set")})
+    for commit in ("1" * 40, "1" * 40, "2" * 40):
+        branches["main"] = commit
+        prepare(own, evaluation, mix={"part": part}, filter=rules)
+    assert len(writes) == 2 and capsys.readouterr().err == ""
+    branches["main"] = None
+    for _ in range(2):
+        prepare(HUB)
+        said = "the commit of data.source.hub_id 'some/set' is not known, so its rows are tokenized in every run; set"
+        assert capsys.readouterr().err == f"{said} data.source.revision to a commit\n"
+    assert len(writes) == 4
+
+
 @pytest.mark.parametrize("damage", ["flipped byte", "cut short", "file gone", "no checksums"])
 def test_a_damaged_pool_is_made_anew(
     prepare: Any, tmp_path: Path, writes: list[Path], capsys: pytest.CaptureFixture[str], damage: str
@@ -152,6 +222,35 @@ def test_runs_that_start_at_once_make_one_pool(prepare: Any, tmp_path: Path, wri
         thread.join()
     assert len(writes) == 1
     assert len(found) == 4 and all(each == found[0] for each in found)
+
+
+@pytest.mark.parametrize(("locks", "age_s", "goes"), [(True, 1e6, True), (True, 0, False), (False, 1e6, False)])
+def test_what_a_process_left_that_died_goes_where_nobody_can_be_writing_it(
+    prepare: Any,
+    tmp_path: Path,
+    writes: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    locks: bool,
+    age_s: float,
+    goes: bool,
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError("no locks here")
+
+    if not locks:
+        monkeypatch.setattr(token_cache.fcntl, "flock", no_locks)
+    source = write_rows(tmp_path / "rows.jsonl")
+    prepare(source)
+    (folder,) = (path for path in (tmp_path / "cache" / "tokens").iterdir() if path.is_dir())
+    left = folder.rename(folder.with_name(f".{folder.name}.0123abcd"))
+    for path in (*left.iterdir(), left):
+        os.utime(path, (time.time() - age_s,) * 2)
+    other = folder.with_name(".another.0123abcd")
+    other.mkdir()
+    prepare(source)
+    assert sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) == sorted(
+        [folder.name, other.name, *([] if goes else [left.name])]
+    )
 
 
 def test_without_locks_the_first_to_finish_stays(

@@ -252,7 +252,8 @@ def adamw_tensors(case: Case, block_size: int) -> tuple[Any, list[Tensor]]:
     lengths = [case.count(9000) for _ in range(case.random.randint(1, 4))]
     views, kept = (AdamwView * len(lengths))(), []
     for index, numel in enumerate(lengths):
-        tensors = [case.values(numel), case.values(numel)]
+        dtype = case.random.choice((0, 1))
+        tensors = [case.values(numel, DTYPES[dtype]), case.values(numel, DTYPES[dtype])]
         if case.random.random() < 0.5:
             tensors += [case.values(numel), case.values(numel, positive=True)]
         else:
@@ -260,7 +261,7 @@ def adamw_tensors(case: Case, block_size: int) -> tuple[Any, list[Tensor]]:
             tensors += [case.codes(numel), case.codes(numel)]
             tensors += [case.values(blocks, positive=True), case.values(blocks, positive=True)]
         pointers = [tensor.data_ptr() for tensor in tensors] + [None] * (6 - len(tensors))
-        views[index] = AdamwView(*pointers, numel, 0.01, 0)
+        views[index] = AdamwView(*pointers, numel, 0.01, dtype)
         kept += tensors
     return views, kept
 
@@ -268,6 +269,7 @@ def adamw_tensors(case: Case, block_size: int) -> tuple[Any, list[Tensor]]:
 TENSOR_SPOILERS: Spoilers = [
     *nulls("tensors", "tensors.gradient"),
     ("tensors.numel", TOO_LARGE, BAD_SIZE),
+    ("tensors.dtype", (2, 3, -1), BAD_DTYPE),
     ("count", (-1, -(2**63)), BAD_SIZE),
 ]
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from qlora_lab.ops.adamw import reference as adamw
 from qlora_lab.ops.adamw.optimizer import AdamW
 from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
+from qlora_lab.ops.native.ctypes_ops import DTYPE_CODES
 from qlora_lab.ops.native.library import AdamwView
 
-OK, BAD_BLOCK_SIZE, BAD_SIZE, NULL_POINTER = 0, 2, 4, 5
+OK, BAD_BLOCK_SIZE, BAD_DTYPE, BAD_SIZE, NULL_POINTER = 0, 2, 3, 4, 5
 GUARD = 64  # elements before and after every tensor that nobody may touch
 STEP = AdamwStep(learning_rate=1e-2, beta1=0.9, beta2=0.999, eps=1e-8, step=1, gradient_scale=0.37)
 LENGTHS = (0, 1, 7, 16, 33, 4095, 4097, 0, 10007)
@@ -37,6 +38,7 @@ class NativeKernels:
         tensors = (AdamwView * len(gradients))()
         for tensor, gradient in zip(tensors, gradients, strict=True):
             tensor.gradient, tensor.numel = gradient.data_ptr(), gradient.numel()
+            tensor.dtype = DTYPE_CODES[gradient.dtype]
         norm, first = ctypes.c_double(math.nan), ctypes.c_int64(-2)
         status = self._norm(tensors, len(gradients), gradient_scale, norm, first, self.threads)
         assert status == OK
@@ -57,7 +59,7 @@ class NativeKernels:
 
 def c_tensor(tensor: AdamwTensor) -> AdamwView:
     pointers = [None if t is None else t.data_ptr() for t in tensor[:6]]
-    return AdamwView(*pointers, tensor.parameter.numel(), tensor.weight_decay, 0)
+    return AdamwView(*pointers, tensor.parameter.numel(), tensor.weight_decay, DTYPE_CODES[tensor.parameter.dtype])
 
 
 class Guarded:
@@ -86,7 +88,8 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
     if actual.is_floating_point():
         assert torch.equal(actual.isnan(), expected.isnan())
         actual, expected = (t.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf) for t in (actual, expected))
-        actual, expected = actual.view(torch.int32), expected.view(torch.int32)
+        bits = torch.int32 if actual.dtype == torch.float32 else torch.int16
+        actual, expected = actual.view(bits), expected.view(bits)
     assert torch.equal(actual, expected)
 
 
@@ -99,7 +102,9 @@ def magnitudes(length: int, generator: torch.Generator) -> Tensor:
     return torch.where(tiny, torch.randn(length, generator=generator) * 1e-41, values)
 
 
-def make_tensors(lengths: Sequence[int], block_size: int | None, seed: int) -> list[AdamwTensor]:
+def make_tensors(
+    lengths: Sequence[int], block_size: int | None, seed: int, dtype: torch.dtype = torch.float32
+) -> list[AdamwTensor]:
     generator = torch.Generator().manual_seed(seed)
     tensors = []
     for length in lengths:
@@ -110,7 +115,7 @@ def make_tensors(lengths: Sequence[int], block_size: int | None, seed: int) -> l
             blocks = -(-length // block_size)
             codes = [torch.randint(256, (length,), generator=generator, dtype=torch.uint8) for _ in range(2)]
             states = [*codes, magnitudes(blocks, generator).abs(), magnitudes(blocks, generator).abs()]
-        tensors.append(AdamwTensor(parameter, gradient, *states, 0.01))
+        tensors.append(AdamwTensor(parameter.to(dtype), gradient.to(dtype), *states, 0.01))
     return tensors
 
 
@@ -147,6 +152,17 @@ def assert_updates_alike(native: NativeKernels, tensors: list[AdamwTensor], step
 def test_float_states_equal_the_reference(library: ctypes.CDLL, threads: int) -> None:
     tensors = make_tensors(LENGTHS, None, seed=0)
     assert_updates_alike(NativeKernels(library, threads), tensors, STEP, steps=3)
+
+
+@pytest.mark.parametrize("block_size", [None, 32, 256, 4096])
+def test_bfloat16_parameters_equal_the_reference(library: ctypes.CDLL, block_size: int | None) -> None:
+    """Also beside float32 ones in the same call."""
+    halves = make_tensors(LENGTHS, block_size, seed=11, dtype=torch.bfloat16)
+    tensors = [*halves, *make_tensors((33, 4097), block_size, seed=12)]
+    step = replace(STEP, block_size=block_size or 256)
+    assert_updates_alike(NativeKernels(library, threads=2), tensors, step, steps=3)
+    gradients = [tensor.gradient for tensor in tensors]
+    assert NativeKernels(library).gradient_norm(gradients, 0.5) == adamw.gradient_norm(gradients, 0.5)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -319,6 +335,10 @@ def test_bad_arguments_are_refused(library: ctypes.CDLL) -> None:
         huge = c_tensor(tensor)
         huge.numel = numel
         assert native.status([*good, huge], 2, STEP) == BAD_SIZE
+    for dtype in (2, 3, -1):  # float16 is not among them
+        other = c_tensor(tensor)
+        other.dtype = dtype
+        assert native.status([*good, other], 2, STEP) == BAD_DTYPE
     for name in ("parameter", "gradient", "exp_avg", "exp_avg_sq"):
         broken = c_tensor(tensor)
         setattr(broken, name, None)

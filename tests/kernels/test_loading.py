@@ -15,24 +15,25 @@ from qlora_lab.errors import KernelError
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.native.ctypes_ops import CtypesOps
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE, Library
-from qlora_lab.ops.native.load import BINDING_FILE, OPS, load_kernels
+from qlora_lab.ops.native.load import BINDING_FILE, OPS, Kernels, load_kernels
 from qlora_lab.ops.registry import KERNELS
 from tests.ops.op_calls import IN, arguments
 
 native = pytest.mark.skipif(KERNELS.library is None, reason=f"no native kernels: {KERNELS.reason}")
 
 
-Load = Callable[[Path], str]
+Load = Callable[[Path], Kernels]
 
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Load the kernels of a folder for ops of another name, and return what is said of them."""
+    """Load the kernels of a folder that is asked for, and nothing else, for ops of another name."""
+    monkeypatch.delenv("QLK_ISA", raising=False)
     elsewhere = torch.library.Library("qlora_lab_elsewhere", "FRAGMENT")
 
-    def kernels_of(folder: Path) -> str:
+    def kernels_of(folder: Path) -> Kernels:
         monkeypatch.setenv(PATH_VARIABLE, str(folder))
-        return str(load_kernels(elsewhere))
+        return load_kernels(elsewhere)
 
     yield kernels_of
     elsewhere._destroy()
@@ -70,16 +71,51 @@ def test_where_there_is_a_compiler_the_native_kernels_run() -> None:
 @native
 def test_without_the_binding_ctypes_calls_the_library(without_binding: Path, load: Load) -> None:
     assert KERNELS.library is not None
-    assert load(without_binding) == f"native {KERNELS.library.isas[-1]} (ctypes: {BINDING_FILE} was not built)"
+    loaded = load(without_binding)
+    assert str(loaded) == f"native {KERNELS.library.isas[-1]} (ctypes: {BINDING_FILE} was not built)"
+    loaded.require()
 
 
-def test_without_the_library_the_references_run(tmp_path: Path, load: Load) -> None:
-    assert load(tmp_path).startswith(f"reference (pure torch): no {FILE} in {tmp_path}")
+def test_where_nothing_is_built_the_references_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PATH_VARIABLE, raising=False)
+    monkeypatch.delenv("QLK_ISA", raising=False)
+    monkeypatch.setattr("qlora_lab.ops.native.library.FILE", "libnot_built.so")
+    kernels = load_kernels(torch.library.Library("qlora_lab_elsewhere", "FRAGMENT"))
+    assert str(kernels).startswith("reference (pure torch): no libnot_built.so in ")
+    kernels.require()
 
 
-def test_a_damaged_library_is_named(tmp_path: Path, load: Load) -> None:
+def test_a_folder_that_is_asked_for_must_hold_the_library(tmp_path: Path, load: Load) -> None:
+    with pytest.raises(KernelError, match=f"{PATH_VARIABLE}={tmp_path}: no {FILE} in {tmp_path}"):
+        load(tmp_path).require()
     (tmp_path / FILE).write_bytes(b"not a library")
-    assert load(tmp_path).startswith(f"reference (pure torch): {FILE} does not load")
+    with pytest.raises(KernelError, match=f"{FILE} does not load"):
+        load(tmp_path).require()
+
+
+@pytest.mark.parametrize(
+    ("folder", "isa", "refused"),
+    [
+        ("reference", "avx2", None),
+        ("", None, None),
+        ("", "reference", r"^QLK_ISA=reference: no libnot_built\.so"),
+        ("/nowhere", "avx2", "^QLORA_LAB_KERNELS=/nowhere QLK_ISA=avx2: no libnot_built"),
+    ],
+)
+def test_what_is_asked_for_is_what_the_variables_name(
+    folder: str, isa: str | None, refused: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlora_lab.ops.native.library.FILE", "libnot_built.so")
+    monkeypatch.delenv("QLK_ISA", raising=False)
+    if isa is not None:
+        monkeypatch.setenv("QLK_ISA", isa)
+    monkeypatch.setenv(PATH_VARIABLE, folder)
+    kernels = load_kernels(torch.library.Library("qlora_lab_elsewhere", "FRAGMENT"))
+    if refused is None:
+        kernels.require()
+    else:
+        with pytest.raises(KernelError, match=refused):
+            kernels.require()
 
 
 @native
@@ -88,9 +124,14 @@ def test_an_unknown_instruction_set_is_refused(
 ) -> None:
     assert KERNELS.library is not None
     monkeypatch.setenv("QLK_ISA", "avx3")
-    assert "must be one of scalar, avx2, avx512; got 'avx3'; did you mean 'avx2'?" in load(without_binding)
+    with pytest.raises(KernelError, match=r"one of scalar, avx2, avx512; got 'avx3'; did you mean 'avx2'\?"):
+        load(without_binding).require()
     monkeypatch.setenv("QLK_ISA", "scalar")
-    assert load(without_binding).startswith("native scalar")
+    assert str(load(without_binding)).startswith("native scalar")
+    monkeypatch.setattr(Library, "isas", ("scalar", "avx2"))
+    monkeypatch.setenv("QLK_ISA", "avx512")
+    with pytest.raises(KernelError, match="QLK_ISA is avx512, and this machine has scalar, avx2; unset it"):
+        load(without_binding).require()
     with pytest.raises(KernelError, match="does not have that instruction set"):
         KERNELS.library.use_isa("avx3")
 

@@ -1,6 +1,8 @@
 """The bytes of all tensors that live at once, counted as they come and go: exact, where a process's memory is noisy."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,16 @@ class LiveBytes(TorchDispatchMode):
         self.live = 0
         self.peak = 0
         self._storages: set[int] = {tensor.untyped_storage()._cdata for tensor in known}
+        self._counts = True
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """What is made inside lies in another memory, and does not count."""
+        self._counts = False
+        try:
+            yield
+        finally:
+            self._counts = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -27,7 +39,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
+        if key in self._storages or not self._counts:
             return
         self._storages.add(key)
         self.live += size

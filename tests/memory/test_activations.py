@@ -1,12 +1,14 @@
 """What training keeps is what was predicted: every tensor is counted while a step runs, so the comparison is exact."""
 
 import copy
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from qlora_lab.adapters.lora import add_adapters, train_everything
 from qlora_lab.config.families import FAMILIES
@@ -17,6 +19,7 @@ from qlora_lab.memory.profiles import PROFILES
 from qlora_lab.models.load import load_model
 from qlora_lab.models.loss import target_loss
 from qlora_lab.models.precision import computing_in
+from qlora_lab.train.offload import OffloadedActivations
 from qlora_lab.train.optimizer import build_optimizer
 from tests.helpers import composed
 from tests.memory.live_bytes import LiveBytes
@@ -65,7 +68,33 @@ def batch_of(task: str, size: dict[str, int]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def predicted_and_measured(model_type: str, overrides: list[str], **changes: int) -> tuple[MemoryPlan, int, int]:
+class AtOnce:
+    """Copies that are there when they are queued."""
+
+    def begin(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source)
+
+    def wait(self, copied: None) -> None:
+        pass
+
+
+class OnHost(OffloadedActivations):
+    """What goes from a GPU to the host's memory and back, on a CPU: what waits there is not counted."""
+
+    def __init__(self, model: nn.Module, counter: LiveBytes, smallest_bytes: int) -> None:
+        self._counter = counter
+        super().__init__(
+            model, copies=lambda device: AtOnce(), is_on_card=lambda tensor: True, smallest_bytes=smallest_bytes
+        )
+
+    def _to_host(self, tensor: torch.Tensor) -> Any:
+        with self._counter.elsewhere():
+            return super()._to_host(tensor)
+
+
+def predicted_and_measured(
+    model_type: str, overrides: list[str], *, offloads: bool = False, **changes: int
+) -> tuple[MemoryPlan, int, int]:
     """Return the plan, the bytes that were there before a step, and the most that it added."""
     size = {**BASE, **changes}
     config = copy.deepcopy(composed_once(*overrides))
@@ -101,8 +130,10 @@ def predicted_and_measured(model_type: str, overrides: list[str], **changes: int
     held = [*weights, *(weight.grad for weight in trained.values()), *states]
     before = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
     counter = LiveBytes([*held, *model.buffers(), *batch.values()])
+    hidden_bytes = 4 * size["rows"] * size["tokens"] * size["h"]
     with counter:
-        with computing_in(model, getattr(torch, config.trainer.compute_dtype)):
+        offloading = OnHost(model, counter, hidden_bytes) if offloads else nullcontext()
+        with computing_in(model, getattr(torch, config.trainer.compute_dtype)), offloading:
             loss = target_loss(model, batch, config.trainer.loss_chunk_tokens)[0]
         loss.backward()
     shape = Shape(size["rows"], size["tokens"] + (size["target"] if task == SEQ2SEQ else 0))
@@ -123,6 +154,24 @@ COMBINATIONS: list[tuple[str, list[str], dict[str, int]]] = [
     ("llama", ["quant=none"], {}),
     ("llama", ["quant=int8", "quant.double_quant=false"], {}),
     ("llama", ["optim.name=adamw_8bit", "adapter.rank=64"], {}),
+    *(
+        (
+            "llama",
+            [f"quant={quant}", "adapter.rank=64", f"adapter.dtype={dtype}", f"trainer.compute_dtype={compute}"],
+            {},
+        )
+        for quant, dtype, compute in (
+            ("nf4", "bfloat16", "float32"),
+            ("nf4", "bfloat16", "bfloat16"),
+            ("none", "bfloat16", "float32"),
+            ("none", "float32", "bfloat16"),
+        )
+    ),
+    (
+        "llama",
+        ["quant=none", "adapter.rank=64", "adapter.dtype=bfloat16", "trainer.gradient_checkpointing=true"],
+        {"layers": 6},
+    ),
     ("llama", ["trainer.loss_chunk_tokens=128"], {"vocab": 4000}),
     ("llama", ["trainer.loss_chunk_tokens=128", "trainer.compute_dtype=bfloat16"], {"vocab": 4000}),
     ("llama", [], {"rows": 1, "tokens": 200}),
@@ -179,8 +228,18 @@ def test_the_peak_of_a_step_is_within_5_percent(model_type: str, overrides: list
     assert plan.tensors == pytest.approx(before + added, rel=0.05)
 
 
+def test_with_offloading_the_inputs_of_two_layers_are_there_at_once() -> None:
+    layers, checkpointing = 12, ["trainer.gradient_checkpointing=true"]
+    plan, before, added = predicted_and_measured("llama", checkpointing, layers=layers)
+    *_, moved = predicted_and_measured("llama", checkpointing, layers=layers, offloads=True)
+    input_bytes = 4 * BASE["rows"] * BASE["tokens"] * BASE["h"]
+    # a plan for a GPU counts two of twelve (test_memory_plan.py)
+    assert before + moved == pytest.approx(plan.tensors - (layers - 2) * input_bytes, rel=0.05)
+    assert (added - moved) / input_bytes == pytest.approx(layers - 2, abs=1)
+
+
 def test_what_lies_there_between_steps_is_exact() -> None:
     plan, before, _ = predicted_and_measured("llama", ["adapter.rank=8"])
-    there = plan.packed_weights + plan.absmax + plan.dense_weights + plan.adapters + plan.gradients + plan.optimizer
+    there = plan.base + plan.adapters + plan.gradients + plan.optimizer
     # besides, an optimizer may keep step counters of four bytes
     assert 0 <= before - there <= 4 * 2 * 7 * 3

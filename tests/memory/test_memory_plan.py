@@ -28,6 +28,8 @@ def test_adapters_gradients_and_optimizer_states_are_counted_from_the_placement(
     # the study's count: 160 million at rank 64 on all linear layers, in float32; two states each
     assert plan.adapters == plan.gradients == 159_907_840 * 4
     assert plan.optimizer == 2 * plan.adapters
+    halves = plan_memory(llama("7b", "adapter.dtype=bfloat16"), Shape(1, 512))
+    assert halves == replace(plan, adapters=plan.adapters // 2, gradients=plan.gradients // 2)
     small = plan_memory(llama("7b", "optim.name=adamw_8bit"), Shape(1, 512))
     assert small.optimizer == 2 * (159_907_840 + 159_907_840 // 256 * 4)
 
@@ -48,9 +50,9 @@ def test_full_fine_tuning_holds_every_weight_four_times() -> None:
     config = composed("model=llama_7b", "adapter=none", "quant=none", *GPU, "trainer.compute_dtype=float32")
     plan = plan_memory(config, Shape(1, 512))
     assert (plan.adapters, plan.packed_weights) == (0, 0)
-    assert plan.dense_weights == plan.gradients == plan.optimizer // 2 == 4 * 6_738_415_616
+    assert plan.base == plan.gradients == plan.optimizer // 2 == 4 * 6_738_415_616
     config.trainer.compute_dtype = "bfloat16"  # autocast copies what it multiplies, below the head
-    assert plan_memory(config, Shape(1, 512)).dense_weights == plan.dense_weights + 2 * 6_476_005_376
+    assert plan_memory(config, Shape(1, 512)).base == plan.base + 2 * 6_476_005_376
 
 
 def test_an_encoder_decoder_shares_its_tokens_as_the_limits_say() -> None:
@@ -75,6 +77,16 @@ def test_checkpointing_keeps_the_input_of_every_layer_and_one_layer() -> None:
 def test_nothing_is_kept_below_the_first_adapter() -> None:
     whole, top = (plan_memory(llama("7b", *last), Shape(2, 512)) for last in ([], ["adapter.last_k_layers=8"]))
     assert top.activations * 4 == whole.activations
+
+
+def test_offloading_leaves_the_inputs_of_two_layers_on_the_card() -> None:
+    kept, moved = (
+        plan_memory(
+            llama("7b", "trainer.gradient_checkpointing=true", f"trainer.offload_activations={asked}"), Shape(2, 512)
+        )
+        for asked in ("false", "true")
+    )
+    assert kept.activations - moved.activations == 30 * 2 * 512 * 4096 * 2
 
 
 @pytest.mark.parametrize("overrides", [[], ["trainer.gradient_checkpointing=true"]])
@@ -109,22 +121,62 @@ def test_what_cannot_be_planned_is_refused(overrides: list[str], sentence: str) 
 
 
 @pytest.mark.parametrize(
-    ("size", "total_gib", "model_mb", "adapters_mb", "optimizer_mb"),
+    ("size", "total_gb", "float32_gb", "model_mb", "adapters_mb", "optimizer_mb"),
     [
-        ("7b", 6.3, 3866, 640, 1279),
-        ("13b", 10.9, 7201, 1001, 2003),
-        ("33b", 24.3, 17414, 1950, 3901),
-        ("65b", 45.2, 34459, 3198, 6396),
+        ("7b", 6.1, 6.8, 3866, 320, 1279),
+        ("13b", 10.7, 11.7, 7201, 501, 2003),
+        ("33b", 24.1, 26.0, 17414, 975, 3901),
+        ("65b", 45.3, 48.5, 34459, 1599, 6396),
     ],
 )
 def test_what_is_printed_beside_figure_6_is_what_is_planned(
-    size: str, total_gib: float, model_mb: int, adapters_mb: int, optimizer_mb: int
+    size: str, total_gb: float, float32_gb: float, model_mb: int, adapters_mb: int, optimizer_mb: int
 ) -> None:
     """sweeps/paper/README.md has these numbers."""
-    plan = plan_memory(llama(size, "trainer.gradient_checkpointing=true"), Shape(1, 512))
-    assert plan.training / 2**30 == pytest.approx(total_gib, abs=0.051)
-    found = [plan.packed_weights + plan.absmax + plan.dense_weights, plan.adapters, plan.optimizer]
+    ours = llama(size, "trainer.gradient_checkpointing=true")
+    assert plan_memory(ours, Shape(1, 512)).training / 1e9 == pytest.approx(float32_gb, abs=0.051)
+    theirs = composed(f"model=llama_{size}", "adapter=qlora_paper", *GPU, "trainer.gradient_checkpointing=true")
+    plan = plan_memory(theirs, Shape(1, 512))
+    assert plan.training / 1e9 == pytest.approx(total_gb, abs=0.051)
+    found = [plan.base, plan.adapters, plan.optimizer]
     assert [round(size / 1e6) for size in found] == [model_mb, adapters_mb, optimizer_mb]
+
+
+def test_weights_are_told_apart_by_what_they_are() -> None:
+    plan = plan_memory(llama("7b"), Shape(1, 512))
+    matrix, linears, layers = 32000 * 4096 * 2, 6_476_005_376, 7 * 32
+    assert (plan.packed_weights, plan.absmax) == (linears // 2, linears // 64)
+    assert plan.embeddings == plan.head == matrix
+    # one number of four bytes for each 256 blocks, which divide every layer here, and an offset for each layer
+    assert plan.nested_absmax == 4 * (linears // 64 // 256 + layers)
+    assert plan.dense_weights == 2 * (2 * 32 + 1) * 4096  # norms
+    single = plan_memory(llama("7b", "quant.double_quant=false"), Shape(1, 512))
+    assert (single.absmax, single.nested_absmax) == (4 * linears // 64, 0)
+    dense = plan_memory(llama("7b", "quant=none"), Shape(1, 512))
+    assert (dense.packed_weights, dense.absmax, dense.dense_weights) == (0, 0, plan.dense_weights + 2 * linears)
+
+
+@pytest.mark.parametrize(
+    ("model", "trained", "embeddings", "head"),
+    [
+        ("llama_7b", "", 1, 1),
+        ("llama_7b", "embed_tokens", 0, 1),
+        ("llama_7b", "lm_head", 1, 0),
+        ("qwen3_0.6b", "", 1, 0),  # tied
+        ("qwen3_0.6b", "embed_tokens", 0, 0),
+        ("opt_350m", "", 1, 0),  # narrower than the layers
+        ("flan_t5_base", "", 1, 1),
+    ],
+)
+def test_embeddings_and_head_are_components_unless_they_are_trained(
+    model: str, trained: str, embeddings: int, head: int
+) -> None:
+    config = composed(f"model={model}", *GPU, *([f"adapter.trained_modules=[{trained}]"] if trained else []))
+    architecture = config.model.architecture
+    assert architecture is not None
+    matrix = architecture.vocab_size * (architecture.embedding_size or architecture.hidden_size) * 2
+    plan = plan_memory(config, Shape(1, 64))
+    assert (plan.embeddings, plan.head) == (embeddings * matrix, head * matrix)
 
 
 def test_the_command_prints_components_and_cards_without_torch() -> None:
@@ -135,16 +187,20 @@ def test_the_command_prints_components_and_cards_without_torch() -> None:
         "runpy.run_module('qlora_lab.memory', run_name='__main__'); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines() if line]
-    assert "1 rows of 512 tokens in bfloat16 on cuda, with gradient checkpointing" in done.stdout
-    numbers = [(line, line.index("GB")) for line in lines[1:12]]
-    sizes = {" ".join(line[: unit - 1]): float(line[unit - 1]) for line, unit in numbers}
-    assert sizes["peak"] == pytest.approx(sum(sizes.values()) - sizes["peak"] - min(sizes["loss"], sizes["workspace"]))
-    assert list(sizes)[:3] == ["packed weights", "absmax", "dense weights"]
-    # 64,760 M weights in 4 bits; 64,760 M / 64 absmax of 1 + 4 / 256 bytes; 525 M numbers of 2 bytes
-    assert (sizes["packed weights"], sizes["absmax"], sizes["dense weights"]) == (32.380, 1.028, 1.051)
-    without = next(line for line in done.stdout.splitlines() if line.startswith("Without gradient checkpointing"))
-    assert float(without.split()[-2]) > sizes["peak"] + 4 * sizes["activations"]
-    cards = {line[0]: line[2:] for line in lines[-6:]}
+    lines = done.stdout.splitlines()
+    assert "1 rows of 512 tokens" in lines[0] and lines[1].split() == ["GPU,", "bfloat16", "CPU,", "float32"]
+    assert lines[2].split() == ["checkpointing", "with", "without", "with", "without"]
+    sizes = {line[:16].strip(): [float(word) for word in line[16:64].split()] for line in lines[3:18]}
+    for number, (activations, peak) in enumerate(zip(sizes["activations"], sizes["peak"], strict=True)):
+        column = {name: found[number] for name, found in sizes.items() if name != "peak"}
+        assert peak == pytest.approx(sum(column.values()) - min(column["loss"], column["workspace"]), abs=0.01)
+        assert (column["process"] > 0) == (number >= 2)
+        assert number % 2 == 0 or activations > 10 * sizes["activations"][number - 1]
+    weights = ["packed weights", "absmax", "nested absmax", "embeddings", "head", "dense weights"]
+    assert list(sizes)[:6] == weights
+    # 64,760 M weights in 4 bits; 64,760 M / 64 absmax of 1 + 4 / 256 bytes; two matrices of 262 M numbers of 2 bytes
+    assert [sizes[name][0] for name in weights] == [32.380, 1.012, 0.016, 0.524, 0.524, 0.003]
+    assert f"This run is on a GPU with checkpointing: its peak is {sizes['peak'][0]:.3f} GB." in lines
+    cards = {line.split()[0]: line.split()[2:] for line in lines[-6:]}
     assert int(cards["141"][0]) > int(cards["80"][0])
     assert cards["24"] == ["none", "none"] and int(cards["80"][0]) > int(cards["48"][0]) > 1

@@ -87,6 +87,12 @@ def test_auto_needs_to_know_what_there_is_and_what_is_needed() -> None:
         (["data.max_source_tokens=1500"], card(6), ["trainer.gradient_checkpointing=true", "trainer.micro_batch_size"]),
         (["quant=none"], card(12), ["quant=nf4"]),
         (["adapter.rank=256", "data.max_source_tokens=1500"], card(14), ["trainer.gradient_checkpointing=true"]),
+        (
+            ["trainer.gradient_checkpointing=true", "trainer.micro_batch_size=1", "data.max_source_tokens=1500"],
+            card(5.5),
+            ["trainer.offload_activations=true"],
+        ),
+        (["adapter.rank=256"], card(12.5), ["trainer.offload_activations=true", "adapter.dtype=bfloat16"]),
         (["adapter.rank=256"], card(9), ["trainer.micro_batch_size=1", "adapter.rank"]),
         (["trainer.micro_batch_size=1", "evaluation.batch_tokens=8192"], card(7), ["evaluation.batch_tokens"]),
         (["evaluation.batch_tokens=8192"], card(8), ["trainer.micro_batch_size=4", "evaluation.batch_tokens=4096"]),
@@ -104,7 +110,12 @@ def test_with_the_setting_that_is_proposed_a_run_fits(overrides: list[str], room
 
 
 def test_rows_that_fit_are_said_by_their_length() -> None:
-    long_rows = ["trainer.gradient_checkpointing=true", "trainer.micro_batch_size=1", "data.max_source_tokens=1700"]
+    long_rows = [
+        "trainer.gradient_checkpointing=true",
+        "trainer.offload_activations=true",
+        "trainer.micro_batch_size=1",
+        "data.max_source_tokens=1700",
+    ]
     config = composed("model=llama_7b", *GPU, *long_rows, "evaluation.batch_tokens=512")
     prediction = predict(config)
     assert prediction.plan is not None and prediction.plan.evaluation == 0

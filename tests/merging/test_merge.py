@@ -2,18 +2,22 @@
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from qlora_lab.adapters.lora import adapted_layers
+from qlora_lab.config import hardware
 from qlora_lab.config.schema import AdapterConfig, ModelConfig
-from qlora_lab.errors import ModelError
+from qlora_lab.errors import ConfigError, ModelError
+from qlora_lab.merging import merge as merge_module
 from qlora_lab.merging.checkpoint import FileCheckpoint
 from qlora_lab.merging.merge import Request
 from qlora_lab.merging.tensors import MergedTensors
@@ -83,12 +87,13 @@ def test_the_original_weights_are_taken_where_asked(asked: Request, tmp_path: Pa
 
 
 def test_a_base_is_quantized_again(asked: Request, base, tmp_path: Path) -> None:
-    """Layers with an adapter are quantized anew, and others keep their bytes."""
+    """Layers with an adapter are quantized anew, from what they were before training; others keep their bytes."""
     config = AdapterConfig(rank=4, alpha=12, placement="attention")
     before = trained(base, tmp_path / "attention", config)
     merged(replace(asked, adapter=tmp_path / "attention", into="quantized", tolerance=9.0))
     again = ModelConfig("q", "folder", path=str(tmp_path / "out"), tokenizer="byte_level", max_length_tokens=512)
     after = load_model(again, NF4, compute_dtype=torch.float32, device="cpu", cache_dir=tmp_path, seed=0)
+    source = load_file(tmp_path / "base/model.safetensors")
     for path, layer in after.named_modules():
         if not isinstance(layer, QuantizedLinear):
             continue
@@ -96,13 +101,62 @@ def test_a_base_is_quantized_again(asked: Request, base, tmp_path: Path) -> None
         if "self_attn" not in path:
             assert torch.equal(layer.packed, was.packed) and torch.equal(layer.absmax, was.absmax)
             continue
-        expected = was.base.dequantize(torch.float32) + (was.lora_B @ was.lora_A) * was.scaling  # in this order
+        expected = source[f"{path}.weight"] + (was.lora_B @ was.lora_A) * was.scaling  # in this order
         linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
         linear.weight.data = expected.detach()
         anew = QuantizedLinear.from_linear(linear, **QloraLabConfig("nf4").layer_arguments())
         assert torch.equal(layer.dequantize(), anew.dequantize())
     told = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
     assert told["quant_method"] == "bitsandbytes" and told["bnb_4bit_quant_type"] == "nf4"
+
+
+def test_a_small_change_outlives_another_quantization_or_the_loss_is_refused(
+    asked: Request, base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Far below half a step of the grid: kept where the weights before quantization are at hand."""
+    file = asked.adapter / "adapter_model.safetensors"
+    smaller = {name: 0.02 * tensor if "lora_B" in name else tensor for name, tensor in load_file(file).items()}
+    save_file(smaller, file)
+    asked = replace(asked, into="quantized", check_rows=8)
+    record = merged(asked)["comparison"]
+    assert 0.6 < record["change_kept"] < 1.4
+    assert f"{record['perplexity_base']:.4f} of the base, {record['perplexity_before']:.4f} with the adapter" in (
+        capsys.readouterr().out
+    )
+    plain = load_model(base.model, PLAIN, compute_dtype=torch.float32, device="cpu", cache_dir=Path(), seed=0)
+    save_quantized(quantize_model(plain, QloraLabConfig("nf4")), tmp_path / "quantized")
+    other = replace(base, model=replace(base.model, path=str(tmp_path / "quantized")))
+    asked = replace(asked, base=other, out=tmp_path / "lost")
+    with pytest.raises(
+        ModelError, match=r"only -?\d+\.\d% of the adapter's change is left .*, and 50% must be; .*: give"
+    ):
+        merged(asked)
+    assert merged(replace(asked, tolerance=0.5))["comparison"]["change_kept"] < 0.5, "it was asked for"
+
+
+def test_one_model_is_in_memory_at_a_time(asked: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    first: list[weakref.ref[PreTrainedModel]] = []
+    opened, merged_one = merge_module.open_model, merge_module.load_unconfigured
+
+    def opening(*arguments: Any, **how: Any) -> Any:
+        found = opened(*arguments, **how)
+        first.append(weakref.ref(found.model))
+        return found
+
+    def loading(*arguments: Any, **how: Any) -> Any:
+        assert [one() for one in first] == [None]
+        return merged_one(*arguments, **how)
+
+    monkeypatch.setattr(merge_module, "open_model", opening)
+    monkeypatch.setattr(merge_module, "load_unconfigured", loading)
+    found = merged(replace(asked, check_rows=2))["comparison"]
+    assert found["memory_bytes"] == AutoModelForCausalLM.from_pretrained(asked.out).get_memory_footprint()
+
+
+def test_float32_of_a_run_that_computed_in_sixteen_bits_is_measured_by_sixteen_bits(asked: Request, base) -> None:
+    record = merged(replace(asked, base=replace(base, compute_dtype="bfloat16"), check_rows=4))
+    assert record["dtype"] == "float32" and record["tolerance"] == 0.1
+    assert record["comparison"]["relative_difference"] > 0.001, "the run's own rounding"
 
 
 def test_checkpoints_of_other_kinds_give_the_same(asked: Request, base, tmp_path: Path) -> None:
@@ -181,6 +235,32 @@ def test_a_merge_that_loses_the_adapter_fails(asked: Request, tmp_path: Path, mo
     with pytest.raises(ModelError, match=r"differs from base and adapter by \d+\.\d+% .* 0\.10% is allowed"):
         merged(replace(asked, check_rows=2))
     assert not asked.out.exists()
+
+
+def test_an_adapter_that_is_lost_within_the_tolerance_is_missed(
+    asked: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small one changes the logits by less than rounding to bfloat16 may."""
+    file = asked.adapter / "adapter_model.safetensors"
+    smaller = {name: 0.02 * tensor if "lora_B" in name else tensor for name, tensor in load_file(file).items()}
+    save_file(smaller, file)
+    asked = replace(asked, dtype="bfloat16", check_rows=8)
+    assert merged(replace(asked, out=asked.out.with_name("kept")))["comparison"]["change_kept"] > 0.5
+    monkeypatch.setattr(MergedTensors, "_change", lambda self, name: None)
+    with pytest.raises(ModelError, match="of the adapter's change is left with into=dequantized in bfloat16"):
+        merged(asked)
+    assert not asked.out.exists()
+
+
+def test_a_model_that_is_too_large_to_be_compared_is_told_before_anything_is_written(
+    asked: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(hardware.detect(), memory_bytes=100_000)
+    monkeypatch.setattr(hardware, "detect", lambda: small)
+    with pytest.raises(ConfigError, match=r"this machine has 0.0001 GB; give check_rows=0 to merge without comparing"):
+        merged(replace(asked, check_rows=2))
+    assert not (tmp_path / ".out.partial").exists()
+    assert merged(asked)["comparison"] is None
 
 
 def test_sixteen_bits_are_within_their_tolerance_and_can_be_told_a_tighter_one(asked: Request) -> None:

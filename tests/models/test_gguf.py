@@ -1,6 +1,7 @@
 """GGUF conversion on a tiny file written here: values, tokenizer, and what happens when it goes wrong."""
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -164,9 +165,13 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         raise OSError("No space left on device")
 
     monkeypatch.setattr(conversion, "_split_digits", fail)
+    left, at_work = (tmp_path / "cache" / f".scratch-{name}" for name in ("of_a_dead_process", "of_a_living_one"))
+    for folder in (left, at_work):
+        folder.mkdir(parents=True)
+    os.utime(left, (0, 0))
     with pytest.raises(OSError, match="No space left"):
         convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache" / "tiny")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".tiny.lock"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [at_work.name, ".tiny.lock"]
 
 
 @pytest.mark.parametrize("damage", ["cut in the header", "cut in the weights", "another file", "empty"])

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,10 @@ def test_a_revision_is_loaded_as_asked(hub_cache: Path, make_folder, tmp_path: P
         (repository / "refs" / name).write_text(digit * 40)
         shutil.copytree(folder, repository / "snapshots" / (digit * 40))
     config = ModelConfig("m", "hub", hub_id="some/model", revision="tuned", max_length_tokens=128)
+    with pytest.raises(
+        ModelError, match=r"cache at revision '3{40}' \(model\.revision=main takes what is there\), and"
+    ):
+        loaded(replace(config, revision="3" * 40))
     model = loaded(config)
     assert model.get_parameter(UP)[0, 0] == 2.0
     assert commit_of(model) == "2" * 40
@@ -56,7 +61,9 @@ def test_a_revision_is_loaded_as_asked(hub_cache: Path, make_folder, tmp_path: P
 def test_a_model_that_is_not_cached_is_refused_offline(hub_cache: Path, tmp_path: Path) -> None:
     config = ModelConfig("m", "hub", hub_id="some/model")
     for load in (loaded, lambda config: load_tokenizer(config, tmp_path)):
-        with pytest.raises(ModelError, match=r"'some/model' is neither .*cannot be reached; .*HF_HOME") as refusal:
+        with pytest.raises(
+            ModelError, match=r"'some/model' is neither .*cannot be reached; .*HF_HOME.*path="
+        ) as refusal:
             load(config)
         assert "\n" not in str(refusal.value)
 
@@ -78,9 +85,24 @@ def asked_hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 @pytest.mark.parametrize(
     ("hub_id", "revision", "sentence"),
     [
-        ("meta/gated-7b", None, "'meta/gated-7b' is gated on the hub: accept its licence .* HF_TOKEN"),
-        ("some/absent", None, "'some/absent' is neither a folder nor a model on the hub that you may see"),
-        ("some/model", "old", r"'some/model' has no model\.revision 'old' on the hub$"),
+        (
+            "meta/gated-7b",
+            None,
+            r"'meta/gated-7b' is gated on the hub: accept its licence .* HF_TOKEN .*, or a local copy with "
+            r"model\.source=folder model\.path=FOLDER$",
+        ),
+        (
+            "some/absent",
+            None,
+            r"'some/absent' is neither a folder nor a model on the hub that you may see; .* take a local copy with "
+            r"model\.source=folder model\.path=FOLDER$",
+        ),
+        (
+            "some/model",
+            "old",
+            r"'some/model' has no model\.revision 'old' on the hub; set a branch, tag or commit that it has, or take a "
+            r"local copy with model\.source=folder model\.path=FOLDER$",
+        ),
     ],
 )
 def test_what_the_hub_refuses_is_explained(
@@ -89,3 +111,9 @@ def test_what_the_hub_refuses_is_explained(
     with pytest.raises(ModelError, match=sentence) as refusal:
         load_tokenizer(ModelConfig("m", "hub", hub_id=hub_id, revision=revision), tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_tokenizer_that_the_hub_refuses_has_a_local_setting_of_its_own(asked_hub: str, tmp_path: Path) -> None:
+    config = ModelConfig("m", "hub", hub_id="some/model", tokenizer="meta/gated-7b")
+    with pytest.raises(ModelError, match=r"'meta/gated-7b' is gated .* a local copy with model\.tokenizer=FOLDER$"):
+        load_tokenizer(config, tmp_path)

@@ -10,7 +10,8 @@ import torch
 
 from qlora_lab.config.schema import ModelConfig, QuantConfig
 from qlora_lab.errors import ModelError
-from qlora_lab.models.load import load_tokenizer, locate
+from qlora_lab.models.find import locate
+from qlora_lab.models.load import load_tokenizer
 from tests.models.loading import NF4, PLAIN, UP, architecture, edit_config, edit_weights, loaded, of_folder
 
 

@@ -10,53 +10,51 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from analysis.opened import open_study
+from qlora_lab.ratings.files import load_answers, load_ratings
 from qlora_lab.ratings.judgments import FIRST, SECOND, Judgment, write_judgments
-from tests.analysis.study_folders import FakeRun, two_arms, write_study
+from tests.command_line import call
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = {file.stem: file for file in sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))}
 OWN_TESTS = ("demo",)
 CELL_S = 300  # a loaded machine is slow
-Execute = Callable[[NotebookNode], None]
-
-
-def arms(name: str, key: str, axis: str, values: list[object]) -> list[FakeRun]:
-    """Two seeds of an arm for each value of one axis; the later the value, the higher the loss."""
-    group, _, last = key.partition(".")
-    return [
-        FakeRun(
-            f"{name}{place}{seed}",
-            seed=seed,
-            mean_loss=0.4 + 0.1 * place + 0.005 * seed,
-            config={group: {last: value}},
-            axes={axis: str(value), "seed": str(seed)},
-        )
-        for place, value in enumerate(values)
-        for seed in (0, 1)
-    ]
+# The studies that notebooks open, of runs that take a moment each.
+SMALL = ("model=tiny_random", "tracking=none", "launcher=in_process", "trainer.threads=1")
+SMALL += ("data.rows=8", "evaluation=default", "evaluation.rows=8", "evaluation.max_new_tokens=24")
+STUDIES = {
+    "dataset_quality": ("trainer.max_steps=2",),
+    "adapter_placement": ("trainer.max_steps=2", "adapter=all_linear,attention", "seed=0"),
+    "adapter_rank": ("trainer.max_steps=2", "adapter.rank=2,8", "seed=0"),
+    "data_types": ("quant=none,nf4",),
+    "guanaco": ("trainer.max_steps=2", "model.architecture.num_layers=1,2", "seed=0"),
+}
+OPENED_BY = {"data_quality": "dataset_quality", "scaling": "guanaco"} | {name: name for name in STUDIES}
+Execute = Callable[[str], list[NotebookNode]]
 
 
 @pytest.fixture(scope="module")
-def execute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Execute]:
-    """One kernel for all notebooks, in a folder with the studies that they open; starting one takes seconds."""
-    here = tmp_path_factory.mktemp("work")
-    runs = here / "runs"
-    studies = {
-        "dataset_quality": two_arms(),
-        "adapter_placement": arms("place", "adapter.placement", "adapter", ["all_linear", "attention"]),
-        "adapter_rank": arms("rank", "adapter.rank", "adapter.rank", [2, 8]),
-        "data_types": arms("type", "quant.format", "quant", ["none", "nf4", "int4"]),
-        "guanaco": arms("size", "model.name", "model", ["llama_7b", "llama_13b"]),
-    }
-    for name, its_runs in studies.items():
-        write_study(runs, its_runs, name=name, caution="These runs are made up.")
-    write_judgments(here / "ratings.jsonl", judgments())
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which the studies of notebooks have been run."""
+    folder = tmp_path_factory.mktemp("work")
+    for name, narrowed in STUDIES.items():
+        done = call("qlora_lab.sweep.__main__", f"+experiment={name}", *SMALL, *narrowed, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    write_judgments(folder / "ratings.jsonl", judgments())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def execute(here: Path) -> Iterator[Execute]:
+    """One kernel for all notebooks; starting one takes seconds. Returns what a notebook shows."""
     client = NotebookClient(nbformat.v4.new_notebook(), timeout=CELL_S, resources={"metadata": {"path": str(here)}})
 
-    def run(notebook: NotebookNode) -> None:
+    def run(name: str) -> list[NotebookNode]:
+        notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
         client.nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("%reset -f"), *notebook.cells])
         for number, cell in enumerate(client.nb.cells):
             client.execute_cell(cell, number)
+        return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -77,17 +75,41 @@ def judgments() -> list[Judgment]:
     return found
 
 
-@pytest.mark.parametrize("file", [file for file in NOTEBOOKS if file.stem not in OWN_TESTS], ids=lambda file: file.stem)
-def test_notebook_runs_on_finished_runs(file: Path, execute: Execute) -> None:
-    notebook = nbformat.read(file, as_version=4)
-    execute(notebook)
-    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("text/html" in output.get("data", {}) for output in shown)
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in OWN_TESTS])
+def test_notebook_runs_on_finished_runs(name: str, here: Path, execute: Execute) -> None:
+    shown = execute(name)
+    tables = "".join(output.get("data", {}).get("text/html", "") for output in shown)
+    assert "<table" in tables
+    if name in OPENED_BY:
+        study = open_study(OPENED_BY[name], here / "runs")
+        assert study.answer.not_counted.empty and all(arm in tables for arm in study.answer.arms)
+        printed = "".join(output.get("text", "") for output in shown)
+        assert study.answer.sentence in printed
+        assert any("image/png" in output.get("data", {}) for output in shown)
+        first = next(cell for cell in nbformat.read(NOTEBOOKS[name], as_version=4).cells if cell.cell_type == "code")
+        assert first.source.startswith("%matplotlib inline\n"), "figures are shown in a kernel of its own, too"
 
 
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-def test_notebook_is_valid_and_holds_no_output(file: Path) -> None:
-    notebook = nbformat.read(file, as_version=4)
+def test_the_tournament_runs_on_the_released_verdicts(here: Path, execute: Execute, data_slices: Path) -> None:
+    known = load_answers([data_slices / "qlora_eval" / "generations"])
+    released = load_ratings([data_slices / "qlora_eval" / "pairwise_gpt4_vicuna"], known).judgments
+    write_judgments(here / "ratings.jsonl", released)
+    printed = "".join(output.get("text", "") for output in execute("tournament_and_agreement"))
+    assert "65b-guanaco" in printed and "gpt4" in printed
+
+
+def test_sizes_are_lines_apart_from_what_varies_at_each_size(here: Path, execute: Execute) -> None:
+    axes = open_study("guanaco", here / "runs").scaling_figure().axes[0]
+    assert len(axes.get_xticks()) == 2 and axes.get_xscale() == "log"
+    assert sorted(axes.get_legend_handles_labels()[1]) == [
+        "learning_rate=0.0001",
+        "learning_rate=0.0002",
+    ]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_is_valid_and_holds_no_output(name: str) -> None:
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None, "clear its outputs before committing"

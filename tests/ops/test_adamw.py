@@ -16,16 +16,16 @@ from qlora_lab.ops.adamw.optimizer import AdamW, ReferenceKernels
 SHAPES = ((64, 80), (80,), (16, 1000), (1,))  # the first and the third have 8-bit states on request
 
 
-def random_parameters(seed: int = 0) -> list[Tensor]:
+def random_parameters(seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, requires_grad=True) for shape in SHAPES]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in SHAPES]
 
 
 def set_gradients(parameters: list[Tensor], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in parameters:
         scale = 10 ** (torch.rand(parameter.shape, generator=generator) * 6 - 5)
-        parameter.grad = torch.randn(parameter.shape, generator=generator) * scale
+        parameter.grad = (torch.randn(parameter.shape, generator=generator) * scale).to(parameter.dtype)
 
 
 def take_steps(optimizer: torch.optim.Optimizer, parameters: list[Tensor], steps: range) -> None:
@@ -120,9 +120,25 @@ def test_8bit_states_keep_the_largest_magnitude_of_each_block() -> None:
     assert (codes[3], codes[300], codes[4999], codes[5]) == (255, 0, 255, 127)
 
 
+def test_bfloat16_parameters_take_the_float32_step_rounded_once() -> None:
+    ours, exact = random_parameters(dtype=torch.bfloat16), random_parameters()
+    for parameter, start in zip(exact, ours, strict=True):
+        parameter.data.copy_(start)
+    set_gradients(ours, seed=0)
+    for parameter, given in zip(exact, ours, strict=True):
+        parameter.grad = given.grad.float()
+    optimizer, expected = AdamW(ours, lr=1e-2), AdamW(exact, lr=1e-2)
+    optimizer.step()
+    expected.step()
+    for parameter, float_parameter in zip(ours, exact, strict=True):
+        assert torch.equal(parameter, float_parameter.bfloat16())
+        assert torch.equal(optimizer.state[parameter]["exp_avg_sq"], expected.state[float_parameter]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [32, 8])
-def test_a_resumed_run_goes_on_bit_for_bit(bits: int) -> None:
-    straight = random_parameters()
+def test_a_resumed_run_goes_on_bit_for_bit(bits: int, dtype: torch.dtype) -> None:
+    straight = random_parameters(dtype=dtype)
     optimizer = AdamW(straight, bits=bits)
     take_steps(optimizer, straight, range(5))
     saved = copy.deepcopy(optimizer.state_dict())
@@ -278,9 +294,9 @@ def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> 
         AdamW(random_parameters(), **settings)
 
 
-@pytest.mark.parametrize("parameter", [torch.ones(4, dtype=torch.bfloat16), torch.ones(4, 5).T])
+@pytest.mark.parametrize("parameter", [torch.ones(4, dtype=torch.float16), torch.ones(4, 5).T])
 def test_parameters_of_another_kind_are_refused(parameter: Tensor) -> None:
-    with pytest.raises(ShapeError, match="contiguous float32"):
+    with pytest.raises(ShapeError, match="contiguous float32 or bfloat16"):
         AdamW([parameter.requires_grad_()])
 
 

@@ -41,6 +41,19 @@ def quantized(fmt: str, nested: bool) -> tuple[PackedWeight, Tensor]:
     return PackedWeight(packed, codes, nested_absmax, offset, fmt, 64, 32, OUT, IN), dense
 
 
+def test_a_weight_without_columns_gives_the_bias_and_one_without_rows_zeros() -> None:
+    nothing, bias = (
+        PackedWeight(torch.empty(0, dtype=torch.uint8), torch.empty(0), None, None, "nf4", 64, 256, OUT, 0),
+        normal(OUT),
+    )
+    assert torch.equal(quantized_linear(torch.empty(2, 3, 0), nothing, bias), bias.expand(2, 3, OUT))
+    x = normal(2, 3, IN).requires_grad_()
+    out = quantized_linear(x, nothing._replace(out_features=0, in_features=IN))
+    assert out.shape == (2, 3, 0)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.zeros(2, 3, IN))
+
+
 @every_format
 @nested_or_not
 @pytest.mark.parametrize("leading", [(), (1,), (2, 3), (0, 4)], ids=str)

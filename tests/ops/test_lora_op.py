@@ -116,7 +116,7 @@ def test_bad_adapters_are_refused(weight: PackedWeight) -> None:
     x = normal(2, IN)
     with pytest.raises(ShapeError, match=rf"lora_A must be \(rank, {IN}\) and lora_B \({OUT}, rank\)"):
         lora_linear(x, weight, None, B, A, scaling=1.0)
-    with pytest.raises(ShapeError, match="must be float32"):
+    with pytest.raises(ShapeError, match="must both be float32 or both bfloat16"):
         lora_linear(x, weight, None, A.half(), B.half(), scaling=1.0)
     with pytest.raises(ShapeError, match=r"dropout must be at least 0 and less than 1; got 1\.0"):
         lora_linear(x, weight, None, A, B, scaling=1.0, dropout=1.0)

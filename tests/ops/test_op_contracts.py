@@ -17,6 +17,7 @@ from tests.ops.op_calls import arguments
 
 # The inputs that gradients flow to, by their position in the schema.
 GRADIENTS = {"quantized_linear": (0, 10), "quantized_linear_grad_input": (0,), "lora_linear": (0, 11, 12)}
+ADAPTER = (11, 12)  # of them, where a lora_linear has lora_A and lora_B
 REGISTERED = (*OPS, *map(kernel_of, DIFFERENTIABLE))
 every_op = pytest.mark.parametrize("op", REGISTERED)
 KINDS = [(torch.float32, False), (torch.bfloat16, True), (torch.float16, True)]  # of activations; double quantization
@@ -50,11 +51,13 @@ def test_every_op_is_tested() -> None:
     assert names == set(REGISTERED) and set(GRADIENTS) == set(DIFFERENTIABLE)
 
 
-def given(op: str, dtype: torch.dtype, nested: bool) -> tuple[Any, ...]:
-    """Return arguments of an op; those that gradients flow to ask for them."""
+def given(op: str, dtype: torch.dtype, nested: bool, adapter: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    """Return arguments of an op; those that gradients flow to ask for them. `adapter`: the dtype of a trained one."""
     values = list(arguments(op, dtype, nested=nested))
     for position in GRADIENTS.get(op, ()):
         if values[position] is not None:
+            if position in ADAPTER:
+                values[position] = values[position].to(adapter)
             values[position].requires_grad_()
     return tuple(values)
 
@@ -65,9 +68,8 @@ def test_it_is_well_registered(binding: str, op: str, dtype: torch.dtype, nested
     opcheck(getattr(torch.ops.qlora_lab, op).default, given(op, dtype, nested))
 
 
-def outputs_and_gradients(call: Any, op: str, dtype: torch.dtype, nested: bool) -> list[Tensor]:
+def outputs_and_gradients(call: Any, values: tuple[Any, ...]) -> list[Tensor]:
     """Return everything that a call of the op gives: outputs, what it wrote into, gradients."""
-    values = given(op, dtype, nested)
     result = call(*values)
     outputs = list(result) if isinstance(result, tuple) else [values[-1] if result is None else result]
     leaves = [value for value in values if isinstance(value, Tensor) and value.requires_grad]
@@ -75,17 +77,29 @@ def outputs_and_gradients(call: Any, op: str, dtype: torch.dtype, nested: bool) 
     return [*outputs, *gradients]
 
 
-@every_op
-@pytest.mark.parametrize(("dtype", "nested"), KINDS[:2], ids=str)
-def test_it_compiles_into_one_graph(binding: str, op: str, dtype: torch.dtype, nested: bool) -> None:
+def assert_compiles_into_one_graph(op: str, *kind: Any) -> None:
     torch._dynamo.reset()
 
     def call(*values: Any) -> Any:
         return getattr(torch.ops.qlora_lab, op)(*values)
 
-    compiled = outputs_and_gradients(torch.compile(call, fullgraph=True), op, dtype, nested)
-    for actual, expected in zip(compiled, outputs_and_gradients(call, op, dtype, nested), strict=True):
+    compiled = outputs_and_gradients(torch.compile(call, fullgraph=True), given(op, *kind))
+    for actual, expected in zip(compiled, outputs_and_gradients(call, given(op, *kind)), strict=True):
         assert actual.dtype == expected.dtype and torch.equal(actual, expected)
+
+
+@every_op
+@pytest.mark.parametrize(("dtype", "nested"), KINDS[:2], ids=str)
+def test_it_compiles_into_one_graph(binding: str, op: str, dtype: torch.dtype, nested: bool) -> None:
+    assert_compiles_into_one_graph(op, dtype, nested)
+
+
+def test_an_adapter_in_bfloat16_is_well_registered_and_compiles_into_one_graph(binding: str) -> None:
+    kind = (torch.bfloat16, True, torch.bfloat16)
+    opcheck(torch.ops.qlora_lab.lora_linear.default, given("lora_linear", *kind))
+    assert_compiles_into_one_graph("lora_linear", *kind)
+    *_, grad_A, grad_B = outputs_and_gradients(torch.ops.qlora_lab.lora_linear, given("lora_linear", *kind))
+    assert grad_A.dtype == grad_B.dtype == torch.bfloat16
 
 
 def strided(value: Any) -> Any:

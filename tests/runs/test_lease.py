@@ -17,9 +17,10 @@ import pytest
 from qlora_lab.errors import LeaseLostError
 from qlora_lab.runs import lease as leases
 from qlora_lab.runs.files import write_json
-from qlora_lab.runs.folder import RUNNING, MetricsFile, RunFolder
+from qlora_lab.runs.folder import RUNNING, RunFolder
 from qlora_lab.runs.heartbeat import BEAT, STALE_S, Observer
 from qlora_lab.runs.lease import Claim, Lease
+from qlora_lab.runs.metrics_file import MetricsFile
 
 # Takes the lease, then writes a line of what becomes of each word it reads.
 HOLDER = """
@@ -102,6 +103,16 @@ def test_one_of_two_gets_it_and_numbers_are_never_used_twice(tmp_path: Path) -> 
     again.release()
 
 
+def test_a_holder_that_is_gone_by_a_schedulers_word_loses_that_lease_only(tmp_path: Path) -> None:
+    first = Claim(tmp_path).attempt()
+    assert first is not None
+    second = Claim(tmp_path, dead=first.path).attempt()
+    assert second is not None and not first.is_held()
+    assert Claim(tmp_path, dead=first.path).attempt() is None and second.is_held()
+    first.release()
+    second.release()
+
+
 def test_a_killed_holder_is_replaced_at_once(tmp_path: Path, first: subprocess.Popen[str]) -> None:
     assert Observer().living([tmp_path])
     assert Claim(tmp_path).attempt() is None
@@ -138,6 +149,24 @@ def test_a_stopped_holder_is_replaced_and_refused_when_it_wakes(tmp_path: Path, 
     assert json.loads((tmp_path / "result.json").read_text()) == "from the second"
     assert second.is_held()
     second.release()
+
+
+def test_a_child_that_outlives_a_killed_holder_is_waited_for(tmp_path: Path) -> None:
+    """An sbatch that hangs keeps the lock, but does not beat."""
+    lease = Claim(tmp_path, beat_s=600).attempt()
+    assert lease is not None
+    child = subprocess.Popen(["sleep", "600"], pass_fds=[lease.fileno()])
+    os.close(lease.fileno())  # as its parent's death does
+    clock = Clock()
+    patient = Claim(tmp_path, patient=True, clock=clock)
+    for _ in range(3):
+        assert patient.attempt() is None
+        clock.now += 10 * STALE_S
+    child.kill()
+    child.wait()
+    after = patient.attempt()
+    assert after is not None and after.attempt == 2
+    after.release()
 
 
 def test_a_holder_stopped_in_the_middle_of_writing_is_refused(tmp_path: Path, first: subprocess.Popen[str]) -> None:
@@ -261,6 +290,25 @@ def test_whatever_a_run_writes_is_refused_after_another_took_over(
             status = new.status()
             assert status is not None and (status["state"], status["attempt"]) == (RUNNING, 2)
             assert [attempt["attempt"] for attempt in status["history"]] == [1]
+
+
+def test_a_line_that_slips_through_after_a_lease_is_lost_is_seen_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old attempt was stopped between asking for its lease and writing."""
+    old, new = RunFolder(tmp_path), RunFolder(tmp_path)
+    with old.lock() as lease:
+        late = MetricsFile(old, lambda: 1.0)
+        late.append(1, {"by": 1})
+        with new.holding(take_over(tmp_path)):
+            metrics = MetricsFile(new, lambda: 1.0)
+            monkeypatch.setattr(lease, "check", lambda: None)
+            late.append(2, {"by": 1})
+            metrics.append(2, {"by": 2})
+            late.append(3, {"by": 1})
+            with pytest.raises(OSError, match="No such file"):
+                MetricsFile(old, lambda: 1.0)
+    assert [json.loads(line)["by"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ import pytest
 
 from qlora_lab.errors import RunFolderError
 from qlora_lab.runs import files
-from qlora_lab.runs.causes import DISK
-from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, MetricsFile, RunFolder
+from qlora_lab.runs.causes import DISK, GPU_MEMORY, INFRASTRUCTURE, RULES, TIME_LIMIT
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, RunFolder
 from qlora_lab.runs.heartbeat import BEAT
 from qlora_lab.runs.identity import run_id
+from qlora_lab.runs.metrics_file import MetricsFile
+from qlora_lab.sweep.settle import give_up
 from tests.helpers import tiny
 from tests.small_disk import fill, small_disk
 
@@ -53,15 +55,33 @@ def test_another_attempt_takes_what_is_no_part_of_the_id_and_keeps_its_threads(t
     assert (config.paths.data_dir, config.tracking.tags, config.trainer.threads) == ("/second", ["again"], 2)
 
 
-def test_a_resumed_run_keeps_its_micro_batch_and_one_that_failed_takes_the_new_one(tmp_path: Path) -> None:
+def test_only_a_run_that_another_micro_batch_may_help_takes_a_new_one(tmp_path: Path) -> None:
+    """Others go on from their checkpoint with the one that they have, also those that are out of tries."""
     first, second = (tiny(tmp_path, f"trainer.micro_batch_size={size}") for size in (8, 2))
     assert run_id(first) == run_id(second)
     folder = RunFolder.create(tmp_path, run_id(first), first)
-    folder.begin()
-    for state, kept in ((INTERRUPTED, 8), (FAILED, 2)):  # failed: out of memory, as like as not
-        folder.end(state, 1.0)
+    for state, cause, kept in (
+        (INTERRUPTED, GPU_MEMORY, 8),
+        (FAILED, TIME_LIMIT, 8),
+        (FAILED, DISK, 8),
+        (FAILED, GPU_MEMORY, 2),
+    ):
+        folder.begin()
+        folder.end(state, 1.0, cause=cause)
         RunFolder.create(tmp_path, folder.run_id, second)
         assert folder.config().trainer.micro_batch_size == kept
+
+
+def test_a_run_that_is_given_up_keeps_its_micro_batch(tmp_path: Path) -> None:
+    first, second = (tiny(tmp_path, f"trainer.micro_batch_size={size}") for size in (8, 2))
+    folder = RunFolder.create(tmp_path, run_id(first), first)
+    for _ in range(RULES[INFRASTRUCTURE].attempts):
+        folder.begin()
+        folder.end(INTERRUPTED, 1.0, cause=INFRASTRUCTURE)
+    give_up(folder)
+    assert folder.state() == FAILED
+    RunFolder.create(tmp_path, folder.run_id, second)
+    assert folder.config().trainer.micro_batch_size == 8
 
 
 def test_a_run_that_is_executed_or_finished_keeps_its_config(folder: RunFolder, tmp_path: Path) -> None:
@@ -103,6 +123,18 @@ def test_states(folder: RunFolder) -> None:
     assert status is not None
     assert status["attempt"] == 2
     assert status["error"]["type"] == "ValueError" and "bad luck" in status["error"]["traceback"]
+
+
+def test_an_attempt_records_which_start_of_its_job_it_is(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)  # where the tests are a job themselves
+    found = []
+    for variables in ({}, {"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        folder.begin()
+        found.append((folder.status() or {})["restart"])
+    assert found == [None, 0, 2], "SLURM counts only what it has requeued"
 
 
 def test_the_lock_of_a_killed_process_is_free(folder: RunFolder) -> None:
@@ -170,7 +202,8 @@ def test_json_is_valid_whatever_the_numbers(tmp_path: Path, folder: RunFolder) -
     """Python would write NaN and Infinity, which no other reader of JSON takes."""
     folder.write_result({"metrics": {"eval/loss": float("nan"), "a": [1.5, float("-inf")], "b": (1, True, "x", None)}})
     folder.write_evaluation([{"loss_sum": float("inf")}], [])
-    MetricsFile(folder, lambda: 1.0).append(3, {"train/loss": float("nan")})
+    with folder.lock():
+        MetricsFile(folder, lambda: 1.0).append(3, {"train/loss": float("nan")})
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -186,9 +219,10 @@ def test_elapsed_time_goes_on_over_attempts(folder: RunFolder) -> None:
     folder.begin()
     folder.end(INTERRUPTED, 12.5)
     assert folder.elapsed_s() == 12.5
-    folder.begin()
-    assert folder.elapsed_s() == 12.5
-    MetricsFile(folder, lambda: 20.0).append(1, {"train/loss": 2.0})  # and then it is killed
+    with folder.lock():
+        folder.begin()
+        assert folder.elapsed_s() == 12.5
+        MetricsFile(folder, lambda: 20.0).append(1, {"train/loss": 2.0})  # and then it is killed
     assert folder.elapsed_s() == 20.0
 
 
@@ -197,19 +231,23 @@ def test_metrics_of_a_step_are_found_over_attempts(folder: RunFolder) -> None:
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 0, "eval/loss": 2.')  # killed while writing
     assert not folder.has_metric(0, "eval/loss")
-    metrics_file = MetricsFile(folder, lambda: 1.0)
-    metrics_file.append(0, {"eval/loss": 2.5})
-    metrics_file.append(1, {"train/loss": 2.5})
+    with folder.lock():
+        metrics_file = MetricsFile(folder, lambda: 1.0)
+        metrics_file.append(0, {"eval/loss": 2.5})
+        metrics_file.append(1, {"train/loss": 2.5})
     assert folder.has_metric(0, "eval/loss") and folder.has_metric(1, "train/loss")
     assert not folder.has_metric(1, "eval/loss") and not folder.has_metric(0, "train/loss")
 
 
 def test_metrics_after_half_a_line(folder: RunFolder) -> None:
-    MetricsFile(folder, lambda: 1.0).append(1, {"train/loss": 2.0})
+    with folder.lock():
+        MetricsFile(folder, lambda: 1.0).append(1, {"train/loss": 2.0})
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "tra')  # killed while writing
     assert folder.last_metrics() == pytest.approx({"step": 1, "time_s": 1.0, "train/loss": 2.0})
-    MetricsFile(folder, lambda: 1.0).append(2, {"train/loss": 1.5})
+    with folder.lock():
+        MetricsFile(folder, lambda: 1.0).append(2, {"train/loss": 1.5})
+    assert [json.loads(line)["step"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     last = folder.last_metrics()
     assert last is not None and last["step"] == 2 and last["train/loss"] == 1.5
 

@@ -94,6 +94,8 @@ def test_two_servers_on_one_port_and_other_refusals(
         said = refusal(*TINY, f"port={port}")
     assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; try another port" in said
     assert "set the environment variable QLORA_LAB_TOKEN" in refusal(*TINY, "host=0.0.0.0", "port=0")
+    said = refusal(*TINY, "cache_budget_mb=0.005", "port=0")
+    assert "must hold at least 16 tokens of tiny_random in nf4, 0.008192 MB; 0.005 MB hold 9" in said
     monkeypatch.setenv("QLORA_LAB_TOKEN", "short")
     assert "must be at least 16 ASCII characters" in refusal(*TINY, "port=0")
     monkeypatch.delenv("QLORA_LAB_TOKEN")
@@ -102,6 +104,10 @@ def test_two_servers_on_one_port_and_other_refusals(
     assert "folders and hub ids do not say how their base is loaded" in refusal(folder, "port=0")
     other = ("model=tiny_random", "model.name=other", *TINY[1:])
     assert "is for the base 'tiny_random', and this one is 'other'" in refusal(*other, folder, "port=0")
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: False)
+        said = refusal("model=tiny_random", "quant=nf4", "device=cuda", "port=0")
+    assert "torch sees none here; for the CPU name the base, as in model=tiny_random quant=nf4 device=cpu" in said
     gone = refusal("model=folder", f"model.path={tmp_path}/gone", "model.max_length_tokens=64", "port=0")
     assert "does not exist" in gone
     monkeypatch.setattr(serve_command, "PACKAGES", ("json", "no_such_package"))

@@ -18,6 +18,7 @@ from qlora_lab.errors import ConfigError, ModelError, RunFolderError
 from qlora_lab.evaluation.candidates import Candidate
 from qlora_lab.quant.linear import QuantizedLinear, cached_weights
 from qlora_lab.runs.folder import RunFolder
+from qlora_lab.serving.pool import AdapterPool
 from qlora_lab.serving.shared_base import SharedBase
 from qlora_lab.serving.sources import Source, source_of
 from tests.evaluation.finished_runs import planned
@@ -74,6 +75,30 @@ def test_rows_with_adapters_of_their_own_get_what_they_get_alone(
     for row, name in enumerate(names):
         # Logits reach 80 here, and sums are in another order.
         torch.testing.assert_close(mixed[row], alone[name][row], rtol=1e-4, atol=1e-3)
+
+
+def test_one_adapter_in_most_rows_does_not_make_work_for_the_others(
+    shared: SharedBase, alone: dict[str | None, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a"] * 7 + ["b", None, "a", "c", "d"]
+    rows = [row % len(IDS) for row in range(len(names))]
+    worked_out, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda x, y: worked_out.append(x.shape[0] * x.shape[1]) or bmm(x, y))
+    for served in (names, ["a"] * 11 + ["b"]):  # the second after all four, with a stack that has them all
+        worked_out.clear()
+        with shared.rows(served):
+            mixed = logits(shared, IDS[rows])
+        for row, name in enumerate(served):
+            torch.testing.assert_close(mixed[row], alone[name][rows[row]], rtol=1e-4, atol=1e-3)  # as above
+        assert max(worked_out) <= (2 * len(names) + 4) * IDS.shape[1]
+
+
+def test_switching_between_ready_adapters_copies_nothing(shared: SharedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared.switch("a")
+    shared.switch("b")
+    monkeypatch.setattr(AdapterPool, "_on_device", lambda *_: pytest.fail("an adapter was copied"))
+    for name in ("a", "b", None, "a"):
+        shared.switch(name)
 
 
 def test_the_base_product_is_worked_out_once_for_all_rows(shared: SharedBase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +197,8 @@ def test_an_adapter_of_another_base_is_refused_with_both_names(
     shared.register("x", folder)
     base = tiny_base()
     wider = replace(base, model=replace(base.model, architecture=replace(base.model.architecture, hidden_size=96)))
-    with pytest.raises(ModelError, match="'tiny_random in nf4', and this one is 'tiny_random in nf4': they are diff"):
+    said = r"and this one is 'tiny_random in nf4': .*models \(model.architecture.hidden_size 96 and 64\); serve it"
+    with pytest.raises(ModelError, match=said):
         shared.register("y", Source(adapters["a"], "a run", wider))
 
 

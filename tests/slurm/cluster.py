@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.slurm.accounting import start_accounting
@@ -18,6 +18,7 @@ from tests.slurm.daemons import Daemons, wait_until
 
 BASE_COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 ACCOUNTING_COMMANDS = ("slurmdbd", "mariadbd", "mariadb-install-db")
+REFUSED = "launch failed requeued held"  # SLURM's reason for a job that a node would not start
 
 
 def missing(accounting: bool) -> str | None:
@@ -62,8 +63,7 @@ class Cluster:
                 device.symlink_to("/dev/null")
         write_configuration(self.folder, self.port, self.size, accounting=self.accounting)
         self._start_munged()
-        if self.accounting:
-            start_accounting(self.daemons, self.port + 2)
+        self.start_accounting()
         self.start_controller()
         for name in self.node_names:
             self.start_node(name)
@@ -89,6 +89,33 @@ class Cluster:
     def kill_controller(self) -> None:
         self.daemons.end("slurmctld", signal.SIGKILL)
 
+    def start_accounting(self) -> None:
+        if self.accounting:
+            start_accounting(self.daemons, self.port + 2)
+
+    def kill_accounting(self) -> None:
+        self.daemons.end("slurmdbd", signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def other_settings(self, settings: Mapping[str, str]) -> Iterator[None]:
+        """Have another text in the place of each in slurm.conf, and a controller that has read it, inside the block."""
+        file = self.folder / "etc" / "slurm.conf"
+        before = text = file.read_text()
+        for old, new in settings.items():
+            assert old in text, old
+            text = text.replace(old, new)
+        try:
+            self._restart_controller(file, text)
+            yield
+        finally:
+            self._restart_controller(file, before)
+
+    def _restart_controller(self, file: Path, settings: str) -> None:
+        self.kill_controller()
+        file.write_text(settings)
+        self.start_controller()
+        self.wait_for_nodes()
+
     def start_node(self, name: str) -> None:
         if not self.daemons.alive(f"slurmd-{name}"):
             self.daemons.pid_file(f"slurmd-{name}").unlink(missing_ok=True)
@@ -101,9 +128,20 @@ class Cluster:
         """
         self.run("scontrol", "reconfigure")
 
+    def release_refused(self) -> None:
+        """Let jobs start that a node refused, as a node of a busy machine does now and then; others wait for them."""
+        for line in self.output("squeue", "-h", "-r", "-t", "PD", "-o", "%i|%r").splitlines():
+            job, reason = line.split("|", 1)
+            if reason == REFUSED:
+                self.run("scontrol", "release", job)
+
     def kill_node(self, name: str) -> None:
         """Kill a node's daemon, but not what it has started: job steps go on, as behind a broken network."""
         self.daemons.end(f"slurmd-{name}", signal.SIGKILL)
+
+    def give_up_node(self, name: str) -> None:
+        """Tell SLURM that a node is down, as it would find out itself after a while: its jobs start elsewhere."""
+        self.output("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")
 
     def drain(self, name: str) -> None:
         self.output("scontrol", "update", f"NodeName={name}", "State=DRAIN", "Reason=test")
@@ -138,7 +176,7 @@ class Cluster:
     def quiet(self) -> bool:
         """Say whether nothing runs, and nothing waits that SLURM means to start."""
         lines = self.output("squeue", "-h", "-t", "PD,R,CG,S,CF", "-o", "%r").splitlines()
-        return all(reason == "launch failed requeued held" for reason in lines)
+        return all(reason == REFUSED for reason in lines)
 
     def empty(self) -> bool:
         return not self.output("squeue", "-h", "-t", "PD,R,CG,S,CF")

@@ -18,6 +18,7 @@ def main() -> None:
     runs_dir, count = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     settings = {key: json.loads(value) for key, _, value in (word.partition("=") for word in sys.argv[3:])}
     retry_failed = settings.pop("retry_failed", False)
+    beyond_rules = settings.pop("beyond_rules", retry_failed)
     slurm = SlurmConfig(**{**SMALL, **{k: settings.pop(k) for k in list(settings) if k in SlurmConfig.__annotations__}})
     launcher = LauncherConfig(kind="slurm", slurm=slurm, **settings)
     runs = [RunFolder(runs_dir / run_id) for run_id in run_ids(count)]
@@ -27,7 +28,7 @@ def main() -> None:
     submission.record_unbegun(runs)
     done = ("finished",) if retry_failed else ("finished", "failed")
     to_do = [run for run in runs if run.state() not in done]
-    outcome = submission.launch(to_do, runs)
+    outcome = submission.launch(to_do, runs, beyond_rules=beyond_rules)
     print(json.dumps(outcome.__dict__), flush=True)
     if launcher.wait:
         wait(submission, runs)

@@ -13,9 +13,9 @@ from tests.slurm.study import FakeStudy
 
 def has_failed(job: str) -> bool:
     """Whether both the queue and the books, which lag behind it, say that a job is over."""
-    ending = SlurmScheduler().endings([job]).get(job)
+    endings = SlurmScheduler().endings([job]).get(job, [])
     waiting = [job_id for each in SlurmScheduler().query() if each.goes_on for job_id in each.ids]
-    return ending is not None and ending.word == "FAILED" and job not in waiting
+    return [ending.word for ending in endings] == ["FAILED"] and job not in waiting
 
 
 def test_a_store_that_is_not_there_when_the_jobs_start(

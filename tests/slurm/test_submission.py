@@ -4,7 +4,9 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ import pytest
 from tests.slurm.accounting import RUN_LIMIT, SUBMIT_LIMIT
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemons import wait_until
-from tests.slurm.study import FakeStudy
+from tests.slurm.study import CommandStudy, FakeStudy, said
 
 KILLS = int(os.environ.get("QLORA_LAB_LAUNCHER_KILLS", "50"))
+TAKES_LONGER = 25  # each 25th launcher to be killed is the whole first command, which composes its study too
+SUBMITTING_S = 0.2  # from the first line in the journal to the last, about
 
 
 def test_a_study_is_one_canary_and_one_array(cluster: Cluster, tmp_path: Path) -> None:
@@ -44,23 +48,40 @@ def test_arrays_are_as_long_as_the_site_allows(cluster: Cluster, tmp_path: Path)
 
 
 def test_a_launcher_killed_anywhere_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
-    """Killed after a random time, then started again; the last one is left alone."""
+    """The project's own commands, killed after a random time and started again; the last one is left alone.
+
+    Each second one is killed a random moment after it began to submit, so that many die while sbatch runs.
+    """
     moments = random.Random(int(os.environ.get("QLORA_LAB_SEED", "0")))
-    begun = time.monotonic()
-    study = FakeStudy(cluster, tmp_path / "measured", 3)
-    study.launch()
-    whole_s = time.monotonic() - begun
-    for number in range(KILLS):
-        study = FakeStudy(cluster, tmp_path / str(number), 3)
-        process = study.start()
-        time.sleep(moments.uniform(0.3, 1.0) * whole_s)
+
+    def begin(study: CommandStudy, number: int) -> subprocess.Popen[str]:
+        return study.first() if number % TAKES_LONGER == 0 else study.steer("resume")
+
+    whole_s = []
+    for number in range(2):
+        study = CommandStudy(cluster, tmp_path / f"measured{number}", 3)
+        study.plan.write()
+        begun = time.monotonic()
+        assert "submitted 3 runs" in said(begin(study, number))
+        whole_s.append(time.monotonic() - begun)
+    studies = [CommandStudy(cluster, tmp_path / str(number), 3) for number in range(KILLS)]
+    reached: Counter[str] = Counter()
+    for number, study in enumerate(studies):
+        if number % TAKES_LONGER:
+            study.plan.write()
+        process = begin(study, number)
+        if number % 2:
+            wait_until(lambda s=study, p=process: s.journal() or p.poll() is not None, 60, every_s=0.001)  # type: ignore[misc]
+            time.sleep(moments.uniform(0, SUBMITTING_S))
+        else:
+            time.sleep(moments.uniform(0.3, 1.0) * whole_s[number % TAKES_LONGER > 0])
         process.kill()
         process.communicate()
-        again = study.launch()
-        finished = [run.run_id for run in study.runs if run.state() == "finished"]
-        assert {*again["submitted"], *again["queued"], *finished} == {run.run_id for run in study.runs}
-    for number in range(KILLS):
-        study = FakeStudy(cluster, tmp_path / str(number), 3)
+        reached[study.last_event()] += 1
+        said(begin(study, number))
+    print(f"the last that killed launchers had noted: {dict(reached)}")
+    assert reached["intent"] > 0, "between its intent and sbatch's answer"
+    for study in studies:
         study.wait_until_finished(180)
         study.check_each_was_done_once()
         assert [run.attempts() for run in study.runs] == [1] * 3, "each run was executed once"
@@ -118,6 +139,21 @@ def test_above_a_submit_limit_workers_take_the_runs(cluster: Cluster, tmp_path: 
     study.wait_until_finished(180)
     study.check_each_was_done_once()
     assert len(cluster.output("sacct", "-nX", "-j", ",".join(outcome["jobs"])).splitlines()) <= RUN_LIMIT + 1
+
+
+def test_above_what_the_controller_keeps_workers_take_the_runs(
+    cluster_without_accounting: Cluster, tmp_path: Path
+) -> None:
+    """MaxJobCount, which all users share, and finished jobs with them."""
+    cluster = cluster_without_accounting
+    wait_until(lambda: not cluster.job_states(), 60)
+    with cluster.other_settings({"MaxJobCount=60000": "MaxJobCount=40"}):
+        study = FakeStudy(cluster, tmp_path, 60, max_parallel=4)
+        study.tell(steps=1, step_s=0.01)
+        outcome = study.launch()
+        assert len(outcome["submitted"]) == 60 and not outcome["left"]
+        study.wait_until_finished(180)
+        study.check_each_was_done_once()
 
 
 def test_several_runs_share_a_gpu(cluster: Cluster, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from qlora_lab.runs.folder import FAILED, FINISHED, RunFolder
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemons import wait_until
 from tests.small_disk import fill, small_disk
+from tests.wandb_stand_in import Faults, wandb_stand_in
 
 ROOT = Path(__file__).parents[2]
 STUDY = [
@@ -30,14 +32,20 @@ STUDY = [
 ON_SLURM = ["launcher=slurm", "launcher.slurm.cpus_per_run=1", "launcher.slurm.memory_gb=4"]
 
 
-def sweep(cluster: Cluster, runs_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    environment = {**cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def sweep(
+    cluster: Cluster,
+    runs_dir: Path,
+    *overrides: str,
+    study: Sequence[str] = STUDY,
+    variables: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    environment = {**cluster.environment, **(variables or {}), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [
             sys.executable,
             "-m",
             "qlora_lab.sweep",
-            *STUDY,
+            *study,
             f"paths.runs_dir={runs_dir}",
             "trainer.threads=1",
             *overrides,
@@ -112,10 +120,19 @@ def test_a_full_disk_while_checkpointing(cluster: Cluster, tmp_path: Path, strai
         assert (run.status() or {})["attempt"] == 2
 
 
-def test_a_pool_on_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_pool_on_the_cluster_whose_tracking_is_turned_away(cluster: Cluster, tmp_path: Path) -> None:
+    """No run minds that W&B's server answers all of them with 429."""
     given = ["trainer.max_steps=2", "optim.learning_rate=1e-3,2e-3", "launcher.pool=true", "launcher.max_parallel=1"]
-    done = sweep(cluster, tmp_path, *ON_SLURM, *given, "launcher.wait=true")
+    given += ["tracking=wandb_online", "tracking.init_timeout_s=3", "tracking.finish_timeout_s=1"]
+    study = [override for override in STUDY if override != "tracking=none"]
+    with wandb_stand_in() as server:
+        server.faults = Faults(status=429)
+        home = server.environment(tmp_path / "home")
+        (tmp_path / "home").mkdir()
+        done = sweep(cluster, tmp_path / "runs", *ON_SLURM, *given, "launcher.wait=true", study=study, variables=home)
+        assert server.struck > 0
     assert done.returncode == 0, done.stderr
-    runs = [RunFolder(file.parent) for file in tmp_path.glob("*/config.yaml")]
+    runs = [RunFolder(file.parent) for file in (tmp_path / "runs").glob("*/config.yaml")]
     assert [run.state() for run in runs] == [FINISHED] * 4
+    assert all(run.attempts() == 1 and any(run.path.glob("wandb/*/run-*.wandb")) for run in runs)
     assert len({(run.status() or {})["pid"] for run in runs}) == 2, "the canary, and one worker for the rest"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qlora_lab.config.schema import LauncherConfig
 from qlora_lab.sweep.scheduler import ENDED, PENDING, Ending, Job
+from qlora_lab.sweep.slurm.inventory import Node
 from qlora_lab.sweep.slurm.limits import SiteLimits
 from qlora_lab.sweep.slurm.submit import Submission
 
@@ -20,6 +21,8 @@ class Scheduler:
         self.books: dict[str, Ending] = {}
         self.answers: list[tuple[Exception, bool]] = []
         self.cancelled: list[str] = []
+        self.keeps_books = False
+        self.nodes: list[Node] = []
 
     def submit(self, script: str, *, keep_open: Sequence[int] = ()) -> str:
         answer = self.answers.pop(0) if self.answers else None
@@ -37,8 +40,11 @@ class Scheduler:
     def query(self) -> list[Job]:
         return self.queue
 
-    def endings(self, ids: Sequence[str]) -> dict[str, Ending]:
-        return {job: self.books[job] for job in ids if job in self.books}
+    def free(self, queue: list[Job], qos: str | None) -> int | None:
+        return self.limits.free(queue, qos, in_memory=sum(len(job.ids) for job in self.queue))
+
+    def endings(self, ids: Sequence[str]) -> dict[str, list[Ending]]:
+        return {job: [self.books[job]] for job in ids if job in self.books}
 
     def cancel(self, ids: Sequence[str]) -> None:
         self.cancelled += ids
@@ -52,6 +58,13 @@ def option(script: str, name: str) -> str:
     return line.partition("=")[2]
 
 
-def submission(tmp_path: Path, scheduler: Scheduler, **launcher: object) -> Submission:
+def submission(tmp_path: Path, scheduler: Scheduler, lock: Path | None = None, **launcher: object) -> Submission:
     config = LauncherConfig(kind="slurm", **launcher)  # type: ignore[arg-type]
-    return Submission(tmp_path / "slurm", "study", scheduler, config, log=lambda _: None)  # type: ignore[arg-type]
+    return Submission(
+        tmp_path / "slurm",
+        "study",
+        scheduler,  # type: ignore[arg-type]
+        config,
+        log=lambda _: None,
+        lock_folder=lock,
+    )

@@ -13,11 +13,12 @@ from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
 from qlora_lab.memory import room as rooms
 from qlora_lab.memory.process import SHARED_BYTES
-from qlora_lab.memory.room import GIB, RESERVED_BYTES, predict
+from qlora_lab.memory.room import GIB, RESERVED_BYTES, Room, predict
 from qlora_lab.runs.folder import FINISHED, NEW, RunFolder
 from qlora_lab.sweep import launch, site, study
-from qlora_lab.sweep.needs import Needs, memory_groups, memory_text, side_by_side
+from qlora_lab.sweep.needs import Needs, memory_groups, memory_text, side_by_side, smallest_card
 from qlora_lab.sweep.plan import Plan, PlannedRun, make_plan, planned
+from qlora_lab.sweep.plan_file import code_commit
 from qlora_lab.sweep.prepare import prepare
 from qlora_lab.sweep.preview import preview_of
 from qlora_lab.sweep.states import REFUSED
@@ -65,7 +66,7 @@ def test_what_does_not_fit_is_refused_and_the_others_go_on(plan: Plan) -> None:
 def test_only_what_fits_reaches_the_launcher(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     reached = []
     monkeypatch.setitem(launch.LAUNCHERS, "slurm", lambda plan, folders, launcher: reached.extend(folders) or True)
-    monkeypatch.setattr(study, "check_before_submitting", lambda plan, launcher: None)
+    monkeypatch.setattr("qlora_lab.sweep.site.check_before_submitting", lambda plan, launcher: None)
     monkeypatch.setattr(study, "_answer_text", lambda plan, record: "the answer")
     with pytest.raises(SystemExit):  # the launcher above does nothing
         study.run_study(plan, "run")
@@ -174,8 +175,23 @@ def test_groups_say_peaks_micro_batches_and_what_is_not_predicted(plan: Plan, tm
     )
     assert first.predicted_gib is not None and first.predicted_gib[0] < 7 < 11 < first.predicted_gib[1]
     assert second.fits_in is None
+    parts = first.components_gib
+    assert parts is not None and parts["embeddings"] == 32000 * 4096 * 2 / GIB  # bfloat16 on a GPU
+    peak = sum(parts.values()) - min(parts["loss"], parts["workspace"])
+    assert peak == pytest.approx(first.predicted_gib[1])
+    assert first.card == "RTX A4000 (16 GB)", "the largest of its runs needs 11.9 GiB"
+    on_slurm = [(run.config, run.need) for run in plan.runs if run.need is not None]
+    two_a_card = [(config, replace(need, room=Room("GPU", 8 * GIB, 2, ""))) for config, need in on_slurm]
+    assert smallest_card(two_a_card) == "A100 (40 GB)"
+    many_a_card = [(config, replace(need, room=Room("GPU", 8 * GIB, 20, ""))) for config, need in on_slurm]
+    assert smallest_card(many_a_card) is None
+    on_a_cpu = [(replace(config, trainer=replace(config.trainer, device="cpu")), need) for config, need in on_slurm]
+    assert smallest_card(on_a_cpu) is None
     text = memory_text(groups)
+    assert ", smallest card that fits: RTX A4000 (16 GB)" in text
     assert "llama_7b nf4, micro-batch 16: " in text and "must fit a GPU of 8.0 GiB, 2 of 4 runs refused" in text
+    assert f"the largest, llama_7b nf4, {peak:.1f} GiB: packed weights 3.0 GiB, " in text
+    assert "nested absmax" not in text  # less than a hundredth
     assert "not known: set launcher.gpu_memory_gb" in memory_text([second])
 
 
@@ -187,6 +203,7 @@ def test_the_plan_is_told_to_programs(plan: Plan, monkeypatch: pytest.MonkeyPatc
     (refused,) = told["refused"]
     assert refused["axes"] == {"arm": "16", "seed": "1"} and "11.9 GiB" in refused["reason"]
     assert told["memory"][0]["fits_in"]["total_bytes"] == 8 * GIB
+    assert told["commit"] == code_commit() and told["memory"][0]["card"] == "RTX A4000 (16 GB)"
     assert told["submission"]["runs"] == 2 and told["submission"]["arrays"] is None
     assert "got no scontrol" in told["submission"]["not_known"]
     assert told["forecast"]["runs"] == 2 and told["forecast"]["inodes"] > 0

@@ -100,5 +100,7 @@ def test_other_code_than_was_planned_with_is_refused(
     record = read_plan_file(write_plan_file(tmp_path, "study", rows))
     check_code(record)
     monkeypatch.setattr(plan_file, "code_sha256", lambda: "0" * 64)
-    with pytest.raises(ConfigError, match="the code of qlora_lab has changed since study study was planned"):
-        check_code(record)
+    monkeypatch.setattr(plan_file, "code_commit", lambda: "abc+changes")
+    with pytest.raises(ConfigError, match="has changed since study study was planned") as refused:
+        check_code(replace(record, commit="123"))
+    assert "(at commit 123, now abc+changes)" in str(refused.value)

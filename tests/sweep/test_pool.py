@@ -1,6 +1,8 @@
 """Workers that take runs: none is left out, none is done twice, time and the circuit breaker are heeded."""
 
+import errno
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from qlora_lab.runs.causes import CHANGED, INFRASTRUCTURE, PREEMPTION, TIME_LIMIT
-from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RunFolder
-from qlora_lab.runs.lease import Lease
+from qlora_lab.config.schema import SlurmConfig
+from qlora_lab.errors import LeaseLostError
+from qlora_lab.runs.causes import CHANGED, HOST_MEMORY, INFRASTRUCTURE, NODE, PREEMPTION, TIME_LIMIT
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, NEW, RUNNING, RunFolder
+from qlora_lab.runs.lease import Claim, Lease
 from qlora_lab.sweep import pool
 from qlora_lab.sweep.chunk import ARRAY, POOL, Chunk
 from qlora_lab.sweep.plan_file import code_sha256, write_plan_file
@@ -160,6 +164,111 @@ def test_a_run_that_kills_its_workers_is_given_up(chunk: Chunk, executed: list[s
     assert Worker(chunk).one(0) == FAILED and not executed
     status = run.status()
     assert status is not None and status["cause"] == INFRASTRUCTURE
+
+
+def test_a_run_that_is_out_of_tries_does_not_keep_its_pool_from_the_others(chunk: Chunk, executed: list[str]) -> None:
+    run = chunk.run(0)
+    for _ in range(4):
+        run.begin()
+        run.end(INTERRUPTED, 1.0, cause=TIME_LIMIT)
+    assert not chunk.is_open(0) and chunk.is_open(1)
+    assert Worker(chunk).all(0) == FINISHED and sorted(executed) == list("12345")
+
+
+@pytest.mark.parametrize(("cause", "state"), [(NODE, FINISHED), (INFRASTRUCTURE, FAILED)])
+def test_silent_attempts_count_for_what_the_books_say(
+    chunk: Chunk, executed: list[str], cause: str, state: str
+) -> None:
+    """Each time SLURM requeued the job, which has no attempts left where nobody asks why."""
+    run = chunk.run(0)
+    job = Worker(replace(chunk, mode=ARRAY), silent_cause=lambda record: cause)
+    for _ in range(2):
+        run.begin()
+        run.end(INTERRUPTED, 1.0, cause=cause)
+    run.begin()  # and never ends
+    assert job.one(0) == state and executed == (["0"] if state == FINISHED else [])
+    assert [attempt["cause"] for attempt in (run.status() or {})["history"]] == [cause] * 3
+
+
+def test_a_run_that_outgrows_its_memory_is_left_to_the_next_command(chunk: Chunk, executed: list[str]) -> None:
+    """A worker of the same size would be killed by it too, and no other one of the pool is larger."""
+    chunk.run(0).begin()
+    sized = replace(chunk, resources=SlurmConfig())
+    for _ in range(2):
+        assert Worker(sized, silent_cause=lambda record: HOST_MEMORY).all(0) == FINISHED
+    assert Worker(replace(sized, mode=ARRAY)).one(0) == ELSEWHERE
+    status = chunk.run(0).status() or {}
+    assert executed == list("12345") and (status["state"], status["cause"]) == (INTERRUPTED, HOST_MEMORY)
+    larger = replace(sized, attempts=[status["attempt"]] * 6)
+    assert memory_factor(status) == 1.5 and Worker(larger).all(0) == FINISHED and executed[5:] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("error", "alone", "among_others", "went_on"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), HELD_BACK, HELD_BACK, ""),
+        (LeaseLostError("another one took over"), ELSEWHERE, FINISHED, "12345"),
+    ],
+    ids=["full disk", "lost lease"],
+)
+def test_a_worker_survives_what_keeps_it_from_recording_an_end(
+    chunk: Chunk,
+    executed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    alone: str,
+    among_others: str,
+    went_on: str,
+) -> None:
+    real = RunFolder.end
+
+    def end(self: RunFolder, *given: Any, **more: Any) -> None:
+        if self.run_id == chunk.run_ids[0]:
+            raise error
+        real(self, *given, **more)
+
+    monkeypatch.setattr(RunFolder, "end", end)
+    assert Worker(replace(chunk, code_sha256="0" * 64)).one(0) == alone and not executed, "it is refused"
+    assert (chunk.run(0).status() or {})["state"] == RUNNING, "as of an attempt that ended without a word"
+    assert Worker(chunk).all(0) == among_others and executed == list(went_on)
+    lease = chunk.run(0).claim().attempt()
+    assert lease is not None, "nobody holds the run any longer"
+    lease.release()
+
+
+def test_a_disk_too_full_to_take_a_run_is_no_fault_of_it(
+    chunk: Chunk, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Claim) -> Lease | None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(Claim, "attempt", full)
+    assert Worker(chunk).all(0) == Worker(chunk).one(0) == HELD_BACK and not executed
+
+
+def test_a_canary_waits_for_who_executes_its_run(
+    chunk: Chunk, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end says whether the runs that wait for the canary may begin."""
+    other = chunk.run(2)
+    claim = other.claim()
+    claim._beat_s = 0.001
+    lease = claim.attempt()
+    assert lease is not None
+    looks: list[float] = []
+
+    def wait(seconds: float) -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 20:
+            other.begin()
+            other.end(FAILED, 1.0, ValueError("bad luck"))
+        real_sleep(0.005)
+
+    real_sleep = time.sleep
+    monkeypatch.setattr(pool.time, "sleep", wait)
+    with other.holding(lease):
+        assert Worker(replace(chunk, mode=ARRAY, canary=True)).one(2) == FAILED
+    assert not executed and len(looks) == 20
 
 
 def attempts(*given: tuple[str, int]) -> dict[str, Any]:

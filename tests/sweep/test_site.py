@@ -101,10 +101,9 @@ def test_without_slurm_nothing_is_written_and_a_plan_is_shown_all_the_same(
         check_before_submitting(plan, launcher)
     shown = submission(plan, plan.runs, launcher)
     assert shown.arrays is None and "arrays are not known: launcher=slurm needs sbatch" in shown.text()
-    check_before_submitting(plan, replace(launcher, kind="local"))
 
 
-def test_arrays_and_tasks_are_those_the_limits_allow(site: Site, plan: Plan) -> None:
+def test_arrays_and_tasks_are_those_the_limits_allow(site: Site, plan: Plan, tmp_path: Path) -> None:
     site(PARTITIONS)
     launcher = plan.runs[0].config.launcher
     shown = submission(plan, plan.runs, launcher)
@@ -113,6 +112,10 @@ def test_arrays_and_tasks_are_those_the_limits_allow(site: Site, plan: Plan) -> 
     assert "in 4 job arrays of 12 tasks together" in shown.text()
     pool = submission(plan, plan.runs, replace(launcher, pool=True, max_parallel=3))
     assert (pool.arrays, pool.tasks) == (2, 4)
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(scontrol.read_text().replace("= 6'", "= 6'; echo 'MaxJobCount = 6'"))
+    few = submission(plan, plan.runs, launcher)
+    assert (few.arrays, few.tasks, few.left) == (2, 5, 0), "a canary, and a pool of 4"
 
 
 def test_a_folder_that_nodes_may_not_see_is_warned_of(tmp_path: Path) -> None:
@@ -128,10 +131,11 @@ def test_a_folder_that_nodes_may_not_see_is_warned_of(tmp_path: Path) -> None:
 
 HERE = socket.gethostname()
 MOUNTS = "/dev/sda1 / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\ntmpfs /fast tmpfs rw\noverlay /box overlay rw\n"
-NODES = f"""NodeName=front NodeAddr=10.0.0.1 NodeHostName={HERE} Partitions=short
-NodeName=fake01 NodeAddr=127.0.0.1 NodeHostName=elsewhere Partitions=short
-NodeName=gpu01 NodeAddr=gpu01 NodeHostName=gpu01 Partitions=gpu,long
-NodeName=gpu02 NodeAddr=gpu02 NodeHostName=gpu02 Partitions=gpu
+HAS = "CPUTot=64 RealMemory=512000 Gres=gpu:4"
+NODES = f"""NodeName=front NodeAddr=10.0.0.1 NodeHostName={HERE} Partitions=short {HAS}
+NodeName=fake01 NodeAddr=127.0.0.1 NodeHostName=elsewhere Partitions=short {HAS}
+NodeName=gpu01 NodeAddr=gpu01 NodeHostName=gpu01 Partitions=gpu,long {HAS}
+NodeName=gpu02 NodeAddr=gpu02 NodeHostName=gpu02 Partitions=gpu {HAS}
 """
 
 
@@ -168,6 +172,26 @@ def test_where_slurm_does_not_tell_its_nodes_a_folder_of_one_machine_is_warned_o
     (tmp_path / "mounts").write_text(MOUNTS)
     (warning,) = check_store(Path("/fast/runs"), asking(tmp_path), tmp_path / "mounts")
     assert "is on tmpfs" in warning
+
+
+def test_what_no_node_has_is_refused_before_anything_is_submitted(site: Site, plan: Plan, tmp_path: Path) -> None:
+    site(PARTITIONS)
+    (tmp_path / "nodes").write_text(NODES)
+    launcher = plan.runs[0].config.launcher
+    check_site(launcher)
+    asking_too_much = replace(launcher, slurm=replace(launcher.slurm, memory_gb=600))
+    for look in (check_before_submitting, lambda plan, asked: submission(plan, plan.runs, asked)):
+        with pytest.raises(ConfigError, match=r"memory_gb must be at most 500 in partition gpu, where no .*; got 600"):
+            look(plan, asking_too_much)
+
+
+def test_what_a_partition_gives_no_job_is_refused_before_anything_is_submitted(
+    site: Site, plan: Plan, tmp_path: Path
+) -> None:
+    site(PARTITIONS.replace("State=UP", "State=UP MaxCPUsPerNode=6 MaxMemPerNode=UNLIMITED", 1))
+    (tmp_path / "nodes").write_text(NODES)
+    with pytest.raises(ConfigError, match=r"cpus_per_run must be at most 6 in partition gpu, where no .*; got 8"):
+        check_before_submitting(plan, plan.runs[0].config.launcher)
 
 
 def test_nothing_is_written_where_the_nodes_would_not_find_it(

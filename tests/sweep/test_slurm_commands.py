@@ -1,11 +1,13 @@
 """How SLURM's commands are run, against ones that only look like them."""
 
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from qlora_lab.errors import LaunchError
-from qlora_lab.sweep.slurm.commands import run
+from qlora_lab.sweep.slurm.commands import UnreachableError, run
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 
 
@@ -55,6 +57,32 @@ def test_many_jobs_are_told_in_few_commands(commands: Path, action: str, command
     getattr(SlurmScheduler(), action)([f"4_{task}" for task in range(1100)])
     said = (commands / "said").read_text().splitlines()
     assert len(said) == 3 and said[0].startswith(first)
+
+
+def test_jobs_of_all_users_count_where_the_controller_keeps_so_many(commands: Path) -> None:
+    put(commands, "scontrol", "echo 'MaxJobCount             = 10000'")
+    put(commands, "squeue", 'case "$*" in *--user*) ;; *--all*--states=all*) echo N/A; echo 0-9899%64; echo 7;; esac')
+    assert SlurmScheduler().free([], None) == 10_000 - 9_902 - 1
+
+
+def test_what_a_command_says_before_it_hangs_is_told(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = b"sbatch: error: Slurm job queue full, sleeping and retrying\n"
+
+    def hang(*command: object, **how: object) -> None:
+        raise subprocess.TimeoutExpired("sbatch", 90.0, stderr=full)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    with pytest.raises(UnreachableError, match=r"sbatch did not answer within 90 s \(.* queue full, sleep"):
+        run("sbatch")
+
+
+def test_the_books_are_read_in_one_time_zone(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    put(commands, "scontrol", "echo 'AccountingStorageType = accounting_storage/slurmdbd'")
+    put(commands, "sacctmgr", ":")
+    put(commands, "sacct", 'echo "41_0|FAILED|1:0|gpu01||2G|Unknown|$(date --date=@0 +%Y-%m-%dT%H:%M:%S)"')
+    (ending,) = SlurmScheduler().endings(["41_0"])["41_0"]
+    assert ending.ended_at == datetime.fromtimestamp(0, UTC)
 
 
 def test_a_job_that_is_over_need_not_be_told(commands: Path) -> None:

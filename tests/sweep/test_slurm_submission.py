@@ -3,24 +3,27 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from qlora_lab.config.schema import SlurmConfig
 from qlora_lab.errors import LaunchError
-from qlora_lab.runs.causes import CODE, HOST_MEMORY, INFRASTRUCTURE, NODE, STOPPED, TIME_LIMIT
+from qlora_lab.runs.causes import CODE, NODE, STOPPED
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder
+from qlora_lab.runs.lease import Claim
 from qlora_lab.sweep.chunk import Chunk, chunk_file
 from qlora_lab.sweep.journal import INTENT, LOST, REFUSED, SUBMITTED, Journal
-from qlora_lab.sweep.scheduler import ENDED, PENDING, RUNNING, STUCK, Ending, Job
+from qlora_lab.sweep.scheduler import ENDED, PENDING, RUNNING, STUCK, Job
 from qlora_lab.sweep.slurm import submit
-from qlora_lab.sweep.slurm.arrays import batches_of, groups_of
+from qlora_lab.sweep.slurm.arrays import batches_of, groups_of, shares_of
+from qlora_lab.sweep.slurm.books import memory_bytes
 from qlora_lab.sweep.slurm.commands import ForgottenError, LimitError, UnreachableError
-from qlora_lab.sweep.slurm.endings import cause_of_ending
 from qlora_lab.sweep.slurm.limits import SiteLimits
 from qlora_lab.sweep.slurm.nodes import bad_nodes
-from qlora_lab.sweep.slurm.scheduler import job_of, memory_bytes, task_numbers
+from qlora_lab.sweep.slurm.reconcile import reconcile
+from qlora_lab.sweep.slurm.scheduler import job_of, task_numbers
 from qlora_lab.sweep.slurm.script import comment_of, nonce_of
 from qlora_lab.sweep.slurm.task import seconds
 from tests.sweep.remembering_scheduler import Scheduler, option, submission
@@ -68,6 +71,27 @@ def test_a_job_that_was_submitted_twice_is_cancelled_once(tmp_path: Path, runs: 
     assert scheduler.cancelled == ["77"]
 
 
+@pytest.mark.parametrize(("noted", "kept", "cancelled"), [(None, "999", "1000"), ("1000", "1000", "999")])
+def test_of_two_jobs_for_the_same_runs_the_one_that_others_wait_for_is_kept(
+    tmp_path: Path, runs: list[RunFolder], noted: str | None, kept: str, cancelled: str
+) -> None:
+    """The first by number, unless another is the one whose id the launcher has heard."""
+    scheduler = Scheduler()
+    submission(tmp_path, scheduler).launch(runs[:1])
+    (job,) = scheduler.queue
+    (nonce,) = Journal(tmp_path / "slurm").entries()
+    (tmp_path / "slurm" / "journal.jsonl").unlink()
+    journal = Journal(tmp_path / "slurm")
+    journal.append(INTENT, nonce, mode="array", generation="1", resource_class="1")
+    if noted is not None:
+        journal.append(SUBMITTED, nonce, job=noted)
+    for number in ("1000", "999", "1000"):
+        scheduler.queue.append(replace(job, job=number))
+    scheduler.queue.remove(job)
+    reconcile(journal, scheduler)  # type: ignore[arg-type]
+    assert (journal.entries()[nonce]["job"], scheduler.cancelled) == (kept, [cancelled])
+
+
 def test_a_job_that_slurm_will_never_start_is_replaced(tmp_path: Path, runs: list[RunFolder]) -> None:
     scheduler = Scheduler()
     mine = submission(tmp_path, scheduler)
@@ -93,6 +117,20 @@ def test_an_answer_that_got_lost_is_found_in_the_queue(
     with pytest.raises(UnreachableError):
         submission(tmp_path, scheduler).launch(runs[1:2])
     assert submission(tmp_path, scheduler).launch(runs[1:2]).submitted == [runs[1].run_id]
+
+
+def test_of_two_answers_that_got_lost_the_first_job_is_taken(
+    tmp_path: Path, runs: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "BACK_OFF_S", (0.0,))
+    scheduler = Scheduler()
+    scheduler.answers = [(UnreachableError("no answer"), True)]
+
+    def twice() -> list[Job]:
+        return [replace(job, job=number) for job in scheduler.queue for number in ("1000", "999")]
+
+    monkeypatch.setattr(scheduler, "query", twice)
+    assert submission(tmp_path, scheduler).launch(runs[:1]).jobs == ["999"]
 
 
 def test_a_canary_that_slurm_has_forgotten_is_submitted_again(tmp_path: Path, runs: list[RunFolder]) -> None:
@@ -143,30 +181,6 @@ def test_a_limit_that_nobody_told_is_met_with_fewer_workers(tmp_path: Path, runs
     assert chunk.mode == "pool" and len(chunk.run_ids) == 4
 
 
-@pytest.mark.parametrize(
-    ("ending", "cause", "memory"),
-    [
-        (Ending("NODE_FAIL"), NODE, "64G"),
-        (Ending("OUT_OF_MEMORY"), HOST_MEMORY, "96G"),
-        (Ending("FAILED", signal=9), INFRASTRUCTURE, "64G"),
-        (Ending("CANCELLED"), STOPPED, "64G"),
-        (None, INFRASTRUCTURE, "64G"),
-    ],
-)
-def test_a_run_whose_process_died_is_settled_and_submitted_again(
-    tmp_path: Path, runs: list[RunFolder], ending: Ending | None, cause: str, memory: str
-) -> None:
-    runs[0].begin()
-    status = json.loads((runs[0].path / "status.json").read_text())
-    (runs[0].path / "status.json").write_text(json.dumps(status | {"job": "41_0"}))
-    scheduler = Scheduler()
-    scheduler.books = {"41_0": ending} if ending is not None else {}
-    assert submission(tmp_path, scheduler).launch(runs[:1]).submitted == [runs[0].run_id]
-    settled = runs[0].status()
-    assert settled is not None and (settled["state"], settled["cause"]) == (INTERRUPTED, cause)
-    assert option(scheduler.scripts[0], "mem") == memory
-
-
 def test_a_run_that_a_job_of_another_study_executes_is_left_alone(tmp_path: Path, runs: list[RunFolder]) -> None:
     """Its lock may be one that this machine does not see."""
     runs[0].begin()
@@ -177,28 +191,6 @@ def test_a_run_that_a_job_of_another_study_executes_is_left_alone(tmp_path: Path
     outcome = submission(tmp_path, scheduler).launch(runs[:2])
     assert outcome.queued == [runs[0].run_id] and outcome.submitted == [runs[1].run_id]
     assert runs[0].status() == status
-
-
-def test_a_run_that_used_up_its_attempts_is_failed(tmp_path: Path, runs: list[RunFolder]) -> None:
-    scheduler = Scheduler()
-    for _ in range(3):
-        runs[0].begin()
-    outcome = submission(tmp_path, scheduler).launch(runs[:1])
-    assert outcome.given_up == [runs[0].run_id] and not scheduler.scripts
-    assert runs[0].state() == FAILED
-    assert submission(tmp_path, scheduler).launch(runs[:1]).submitted, "unless it is asked for as a failed run"
-
-
-def test_causes_of_endings() -> None:
-    gib = 2**30
-    outgrown = Ending("FAILED", exit_code=1, peak_memory_bytes=gib - 1000, memory_limit_bytes=gib)
-    assert cause_of_ending(outgrown) == HOST_MEMORY
-    assert cause_of_ending(Ending("FAILED", exit_code=1, peak_memory_bytes=gib // 2, memory_limit_bytes=gib)) == CODE
-    assert cause_of_ending(Ending("TIMEOUT", signal=1)) == TIME_LIMIT
-    assert cause_of_ending(Ending("FAILED", signal=53)) == INFRASTRUCTURE
-    log = "step 3\nslurmstepd-gpu01: error: Exceeded job memory limit\n"
-    assert cause_of_ending(Ending("FAILED", signal=9), log) == HOST_MEMORY
-    assert cause_of_ending(Ending("FAILED", signal=9), "no memory limit\n") == INFRASTRUCTURE
 
 
 def test_batches_keep_to_the_limits() -> None:
@@ -217,24 +209,103 @@ def test_batches_keep_to_the_limits() -> None:
     assert sorted(every) == list(range(12))
 
 
+@pytest.mark.parametrize(
+    ("tasks", "parallel", "shares"),
+    [
+        ([1000] * 9 + [999], 64, [7, 7, 7, 7, 6, 6, 6, 6, 6, 6]),
+        ([1000, 1000, 99], 64, [31, 30, 3]),
+        ([5], 64, [64]),
+        ([10, 10, 10], 2, [1, 1, 1]),
+        ([], 2, []),
+    ],
+)
+def test_arrays_share_what_may_run_at_once_by_their_sizes(tasks: list[int], parallel: int, shares: list[int]) -> None:
+    assert sorted(shares_of(tasks, parallel), reverse=True) == shares
+
+
+def test_what_earlier_commands_queued_counts_among_what_may_run_at_once(tmp_path: Path, runs: list[RunFolder]) -> None:
+    scheduler = Scheduler()
+    submission(tmp_path, scheduler, max_parallel=3).launch(runs[:2])
+    scheduler.queue = [replace(scheduler.queue[0], state=ENDED, word="COMPLETED"), scheduler.queue[1]]
+    submission(tmp_path, scheduler, max_parallel=3).launch(runs[2:])
+    assert [option(script, "array") for script in scheduler.scripts] == ["0-0", "0-0", "0-0", "0-1"]
+    scheduler.end()
+    submission(tmp_path, scheduler, max_parallel=3).launch(runs[:2])
+    submission(tmp_path, scheduler, max_parallel=3).launch(runs[2:])
+    assert option(scheduler.scripts[-1], "array") == "0-1%1", "a canary and one task wait already"
+
+
+def test_plans_of_one_study_are_submitted_one_after_the_other(
+    tmp_path: Path, runs: list[RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share runs, and a look at the queue does not show what the other is about to submit."""
+    other = Claim(tmp_path).attempt()
+    assert other is not None
+    scheduler = Scheduler()
+    before: list[int] = []
+
+    def end_the_other(seconds: float) -> None:
+        before.append(len(scheduler.scripts))
+        other.release()
+
+    monkeypatch.setattr(submit.time, "sleep", end_the_other)
+    assert submission(tmp_path / "plan", scheduler, lock=tmp_path).launch(runs[:1]).submitted
+    assert before == [0]
+
+
 def test_free_places_are_counted_for_the_user_and_the_quality_of_service() -> None:
     queue = [Job("1", (0, 1, 2), PENDING, "PENDING", "", qos="capped"), Job("2", None, ENDED, "FAILED", "")]
     limits = SiteLimits(max_submit=50, per_qos={"capped": 10}, default_qos="normal")
     assert limits.free(queue, "capped") == 7 and limits.free(queue, None) == 47
     assert SiteLimits().free(queue, None) is None
+    assert replace(limits, max_jobs=10_000).free(queue, None, in_memory=9_990) == 9, "one below the limit"
+
+
+def test_a_study_above_what_the_controller_keeps_of_all_users_goes_into_a_pool(
+    tmp_path: Path, runs: list[RunFolder]
+) -> None:
+    scheduler = Scheduler(SiteLimits(max_jobs=7))
+    scheduler.queue = [Job("41", (0, 1, 2), ENDED, "COMPLETED", "somebody else's")]
+    outcome = submission(tmp_path, scheduler).launch(runs)
+    assert outcome.submitted == [run.run_id for run in runs] and not outcome.left
+    assert [option(script, "array") for script in scheduler.scripts] == ["0-0", "0-1"]
+
+
+NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def attempt(node: str, state: str, cause: str | None = None, hours_ago: float = 1.0) -> dict[str, object]:
+    ended = NOW - timedelta(hours=hours_ago)
+    return {"node": node, "state": state, "cause": cause, "ended_at": ended.isoformat(timespec="seconds")}
 
 
 def test_bad_nodes_are_those_where_only_failures_happen() -> None:
-    def attempt(node: str, state: str, cause: str | None = None) -> dict[str, object]:
-        return {"node": node, "state": state, "cause": cause}
-
     failures = [attempt("gpu03", FAILED, CODE)] * 3
-    assert bad_nodes(failures) == [], "it may be the runs"
-    assert bad_nodes([*failures, attempt("gpu01", FINISHED)]) == ["gpu03"]
-    assert bad_nodes([*failures, attempt("gpu01", FINISHED), attempt("gpu03", FINISHED)]) == []
+    assert bad_nodes(failures, NOW) == [], "it may be the runs"
+    assert bad_nodes([*failures, attempt("gpu01", FINISHED)], NOW) == ["gpu03"]
+    assert bad_nodes([*failures, attempt("gpu01", FINISHED), attempt("gpu03", FINISHED)], NOW) == []
     lost = [attempt("gpu02", INTERRUPTED, NODE)] * 3
-    assert bad_nodes([*lost, attempt("gpu01", INTERRUPTED, STOPPED)]) == []
-    assert bad_nodes([*lost, attempt("gpu01", FAILED, CODE)]) == ["gpu02"]
+    assert bad_nodes([*lost, attempt("gpu01", INTERRUPTED, STOPPED)], NOW) == []
+    assert bad_nodes([*lost, attempt("gpu01", FAILED, CODE)], NOW) == ["gpu02"]
+
+
+def test_a_bad_node_is_tried_again_after_a_day_and_what_was_good_does_not_excuse_it() -> None:
+    others = [attempt("gpu01", FINISHED)]
+    assert bad_nodes([*others, *[attempt("gpu02", INTERRUPTED, NODE, hours_ago=25)] * 3], NOW) == []
+    killed = {"node": "gpu02", "state": "running", "cause": NODE, "ended_at": None, "started_at": NOW.isoformat()}
+    assert bad_nodes([*others, *[killed] * 3, attempt("gpu02", FINISHED, hours_ago=25)], NOW) == ["gpu02"]
+
+
+def test_nodes_that_the_user_leaves_out_stay_left_out(tmp_path: Path, runs: list[RunFolder]) -> None:
+    for run in runs[:3]:
+        run.begin(node="gpu02")
+        run.end(INTERRUPTED, 1.0, cause=NODE)
+    runs[3].begin(node="gpu01")
+    runs[3].end(FINISHED, 1.0)
+    scheduler = Scheduler()
+    outcome = submission(tmp_path, scheduler, slurm=SlurmConfig(extra={"exclude": "gpu[07-09]"})).launch(runs[:1], runs)
+    assert [option(script, "exclude") for script in scheduler.scripts] == ["'gpu[07-09],gpu02'"]
+    assert "they stay away from gpu02, where attempts ended badly, and none well, in the last 24 h" in outcome.lines()
 
 
 @pytest.mark.parametrize(
@@ -246,12 +317,20 @@ def test_bad_nodes_are_those_where_only_failures_happen() -> None:
         ("PENDING", "launch_failed_requeued_held", STUCK),
         ("PENDING", "JobHoldMaxRequeue", STUCK),
         ("RUNNING", "None", RUNNING),
+        ("COMPLETING", "None", RUNNING),
         ("NODE_FAIL", "None", ENDED),
+        ("CANCELLED", "None", ENDED),
+        ("OUT_OF_MEMORY", "None", ENDED),
+        ("REQUEUE_HOLD", "job requeued in held state", PENDING),
+        ("RESV_DEL_HOLD", "Reservation", PENDING),
+        ("SPECIAL_EXIT", "job requeued in special exit state", PENDING),
+        ("A_WORD_OF_A_LATER_VERSION", "None", PENDING),
     ],
 )
 def test_states_of_jobs(word: str, reason: str, state: str) -> None:
     job = job_of(f"41|0-2|{word}||normal|{reason}|{comment_of('ab')}")
     assert (job.state, job.ids[-1], nonce_of(job.comment)) == (state, "41_2", "ab")
+    assert job.reason == (None if reason == "None" else reason)
 
 
 def test_slurms_ways_of_writing() -> None:

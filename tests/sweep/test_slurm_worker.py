@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from qlora_lab.config.schema import SlurmConfig
+from qlora_lab.runs.causes import INFRASTRUCTURE, PREEMPTION
 from qlora_lab.runs.folder import FAILED, FINISHED
 from qlora_lab.sweep.chunk import ARRAY, Chunk
+from qlora_lab.sweep.pool import ELSEWHERE
+from qlora_lab.sweep.scheduler import Ending
 from qlora_lab.sweep.slurm import worker
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +64,21 @@ def test_a_node_that_does_not_see_what_to_execute_says_so(
     said = capsys.readouterr().out
     assert said.startswith("error: gpu07 does not see") and said.count("\n") == 1
     assert "must be shared with the nodes" in said
+
+
+def test_only_runs_that_are_finished_release_what_waits_for_them() -> None:
+    assert [state for state, status in worker.STATUSES.items() if status == 0] == [FINISHED]
+    assert ELSEWHERE not in worker.STATUSES, "so that it ends with EXIT_LOST"
+
+
+def test_a_requeued_job_that_still_runs_says_nothing_of_its_present_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process of the job, which shares its GPU, has just been killed."""
+    began = datetime.now(UTC)
+    requeued = {"41_0": [Ending("REQUEUED", ended_at=began - timedelta(minutes=3), restart=0)]}
+    monkeypatch.setattr(worker.SlurmScheduler, "endings", lambda self, ids: requeued)
+    record = {"job": "41_0", "log": None, "started_at": began.isoformat(timespec="seconds")}
+    assert worker.cause_by_the_books(record) == INFRASTRUCTURE
+    before = {**record, "started_at": (began - timedelta(hours=1)).isoformat(timespec="seconds")}
+    assert worker.cause_by_the_books(before) == PREEMPTION
+    causes = [worker.cause_by_the_books({**record, "restart": restart}) for restart in (0, 1)]
+    assert causes == [PREEMPTION, INFRASTRUCTURE], "whatever the clocks say"

@@ -36,10 +36,13 @@ def test_a_status_counts_by_state_and_axis_value_and_groups_failures(plan: Plan)
     # one run finished in the last hour, of which the whole was used
     assert status.finished_per_hour == pytest.approx(1.0)
     assert status.time_left_s == pytest.approx(3 * 3600)
+    assert status.out_of_tries == {"nan": 2, "TrainingError": 1}
     text = status.text()
     assert "study bits: 8 runs: 3 failed, 2 finished, 2 new, 1 interrupted" in text
     assert "  quant=none: 2 finished, 2 failed" in text
     assert "2 failed (nan): the loss is not finite at step 17" in text
+    assert "3 failed runs are out of tries (2 nan, 1 TrainingError); mend the cause, then: " in text
+    assert "python -m qlora_lab.sweep retry bits\n" in text
     assert "1.0 runs finish an hour; 3 h 0 min left" in text
 
 
@@ -63,8 +66,10 @@ def test_the_newest_plan_is_meant_unless_one_is_named(plan: Plan, capsys: pytest
 def test_a_forecast_goes_by_runs_of_the_same_shape(plan: Plan) -> None:
     again = planned("bits", [(run.run_id, run.axes, run.config) for run in plan.runs])
     left = waiting(again, retry_failed=True)
-    assert [run.run_id for run in left] == [run.run_id for run in plan.runs[2:]]
+    assert [run.run_id for run in left] == [run.run_id for run in plan.runs[5:]], "what failed is out of tries"
     assert len(waiting(again, retry_failed=False)) == 3
+    left = waiting(replace(again, beyond_rules=True), retry_failed=True)
+    assert [run.run_id for run in left] == [run.run_id for run in plan.runs[2:]]
     told = forecast(again, left)
     assert (told.runs, told.known) == (6, 2)  # no run with quant=nf4 has finished
     assert told.hours == pytest.approx(2 * 600 / 3600)

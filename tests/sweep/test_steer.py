@@ -10,11 +10,12 @@ import pytest
 
 from qlora_lab.errors import ConfigError, LaunchError, RunFolderError
 from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED
-from qlora_lab.sweep import steer, study
+from qlora_lab.sweep import chunk, steer, study
 from qlora_lab.sweep.chunk import Chunk
 from qlora_lab.sweep.journal import Journal
-from qlora_lab.sweep.plan import Plan
-from qlora_lab.sweep.scheduler import PENDING, RUNNING, Ending, Job
+from qlora_lab.sweep.plan import Plan, planned
+from qlora_lab.sweep.scheduler import PENDING, RUNNING, STUCK, Ending, Job
+from qlora_lab.sweep.slurm.script import comment_of
 from qlora_lab.sweep.steer import words
 from tests.sweep.eight_runs import NOW, asked, eight_runs, ids, put, record
 
@@ -70,6 +71,61 @@ def test_resume_and_retry_execute_their_part(
     assert (plan.runs_dir / plan.runs[executed[0]].run_id / "config.yaml").exists()
 
 
+def test_the_first_command_tries_failed_runs_only_as_often_as_their_causes_allow(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One has been interrupted by a full disk once, one twice; one was killed three times without a word."""
+    monkeypatch.setattr(study, "launch", lambda plan, launcher: launched.append(plan.to_do(retry_failed=True)))
+    launched: list[list[Any]] = []
+    full = record(FAILED, message="no space left", cause="disk")
+    put(plan, 2, full)
+    put(plan, 3, full | {"history": [full]})
+    killed = {"state": "running", "cause": "infrastructure", "step": 3}
+    put(plan, 5, record(RUNNING) | {"history": [killed, killed]})
+    again = planned("bits", [(run.run_id, run.axes, run.config) for run in plan.runs])
+    study.run_study(again, "run")
+    said = capsys.readouterr().out
+    assert "2 failed runs are out of tries (1 disk, 1 TrainingError); mend what they failed for, and" in said
+    assert launched == [[again.runs[2], *again.runs[6:]]]
+    assert plan.runs[5].folder(plan.runs_dir).state() == FAILED, "it is not tried a fourth time"
+    steer.steer(asked(plan, "retry"))
+    assert {run.run_id for run in launched[1]} == ids(plan, 2, 3, 4, 5)
+    said = capsys.readouterr().out
+    assert "3 failed runs are out of tries (1 disk, 1 TrainingError, 1 infrastructure), and tried again all the" in said
+
+
+def test_a_run_that_was_interrupted_once_too_often_is_failed_and_retry_takes_it(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its time limit came four times at the same step, and its attempts recorded that themselves."""
+    launched: list[set[str]] = []
+
+    def launch(plan: Any, launcher: Any) -> None:
+        launched.append({run.run_id for run in plan.to_do(retry_failed=True)})
+
+    monkeypatch.setattr(study, "launch", launch)
+    monkeypatch.setattr(study, "_answer", lambda plan, record: None)
+    late = record(INTERRUPTED, message="told to stop", cause="time_limit") | {"step": 7}
+    put(plan, 5, late | {"history": [late] * 3})
+    folder = plan.runs[5].folder(plan.runs_dir)
+    steer.steer(asked(plan, "status"))
+    said = capsys.readouterr().out
+    assert "4 failed, 2 finished, 2 new" in said and "4 failed runs are out of tries (2 nan, 1 TrainingError, 1" in said
+    assert (folder.status() or {})["state"] == INTERRUPTED, "a look changes nothing"
+    steer.steer(asked(plan, "retry", cause="time_limit"))
+    steer.steer(asked(plan, "resume"))
+    assert launched == [ids(plan, 5), ids(plan, 6, 7)]
+    status = folder.status() or {}
+    assert (status["state"], status["cause"], len(status["history"])) == (FAILED, "time_limit", 3)
+    assert "is out of tries" in status["error"]["message"]
+
+
+def test_axes_and_options_come_in_any_order() -> None:
+    given = words(["hold", "bits", "--runs-dir", "elsewhere", "seed=2", "--json", "quant=nf4,none"])
+    assert given == words(["hold", "bits", "seed=2", "quant=nf4,none", "--json", "--runs-dir", "elsewhere"])
+    assert given.where == {"seed": ["2"], "quant": ["nf4", "none"]} and given.as_json
+
+
 class FakeScheduler:
     """A queue with an array of four runs, and a pool of four workers for the other four."""
 
@@ -82,20 +138,22 @@ class FakeScheduler:
         for nonce, mode, runs in (("aaaa", "array", run_ids[:4]), ("bbbb", "pool", run_ids[4:])):
             (chunks / f"{nonce}.json").write_text(json.dumps({"mode": mode, "run_ids": runs}))
 
+    keeps_books = False
+
     def query(self) -> list[Job]:
         self.asked += 1
         return [
-            Job("41", (1, 2), PENDING, "PENDING", "qlora_lab/aaaa"),
-            Job("41", (3,), RUNNING, "RUNNING", "qlora_lab/aaaa"),
-            Job("41", (0,), "ended", "COMPLETED", "qlora_lab/aaaa"),
-            Job("42", (0, 1, 2, 3), PENDING, "PENDING", "qlora_lab/bbbb"),
+            Job("41", (1, 2), PENDING, "PENDING", comment_of("aaaa")),
+            Job("41", (3,), RUNNING, "RUNNING", comment_of("aaaa")),
+            Job("41", (0,), "ended", "COMPLETED", comment_of("aaaa")),
+            Job("42", (0, 1, 2, 3), PENDING, "PENDING", comment_of("bbbb")),
             Job("50", None, RUNNING, "RUNNING", "somebody else's"),
         ]
 
     def submit(self, script: str, *, keep_open: Sequence[int] = ()) -> str:
         raise AssertionError("nothing is submitted")
 
-    def endings(self, ids: Sequence[str]) -> dict[str, Ending]:
+    def endings(self, ids: Sequence[str]) -> dict[str, list[Ending]]:
         return {}
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -143,6 +201,44 @@ def test_a_status_counts_the_jobs_in_the_queue(
     steer.steer(asked(plan, "status"))
     assert "jobs: 6 pending, 1 running" in capsys.readouterr().out
     assert scheduler.asked == 1, "for any number of runs"
+
+
+def test_a_status_says_why_jobs_do_not_start_and_nobody_waits_for_those_that_never_will(
+    plan: Plan, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never = [Job("41", (1,), STUCK, "PENDING", comment_of("aaaa"), reason="launch failed requeued held")]
+    waiting = [
+        Job("41", (2, 3), PENDING, "PENDING", comment_of("aaaa"), reason="QOSMaxWallDurationPerJobLimit"),
+        Job("42", (0,), PENDING, "PENDING", comment_of("bbbb"), reason="Dependency"),
+        Job("42", (1,), PENDING, "PENDING", comment_of("bbbb")),
+    ]
+    queues = [[*never, *waiting], never]
+    monkeypatch.setattr(FakeScheduler, "query", lambda self: queues.pop(0))
+    monkeypatch.setattr(steer.time, "sleep", lambda seconds: None)
+    steer.steer(asked(plan, "watch"))
+    first, _, second = capsys.readouterr().out.partition("jobs: ")[2].partition("jobs: ")
+    assert first.startswith("4 pending (2 QOSMaxWallDurationPerJobLimit, 1 Dependency), 1 stuck (1 launch failed reque")
+    assert second.startswith("1 stuck (1 launch failed requeued held)")
+    assert "3 runs are left, and nothing in the queue executes them" in second
+    queues.append([*never, *waiting])
+    steer.steer(asked(plan, "status", as_json=True))
+    told = json.loads(capsys.readouterr().out)
+    assert told["jobs"] == {"stuck": 1, "pending": 4}
+    assert told["reasons"]["pending"] == {"QOSMaxWallDurationPerJobLimit": 2, "Dependency": 1}
+
+
+def test_a_submission_is_read_once_for_all_its_jobs(
+    plan: Plan, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SLURM has a line for each task that runs, and a submission may be of 10,000 runs."""
+    lines = [Job("41", (task,), RUNNING, "RUNNING", comment_of("aaaa")) for task in range(4)]
+    lines += [Job("42", (task,), RUNNING, "RUNNING", comment_of("bbbb")) for task in range(4)]
+    read: list[Path] = []
+    real = chunk.read_json
+    monkeypatch.setattr(chunk, "read_json", lambda file: read.append(file) or real(file))
+    monkeypatch.setattr(FakeScheduler, "query", lambda self: lines)
+    steer.steer(asked(plan, "status"))
+    assert "jobs: 8 running" in capsys.readouterr().out and sorted(file.stem for file in read) == ["aaaa", "bbbb"]
 
 
 def test_watching_ends_when_no_run_is_left_to_wait_for(
@@ -236,7 +332,7 @@ def test_a_job_that_never_began_its_run_is_seen_and_tried_again(
     )
     array.write()
     Journal(plan.folder / "slurm").append("submitted", "cccc", job="43", mode="array")
-    monkeypatch.setattr(FakeScheduler, "endings", lambda self, ids: {"43_0": Ending("FAILED", 5, 0, "gpu07")})
+    monkeypatch.setattr(FakeScheduler, "endings", lambda self, ids: {"43_0": [Ending("FAILED", 5, 0, "gpu07")]})
     launched: list[Plan] = []
     monkeypatch.setattr(study, "launch", lambda plan, launcher: launched.append(plan))
     monkeypatch.setattr(study, "_answer", lambda plan, record: None)

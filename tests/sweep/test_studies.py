@@ -1,30 +1,17 @@
 """The shipped studies, at each of their scales, and how a scale is chosen."""
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
-from qlora_lab.config.command import shipped
-from qlora_lab.config.load import from_hydra
 from qlora_lab.config.scale import with_scale
 from qlora_lab.errors import ConfigError
-from qlora_lab.sweep.axes import Axes
-from qlora_lab.sweep.command import axes_of_study, check_experiment
-from qlora_lab.sweep.plan import Plan, make_plan
 from tests.command_line import call
 from tests.helpers import hydra_on_conf
+from tests.sweep.planned_studies import ONE_SCALE, SCALES, STUDIES, UNFETCHED, planned
 
-FOLDER = shipped("sweeps") / "experiment"
-STUDIES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
-SCALES = [(study, file.stem) for study in STUDIES for file in sorted((FOLDER / study).glob("*.yaml"))]
 ON_A_LAPTOP = ("laptop", "laptop_fine_tuned", "equal_rank")
-ONE_SCALE = [(study, None) for study in STUDIES if not (FOLDER / study).is_dir()]
 OWN = """# @package _global_
 defaults:
   - _self_
@@ -39,48 +26,15 @@ def conf() -> Iterator[None]:
         yield
 
 
-def planned(study: str, scale: str | None, places: Sequence[int] = (-1,)) -> Plan:
-    """Plan some runs of a study, the last one alone where nothing is said, since composing takes long.
-
-    That each axis names options that there are is checked on the way.
-    """
-    overrides = with_scale([f"+experiment={study}", *([f"scale={scale}"] if scale else [])])
-    loader = GlobalHydra.instance().config_loader()
-    whole = compose("sweep", overrides, return_hydra_config=True)
-    check_experiment(loader, study, scale)
-    asked: Any = OmegaConf.to_container(whole.study)
-    params: Any = OmegaConf.to_container(whole.hydra.sweeper.params)
-    axes = axes_of_study(loader, params, overrides, asked)
-    assert "seed" in axes.values and asked["question"].endswith("?")
-    for key, values in axes.values.items():
-        options = loader.get_group_options(key)
-        assert not options or set(values) <= set(options)
-    if asked["paper"]["file"]:
-        check_paper(asked["paper"], axes)
-    points = axes.without(asked["exclude"])
-    chosen = [points[place] for place in places]
-    return make_plan(study, [(point, from_hydra(compose("sweep", axes.overrides(point)))) for point in chosen])
-
-
-def check_paper(paper: dict[str, Any], axes: Axes) -> None:
-    """Check that the printed numbers a study names are there, for values that its axes take."""
-    with (FOLDER.parent / "paper" / paper["file"]).open() as file:
-        rows = [row for row in csv.DictReader(file) if all(row[key] == str(v) for key, v in paper["where"].items())]
-    assert rows and all(float(row[paper["value"]]) for row in rows)
-    for axis, column in paper["match"].items():
-        ours = {paper["names"].get(value, value) for value in axes.values[axis]}
-        assert ours & {row[column] for row in rows}
-
-
 @pytest.mark.parametrize(("study", "scale"), [*SCALES, *ONE_SCALE])
 def test_every_study_is_planned_at_every_scale(
     conf: None, study: str, scale: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # what must be fetched, or lies elsewhere, need not be here
-    monkeypatch.setattr("qlora_lab.sweep.prepare.check_inputs", lambda config: None)
-    monkeypatch.setattr("qlora_lab.sweep.prepare.source_fingerprint", lambda source, data_dir: None)
-    plan = planned(study, scale)
+    for name, stand_in in UNFETCHED.items():
+        monkeypatch.setattr(name, stand_in)
+    plan = planned(study, scale, every_choice=False)
     asked = plan.runs[0].config.study
+    assert set(asked.compares) <= set(plan.axis_names)
     assert all(run.need is not None and run.need.prediction.peak_bytes for run in plan.runs)
     if scale is not None:
         assert asked.paper_found and asked.caution
@@ -96,11 +50,12 @@ def test_every_study_of_the_paper_has_both_scales() -> None:
 
 
 def test_the_embedded_study_keeps_the_runs_it_always_had(conf: None) -> None:
-    plan = planned("dataset_quality", None, places=(0, -1))
+    plan = planned("dataset_quality", None, every_choice=True)
     data, trainer = plan.runs[0].config.data, plan.runs[0].config.trainer
     assert [run.axes for run in plan.runs] == [
-        {"data": "procedural_clean_128", "seed": "0"},
-        {"data": "procedural_half_wrong_2048", "seed": "1"},
+        {"data": data, "seed": seed}
+        for data in ("procedural_clean_128", "procedural_half_wrong_2048")
+        for seed in ("0", "1")
     ]
     assert (data.rows, trainer.max_steps, trainer.batch_size) == (128, 30, 8)
 
@@ -110,8 +65,8 @@ def test_the_published_scale_is_planned_without_a_gpu_or_a_hub(tmp_path: Path) -
     done = call("qlora_lab.sweep.__main__", *command, "sweep.action=plan", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "The original study found: a chat model at each size" in done.stdout
-    assert "must fit a GPU of 48.0 GiB" in done.stdout and "llama_65b nf4, micro-batch 1: 4" in done.stdout
-    assert "4 runs: 4 new" in done.stdout and "52.7 GPU-hours on GPUs that sustain 100 TFLOP/s" in done.stdout
+    assert "must fit a GPU of 48.0 GiB" in done.stdout and "llama_65b nf4, micro-batch 1: 39.0 GiB" in done.stdout
+    assert "4 runs: 4 new" in done.stdout and "55.2 GPU-hours on GPUs that sustain 100 TFLOP/s" in done.stdout
     refused = call("qlora_lab.sweep.__main__", *command, cwd=tmp_path)
     assert refused.returncode == 2
     assert "trainer.device must be cpu or auto, since this process sees no GPU" in refused.stderr

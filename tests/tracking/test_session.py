@@ -48,6 +48,7 @@ def test_offline_holds_config_history_summary_and_the_adapter(tmp_path: Path) ->
     session.log(1, {"train/loss": 2.5})
     session.adapter(adapter)
     session.finish("finished", {"eval/loss": 1.25})
+    assert sum(not path.is_dir() or path.is_symlink() for path in (tmp_path / "wandb").rglob("*")) <= 5
     (file,) = offline_files(tmp_path, identifier)
     kept = records(file)
     (run,) = [record.run for record in kept if record.WhichOneof("record_type") == "run"]

@@ -18,9 +18,10 @@ from qlora_lab.train.rng import capture_rng, restore_rng, seed_everything
 from tests.small_disk import small_disk
 
 
-def new_state(step: int = 0, size: int = 4) -> TrainingState:
+def new_state(step: int = 0, size: int = 4, dtype: torch.dtype = torch.float32) -> TrainingState:
     torch.manual_seed(1)
-    parameters = {"a.weight": nn.Parameter(torch.randn(size, size)), "b.bias": nn.Parameter(torch.randn(size))}
+    matrix = torch.randn(size, size).to(dtype)
+    parameters = {"a.weight": nn.Parameter(matrix), "b.bias": nn.Parameter(torch.randn(size))}
     return TrainingState(parameters, build_optimizer(OptimConfig(weight_decay=0.1), parameters), Counters(step))
 
 
@@ -41,9 +42,10 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     seed_everything(5)
-    state = new_state()
+    state = new_state(dtype=dtype)
     train(state, 3)
     state.counters.tokens, state.counters.target_tokens, state.counters.time_s = 70, 20, 1.5
     save(tmp_path, state)
@@ -51,7 +53,7 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     drawn = (torch.rand(3), random.random(), np.random.rand(), random.gauss(0, 1))
 
     seed_everything(99)
-    resumed = new_state()
+    resumed = new_state(dtype=dtype)
     checkpoint = load_newest(tmp_path)
     assert checkpoint is not None
     resumed.restore(checkpoint)

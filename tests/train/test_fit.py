@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def train(
         keep_checkpoints=options.pop("keep", 2),
         log_every_steps=options.pop("log_every", 1),
         gradient_checkpointing=options.pop("gradient_checkpointing", False),
+        offload_activations=options.pop("offload_activations", False),
         loss_chunk_tokens=4,
     )
     return fit(
@@ -126,8 +128,10 @@ def test_a_run_that_died_repeats_the_steps_since_its_checkpoint(
     def die() -> None:
         raise MemoryError
 
+    threads = threading.active_count()
     with pytest.raises(MemoryError):
         train(make_model(attention_dropout=0.2), examples, tmp_path / "run", record=Recorder(5, die))
+    assert threading.active_count() == threads
     record = Recorder()
     result = train(make_model(attention_dropout=0.2), examples, tmp_path / "run", record=record)
     assert result.resumed_from == 4 and list(record.steps) == [5, 6]
@@ -364,3 +368,20 @@ def test_an_unresolved_micro_batch_size_is_refused(make_model: Any, examples: An
             checkpoints=tmp_path,
             record=Recorder(),
         )
+
+
+def test_offloading_activations_says_that_it_changes_nothing_on_a_cpu(
+    tmp_path: Path, make_model: Any, examples: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, asked = make_model(), make_model()
+    train(plain, examples, tmp_path / "plain", gradient_checkpointing=True)
+    with caplog.at_level(logging.WARNING):
+        train(asked, examples, tmp_path / "asked", gradient_checkpointing=True, offload_activations=True)
+    assert "trainer.offload_activations changes nothing: the model is not on a GPU" in caplog.text
+    for name, weight in weights(plain).items():
+        assert torch.equal(weights(asked)[name], weight), name
+
+
+def test_offloading_activations_needs_checkpointing() -> None:
+    with pytest.raises(ConfigError, match=r"needs trainer\.gradient_checkpointing=true"):
+        TrainerConfig(offload_activations=True)

@@ -19,6 +19,8 @@ from qlora_lab.train.module import TrainingModule
 from qlora_lab.train.optimizer import ScaledStep
 from qlora_lab.train.steps import StepDataset, step_loader
 
+CPU = torch.device("cpu")
+
 
 class ScaledSGD(ScaledStep, torch.optim.SGD):
     """Moves a weight by its rate times minus the scaled gradient."""
@@ -45,8 +47,9 @@ def take_steps(
         loss_chunk_tokens=4,
         clock=lambda: float(next(ticks)),
     )
-    loader = step_loader(StepDataset(examples, plan, 0, micro_batch_size, pad_id=0, pack_tokens=pack_tokens))
-    run_loop(module, loader, callbacks=[], device=torch.device("cpu"))
+    steps = StepDataset(examples, plan, 0, micro_batch_size, pad_id=0, pack_tokens=pack_tokens)
+    with step_loader(steps, CPU) as batches:
+        run_loop(module, batches, callbacks=[], device=CPU)
     return module
 
 

@@ -1,15 +1,45 @@
+import threading
 from typing import Any
 
+import pytest
 import torch
 
-from qlora_lab.train.steps import StepDataset, step_loader
+from qlora_lab.errors import DataError
+from qlora_lab.train.steps import AHEAD, THREAD, StepBatch, StepDataset, step_loader
 
 PLAN = [[0, 1, 2], [3, 4], [5, 6, 7, 8]]
+CPU = torch.device("cpu")
+A_LONG_TIME_S = 60
+
+
+def served(steps: Any) -> list[Any]:
+    with step_loader(steps, CPU) as batches:
+        assert len(batches) == len(steps)
+        return list(batches)
+
+
+class SlowSteps:
+    """Six steps that say when they begin to be made, and are made when they are let."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.begun = [threading.Event() for _ in range(6)]
+        self.let = [threading.Event() for _ in range(6)]
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return len(self.begun)
+
+    def __getitem__(self, index: int) -> int:
+        self.begun[index].set()
+        assert self.let[index].wait(A_LONG_TIME_S)
+        if index == self.broken:
+            raise DataError(f"row {index} cannot be read")
+        return index
 
 
 def test_a_step_holds_its_rows_as_micro_batches(examples: Any) -> None:
     steps = StepDataset(examples, PLAN, first_step=0, micro_batch_size=3, pad_id=0)
-    assert [len(batch.micro_batches) for batch in step_loader(steps)] == [1, 1, 2]
+    assert [len(batch.micro_batches) for batch in served(steps)] == [1, 1, 2]
     step = steps[2]
     rows = [examples[row] for row in PLAN[2]]
     assert step.tokens == sum(row.length for row in rows)
@@ -18,8 +48,8 @@ def test_a_step_holds_its_rows_as_micro_batches(examples: Any) -> None:
 
 
 def test_a_resumed_run_gets_the_steps_that_are_left(examples: Any) -> None:
-    whole = list(step_loader(StepDataset(examples, PLAN, 0, 2, 0)))
-    rest = list(step_loader(StepDataset(examples, PLAN, 1, 2, 0)))
+    whole = served(StepDataset(examples, PLAN, 0, 2, 0))
+    rest = served(StepDataset(examples, PLAN, 1, 2, 0))
     assert len(rest) == 2
     for expected, actual in zip(whole[1:], rest, strict=True):
         for left, right in zip(expected.micro_batches, actual.micro_batches, strict=True):
@@ -28,7 +58,7 @@ def test_a_resumed_run_gets_the_steps_that_are_left(examples: Any) -> None:
 
 def test_serving_steps_draws_nothing_from_the_runs_generator(examples: Any) -> None:
     before = torch.get_rng_state()
-    list(step_loader(StepDataset(examples, PLAN, 0, 2, 0)))
+    served(StepDataset(examples, PLAN, 0, 2, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -39,3 +69,47 @@ def test_packed_steps_hold_the_same_rows_and_targets_in_fewer_positions(examples
     shapes = [sum(micro["input_ids"].numel() for micro in step.micro_batches) for step in (apart, packed)]
     assert packed.tokens <= shapes[1] < shapes[0]
     assert all("attention_mask" not in micro for micro in packed.micro_batches)
+
+
+def test_steps_are_made_while_earlier_ones_are_trained_on() -> None:
+    steps: Any = SlowSteps()
+    with step_loader(steps, CPU) as batches:
+        taken = iter(batches)
+        for number in range(len(steps)):
+            steps.let[number].set()
+            assert next(taken) == number
+            for let in steps.let[: number + 1 + AHEAD]:  # nobody has asked for the last two
+                let.set()
+            assert all(begun.wait(A_LONG_TIME_S) for begun in steps.begun[: number + 1 + AHEAD])
+            assert not any(begun.is_set() for begun in steps.begun[number + 1 + AHEAD :])
+        assert next(taken, None) is None
+
+
+@pytest.mark.parametrize("ends_by", ["a broken row", "an interruption"])
+def test_the_thread_ends_with_the_training_and_tells_what_went_wrong(ends_by: str) -> None:
+    steps: Any = SlowSteps(broken=2 if ends_by == "a broken row" else None)
+    for let in steps.let:
+        let.set()
+    taken = []
+
+    def train() -> None:
+        with step_loader(steps, CPU) as batches:
+            for batch in batches:
+                taken.append(batch)
+                if ends_by == "an interruption" and len(taken) == 2:
+                    raise KeyboardInterrupt
+
+    with pytest.raises((DataError, KeyboardInterrupt)) as ended:
+        train()
+    assert taken == [0, 1]
+    assert ended.match("row 2 cannot be read" if ends_by == "a broken row" else "")
+    assert not any(thread.name.startswith(THREAD) for thread in threading.enumerate())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pins memory for a GPU, and torch sees none")
+def test_a_batch_for_a_gpu_lies_in_pinned_memory(examples: Any) -> None:
+    with step_loader(StepDataset(examples, PLAN, 0, 2, 0), torch.device("cuda", 0)) as batches:
+        for batch in batches:
+            tensors = [tensor for each in batch.micro_batches for tensor in each.values()]
+            assert all(tensor.is_pinned() for tensor in [*tensors, *batch.buckets])
+            assert isinstance(batch, StepBatch)

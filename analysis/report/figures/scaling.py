@@ -22,6 +22,8 @@ from analysis.study.metrics import describe
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NEAR = 1.35  # sizes less far apart have one label
+
 
 @styled()
 def scaling_figure(
@@ -50,8 +52,9 @@ def scaling_figure(
         line = {"color": its.colour, "linestyle": its.dashes, "marker": its.marker, "linewidth": 1.3, "label": name}
         axes.plot([place for place, _ in means], [mean for _, mean in means], **line)
     axes.set_xscale("log")
-    sizes = sorted(runs[size].dropna().unique())
-    axes.set_xticks(sizes, [_size_text(float(parameters)) for parameters in sizes])
+    sizes = sorted(float(parameters) for parameters in runs[size].dropna().unique())
+    named = [n for n, parameters in enumerate(sizes) if n == 0 or parameters >= NEAR * sizes[n - 1]]
+    axes.set_xticks([sizes[n] for n in named], [_size_text(sizes[n]) for n in named])
     axes.minorticks_off()
     axes.margins(x=0.1)
     axes.grid(axis="y")

@@ -26,6 +26,7 @@ from analysis.report.figures.style import (
     scale_of,
     styled,
 )
+from analysis.statistics.blocks import level_values
 from analysis.statistics.estimates import estimate_over_seeds
 from analysis.study.metrics import describe
 
@@ -58,13 +59,29 @@ def _size(text: str) -> float | None:
 
 
 @styled()
-def axis_figure(runs: pd.DataFrame, axis: str, metric: str, *, by: str | None = None) -> "Figure":
+def axis_figure(
+    runs: pd.DataFrame,
+    axis: str,
+    metric: str,
+    *,
+    by: str | None = None,
+    blocks: str | None = None,
+    label: str | None = None,
+) -> "Figure":
     """Draw the metric against the values of one setting: the mean over runs, its 95 % t interval, every run as a dot.
+
+    Within blocks there is no interval: that of a mean says little of differences between values in the same blocks, and
+    of blocks that lack values it would be too narrow. `difference_figure` has intervals of differences.
 
     Args:
         axis: a column; its values are put side by side, numbers in their order.
         by: a column with one series for each of its values; None: one series of all runs.
+        blocks: a column; the levels of its values are taken out of runs and means (`within_blocks`). Without it runs
+            should differ in nothing else but the seed: an interval over other settings says nothing.
+        label: what the axis is called; None: the column's name.
     """
+    if blocks is not None:
+        runs = within_blocks(runs, axis, metric, blocks)
     described = describe(metric)
     scale, values = scale_of(described), ordered(runs[axis])
     in_order = all(_size(str(value)) is not None for value in values)  # only then does a line between them mean much
@@ -79,7 +96,10 @@ def axis_figure(runs: pd.DataFrame, axis: str, metric: str, *, by: str | None = 
             points = scale * of_series.loc[of_series[axis] == value, metric].dropna().to_numpy(dtype=float)
             if not points.size:
                 continue
-            dots_and_interval(axes, place + shift, points, its.colour, its.marker, raster=len(runs) > RASTER_MARKS)
+            raster = len(runs) > RASTER_MARKS
+            dots_and_interval(
+                axes, place + shift, points, its.colour, its.marker, raster=raster, interval=blocks is None
+            )
             places.append(place + shift)
             means.append(points.mean())
         axes.plot(
@@ -87,19 +107,39 @@ def axis_figure(runs: pd.DataFrame, axis: str, metric: str, *, by: str | None = 
         )
     axes.set_xticks(range(len(values)), [fill(str(value), TICK_CHARACTERS) for value in values])
     axes.set_xlim(-0.6, len(values) - 0.4)
-    axes.set_xlabel(axis)
-    axes.set_ylabel(axis_label(described))
+    axes.set_xlabel(label or axis)
+    axes.set_ylabel(axis_label(described) + ("\nwithin blocks" if blocks is not None else ""))
     axes.grid(axis="y")
     if by:
         legend_above(axes, columns, title=by, alignment="left")
     return figure
 
 
+def within_blocks(runs: pd.DataFrame, axis: str, metric: str, blocks: str) -> pd.DataFrame:
+    """Return the runs with the level of each one's block replaced by the mean level, so that the axis remains.
+
+    A block with one value only says nothing of the axis; its runs are left out.
+    """
+    runs = runs[np.isfinite(runs[metric].to_numpy(dtype=float))]
+    runs = runs[runs.groupby(blocks)[axis].transform("nunique") > 1]
+    cells = dict(zip(zip(runs[axis].map(str), runs[blocks], strict=True), runs[metric].astype(float), strict=True))
+    without_axis = runs[metric] - runs[axis].map(str).map(level_values(cells))
+    of_block = without_axis.groupby(runs[blocks]).transform("mean")
+    return runs.assign(**{metric: runs[metric] - of_block + of_block.mean()})
+
+
 def dots_and_interval(
-    axes: "Axes", place: float, points: "np.ndarray[Any, Any]", colour: str, marker: str, *, raster: bool
+    axes: "Axes",
+    place: float,
+    points: "np.ndarray[Any, Any]",
+    colour: str,
+    marker: str,
+    *,
+    raster: bool,
+    interval: bool = True,
 ) -> None:
     estimate = estimate_over_seeds(points)
-    if math.isfinite(estimate.low):
+    if interval and math.isfinite(estimate.low):
         axes.plot([place] * 2, [estimate.low, estimate.high], color=colour, linewidth=6, alpha=0.25)
     dots: dict[str, Any] = {
         "color": colour,

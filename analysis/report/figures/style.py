@@ -119,6 +119,7 @@ def to_svg(figure: "Figure", description: str) -> str:
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = description  # the same figure is the same text; no id is there twice
+    _lay_out(figure)
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing)
@@ -129,6 +130,14 @@ def to_svg(figure: "Figure", description: str) -> str:
     # the browser's own font; matplotlib's is not on every machine
     svg = re.sub(r"font-family: [^;\"]+", "font-family: system-ui, sans-serif", svg)
     return svg.replace(INK, "currentColor").replace(FAINT, "var(--faint)").replace(PAPER, "var(--page)")
+
+
+def _lay_out(figure: "Figure") -> None:
+    """Lay a figure out for good; saving one that is not draws everything once more for it."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 @styled()

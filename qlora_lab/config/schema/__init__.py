@@ -25,7 +25,7 @@ from qlora_lab.config.schema.data import (
     SourceConfig,
 )
 from qlora_lab.config.schema.evaluate import BASE, TRAINED, EvaluateConfig
-from qlora_lab.config.schema.evaluation import HELD_OUT, EvaluationConfig, EvaluationSetConfig
+from qlora_lab.config.schema.evaluation import HELD_OUT, EvaluationConfig, EvaluationSetConfig, HarnessConfig
 from qlora_lab.config.schema.merge import DEQUANTIZED, ORIGINAL, QUANTIZED, MergeConfig
 from qlora_lab.config.schema.model import (
     BYTE_LEVEL,
@@ -100,6 +100,7 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationSetConfig",
     "FilterConfig",
+    "HarnessConfig",
     "LauncherConfig",
     "MergeConfig",
     "MixPartConfig",

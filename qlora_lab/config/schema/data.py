@@ -121,13 +121,22 @@ class FilterConfig:
     drop_truncated: bool = False  # leaves out rows over data.max_source_tokens or max_target_tokens: none is cut
     duplicates: str = "keep"  # what of equal rows is removed: keep (nothing), exact, near (also what is much alike)
     near_duplicate_similarity: float = 0.8  # of the sets of word triples of two rows
-    contamination_words: int | None = None  # removes rows that share so many words in a run with an evaluation row
+    # Removes rows that share so many words in a run with a row of evaluation.sets or evaluation.benchmarks, or of
+    # further sets by name, such as prompts that finished runs will answer.
+    contamination_words: int | None = None
+    contamination_sets: dict[str, RowsConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_one_of("data.filter.duplicates", self.duplicates, DUPLICATES)
         share = self.near_duplicate_similarity
         require(0 < share <= 1, f"data.filter.near_duplicate_similarity must be above 0 and at most 1; got {share}")
         require_at_least("data.filter.contamination_words", self.contamination_words, 4)
+        for name, rows in self.contamination_sets.items():
+            rows.check(f"data.filter.contamination_sets.{name}")
+        require(
+            self.contamination_words is not None or not self.contamination_sets,
+            "data.filter.contamination_sets is of no use without data.filter.contamination_words, such as 13",
+        )
         for part in ("source", "target"):
             least, most = (getattr(self, f"{bound}_{part}_characters") for bound in ("min", "max"))
             require_at_least(f"data.filter.min_{part}_characters", least, 0)

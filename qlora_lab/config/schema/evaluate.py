@@ -11,7 +11,7 @@ from qlora_lab.config.schema.training import AUTO, COMPUTE_DTYPES, DEVICES
 
 BASE = "base"  # as a run: a model without a run; as its weights: without what was trained
 TRAINED = "trained"
-OF_A_BASE = ("model", "quant", "device", "compute_dtype")  # keys that only a model without a run takes
+OF_A_BASE = ("model", "quant", "device", "compute_dtype")  # keys that only a model or an adapter without a run takes
 
 
 @dataclass
@@ -20,6 +20,7 @@ class EvaluateConfig:
 
     run: Any = None  # an id, the first digits of one, a run folder, or a list of these; "base": model, without a run
     study: str | None = None  # instead: all finished runs of a study
+    adapter_folder: str | None = None  # instead: an adapter in PEFT's format, on model
     weights: str = TRAINED  # "base": what the runs started from
     system: str | None = None  # what the answers of the one model are signed with; None: a name of the run
     model: ModelConfig | None = None
@@ -35,20 +36,27 @@ class EvaluateConfig:
         require_one_of("device", self.device, DEVICES)
         require_one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         require_at_least("threads", self.threads, 1)
+        asked = (self.run not in (None, []), self.study is not None, self.adapter_folder is not None)
         require(
-            (self.run in (None, [])) != (self.study is None),
-            "give either run=ID (or a folder, a list of them, or base) or study=NAME, and not both",
+            sum(asked) == 1,
+            "give either run=ID (or a folder, a list of them, or base), study=NAME or adapter_folder=FOLDER, and only "
+            "one of them",
         )
+        without_run = self.run == BASE or self.adapter_folder is not None
         given = [key for key in OF_A_BASE if getattr(self, key) not in (None, AUTO)]
         require(
-            self.run == BASE or not given,
-            f"{', '.join(given)} can be given with run=base only: a run keeps the model, format, device and dtype that "
-            "it was trained with",
+            without_run or not given,
+            f"{', '.join(given)} can be given with run=base or adapter_folder only: a run keeps the model, format, "
+            "device and dtype that it was trained with",
         )
-        require(self.run != BASE or self.model is not None, "run=base needs a model, such as model=smollm2_135m")
+        what = "run=base" if self.run == BASE else "adapter_folder"
         require(
-            self.run != BASE or self.weights == TRAINED,
-            "weights=base is for runs; with run=base nothing is trained, so leave it out",
+            not without_run or self.model is not None,
+            f"{what} needs a model, such as model=smollm2_135m",
+        )
+        require(
+            not without_run or self.weights == TRAINED,
+            f"weights=base is for runs; with {what} leave it out",
         )
         require(
             self.system is None or (self.study is None and not isinstance(self.run, list)),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from qlora_lab.config.schema.benchmarks import BenchmarkConfig
-from qlora_lab.config.schema.checks import require, require_at_least, require_seed
+from qlora_lab.config.schema.checks import MISSING, require, require_at_least, require_seed
 from qlora_lab.config.schema.data import SourceConfig
 from qlora_lab.config.schema.prompts import PromptSetConfig
 
@@ -18,6 +18,23 @@ class EvaluationSetConfig(SourceConfig):
 
 
 @dataclass
+class HarnessConfig:
+    """Tasks of lm-evaluation-harness."""
+
+    tasks: list[str] = MISSING  # names of tasks, groups or tags
+    definitions: str | None = None  # a folder of YAML files with tasks, below paths.data_dir; None: the harness's own
+    shots: int | None = None  # worked examples before each question; None: as each task says
+    rows: int | None = None  # the first so many of each task; None: all
+    batch_size: int = 8  # rows in memory at once
+
+    def check(self) -> None:
+        require(bool(self.tasks), "evaluation.harness.tasks must name tasks, such as [boolq]; got none")
+        require_at_least("evaluation.harness.shots", self.shots, 0)
+        require_at_least("evaluation.harness.rows", self.rows, 1)
+        require_at_least("evaluation.harness.batch_size", self.batch_size, 1)
+
+
+@dataclass
 class EvaluationConfig:
     rows: int = 128  # held out of training, the same in every run of a study
     seed: int = 20230523  # draws the held-out rows; not the run's seed
@@ -26,6 +43,7 @@ class EvaluationConfig:
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # run at the end, by name
     # Answered by python -m qlora_lab.evaluate, by name; a run that trains has none.
     prompts: dict[str, PromptSetConfig] = field(default_factory=dict)
+    harness: HarnessConfig | None = None  # asked by python -m qlora_lab.evaluate, too
     # Limits of held-out rows, apart from those of training: arms that train on rows of other lengths are scored alike.
     max_source_tokens: int = 256
     max_target_tokens: int = 256
@@ -54,6 +72,8 @@ class EvaluationConfig:
                 f"evaluation.prompts must have names of folders, without slashes; got '{name}'",
             )
             prompts.check(f"evaluation.prompts.{name}")
+        if self.harness is not None:
+            self.harness.check()
         require_seed("evaluation.seed", self.seed)
         require_at_least("evaluation.rows", self.rows, 1)
         require_at_least("evaluation.batch_tokens", self.batch_tokens, 1)

@@ -22,12 +22,14 @@ class MergeConfig:
     adapter_folder: str | None = None  # instead: a folder in PEFT's format, with its model and quant
     model: ModelConfig | None = None
     quant: QuantConfig | None = None  # what the adapter's base was quantized to while it was trained
-    # dequantized: the base as it was trained on; original: the base before it was quantized; quantized: dequantized,
-    # merged, and quantized again to the same format.
+    # dequantized: the base as it was trained on; original: the base before it was quantized; quantized: original (of a
+    # base that comes quantized: dequantized), merged, and quantized to the same format.
     into: str = DEQUANTIZED
     dtype: str = AUTO  # of what is not quantized; auto: what the run computed in
     tolerance: float | None = None  # of the logits, as a share of their spread; None: by dtype and `into`
-    check_rows: int = 16  # held-out rows on which both models are compared; 0: not compared
+    # Held-out rows on which base, adapter and merged model are compared, for which each must fit into memory, one after
+    # the other; 0: not compared, and memory for one file suffices.
+    check_rows: int = 16
     shard_gb: float = 4.0  # of one file, and of what is in memory at once
     threads: int | None = None  # None: as many as torch takes
     paths: PathsConfig = field(default_factory=PathsConfig)

@@ -12,6 +12,7 @@ from qlora_lab.config.schema.checks import (
 )
 
 QUANT_FORMATS = ("none", "nf4", "fp4_e2m1", "fp4_e3m0", "int4", "int8", "nf3", "nf2")
+ADAPTER_DTYPES = ("float32", "bfloat16")
 PLACEMENTS = ("all_linear", "attention", "feed_forward", "query_value", "regex")
 MODEL_SOURCES = ("wheel", "hub", "folder", "gguf", "random")
 PROMPT_FORMATS = ("chatml", "chat_template", "plain", "encoder")
@@ -127,6 +128,7 @@ class AdapterConfig:
     alpha: float = 16.0
     rslora: bool = False  # scaling alpha / sqrt(rank) instead of alpha / rank
     dropout: float = 0.0
+    dtype: str = "float32"  # of lora_A, lora_B and their gradients; optimizer states are float32 or 8 bits
     placement: str = "all_linear"
     target_regex: str | None = None  # matched against the whole module path
     last_k_layers: int | None = None  # None: every layer
@@ -136,6 +138,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         require_one_of("adapter.kind", self.kind, ("lora", "none"))
+        require_one_of("adapter.dtype", self.dtype, ADAPTER_DTYPES)
         require_one_of("adapter.placement", self.placement, PLACEMENTS)
         require_at_least("adapter.rank", self.rank, 1)
         require_above_zero("adapter.alpha", self.alpha)

@@ -30,6 +30,11 @@ class RunConfig:
         require_seed("seed", self.seed)
         self._check_task()
         require(
+            self.evaluation.harness is None,
+            "evaluation.harness is asked of finished runs, by python -m qlora_lab.evaluate run=ID evaluation=harness; "
+            "leave it out where a run is trained",
+        )
+        require(
             not self.evaluation.prompts,
             f"evaluation.prompts ({', '.join(self.evaluation.prompts)}) are answered by finished runs, with python -m "
             "qlora_lab.evaluate run=ID evaluation=...; leave them out where a run is trained",

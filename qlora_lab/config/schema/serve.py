@@ -23,7 +23,8 @@ class OpenConfig:
     device: str = AUTO  # with model
     compute_dtype: str = AUTO  # with model
     threads: int | None = None  # None: as many as torch takes
-    adapter_budget_mb: float | None = None  # of adapters that are ready; None: no limit
+    # Of adapters that are ready; a batch with several of them takes that of these once more. None: no limit.
+    adapter_budget_mb: float | None = None
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
@@ -54,11 +55,16 @@ class ServeConfig(OpenConfig):
     max_waiting: int = 128  # requests that wait besides
     max_new_tokens: int = 512  # of an answer; also where a request does not say
     max_body_kb: int = 1024  # of a request
+    # Keys and values of all answers that are written together; what would exceed it waits. None: half of a GPU's free
+    # memory once the base is loaded, or a quarter of the host's.
+    cache_budget_mb: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("max_rows", "max_waiting", "max_new_tokens", "max_body_kb"):
             require_at_least(key, getattr(self, key), 1)
+        if self.cache_budget_mb is not None:
+            require_above_zero("cache_budget_mb", self.cache_budget_mb)
         require(0 <= self.port < 2**16, f"port must be from 0 to 65535; got {self.port}")
 
 

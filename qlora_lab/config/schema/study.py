@@ -81,7 +81,7 @@ class PaperConfig:
     value: str = "value"  # the column of the numbers
     match: dict[str, str] = field(default_factory=dict)  # axis -> column
     names: dict[str, str] = field(default_factory=dict)  # value of an axis -> what the paper calls it
-    where: dict[str, Any] = field(default_factory=dict)  # column -> value: other rows are left out
+    where: dict[str, Any] = field(default_factory=dict)  # column -> value: other rows are left out; null: not asked
     beside: str | None = None  # column; each of its values stands in a column of its own
 
     def __post_init__(self) -> None:
@@ -97,6 +97,7 @@ class StudyConfig:
 
     name: str | None = None
     question: str | None = None
+    compares: list[str] = field(default_factory=list)  # axes the question is about, taken as one; none: the first
     metric: str = "eval/loss"
     goal: str = "min"
     paper_found: str | None = None  # by the original study; shown with the plan and with the answer
@@ -124,7 +125,7 @@ class StudyConfig:
 @dataclass
 class SweepConfig:
     action: str = "run"
-    retry_failed: bool = True
+    retry_failed: bool = True  # as often as the rules of their causes allow; action=retry goes beyond them
     json: bool = False  # plan, status and the like for programs
     run: str | None = None  # logs: the first digits of a run's id
     cause: str | None = None  # retry: only runs that failed for this cause

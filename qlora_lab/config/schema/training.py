@@ -47,6 +47,7 @@ class TrainerConfig:
     max_train_tokens: int | None = None  # stop once this many tokens were trained on
     group_by_length: bool = True
     gradient_checkpointing: bool = False
+    offload_activations: bool = False  # with checkpointing on a GPU: inputs of layers wait in the host's memory
     device: str = AUTO
     compute_dtype: str = AUTO
     threads: int | None = None  # CPU threads; None: the launcher's share of the cores
@@ -62,6 +63,11 @@ class TrainerConfig:
         require(
             self.max_steps is not None or self.max_train_tokens is not None,
             "trainer.max_steps and trainer.max_train_tokens are both null; set at least one",
+        )
+        require(
+            self.gradient_checkpointing or not self.offload_activations,
+            "trainer.offload_activations=true needs trainer.gradient_checkpointing=true, which leaves one tensor of "
+            "each layer to be moved; set both, or neither",
         )
         self._check_micro_batch_size()
         require_one_of("trainer.device", self.device, DEVICES)

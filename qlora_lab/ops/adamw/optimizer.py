@@ -15,6 +15,7 @@ from qlora_lab.ops.adamw import reference
 from qlora_lab.ops.adamw.reference import EXP_AVG_SQ_ZERO, EXP_AVG_ZERO, AdamwStep, AdamwTensor
 from qlora_lab.ops.blockwise.checks import check_block_size, dtype_name
 
+PARAMETER_DTYPES = (torch.float32, torch.bfloat16)
 SMALLEST_8BIT_NUMEL = 4096  # smaller tensors keep float states, as in bitsandbytes: they save nothing
 
 
@@ -46,7 +47,9 @@ class ReferenceKernels:
 
 
 class AdamW(torch.optim.Optimizer):
-    """AdamW over float32 parameters, with states in 32 or 8 bits, all tensors in one call.
+    """AdamW over float32 or bfloat16 parameters, with states in 32 or 8 bits, all tensors in one call.
+
+    States are float32 (or codes) whatever the parameter is; bfloat16 ones are updated in float32 and rounded once.
 
     The state of a parameter has torch's names (`step`, `exp_avg`, `exp_avg_sq`), and with 8 bits also
     `exp_avg_absmax` and `exp_avg_sq_absmax`; it comes into being at the first step that has a gradient for it.
@@ -62,7 +65,7 @@ class AdamW(torch.optim.Optimizer):
 
     Raises:
         ConfigError: a value is outside of its range.
-        ShapeError: a parameter is not float32 or not contiguous.
+        ShapeError: a parameter is neither float32 nor bfloat16, or not contiguous.
     """
 
     def __init__(
@@ -139,21 +142,21 @@ class AdamW(torch.optim.Optimizer):
         Raises:
             RunFolderError: the states have another size, number of bits or block size.
         """
-        # torch would convert the codes to float32
-        codes = {
-            number: {key: value for key, value in values.items() if _is_codes(value)}
+        # torch would convert codes, and float32 states of bfloat16 parameters, to the parameter's dtype
+        states = {
+            number: {key: value for key, value in values.items() if key != "step"}
             for number, values in state_dict["state"].items()
         }
-        rest = {
-            number: {key: value for key, value in values.items() if not _is_codes(value)}
+        steps = {
+            number: {key: value for key, value in values.items() if key == "step"}
             for number, values in state_dict["state"].items()
         }
-        super().load_state_dict({**state_dict, "state": rest})
+        super().load_state_dict({**state_dict, "state": steps})
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for number, parameter in zip(numbers, parameters, strict=True):
-            if number in codes:
-                values = {key: value.to(parameter.device) for key, value in codes[number].items()}
+            if number in states:
+                values = {key: value.to(parameter.device) for key, value in states[number].items()}
                 self.state[parameter].update(values)
                 self._check_state(parameter)
 
@@ -234,10 +237,11 @@ class AdamW(torch.optim.Optimizer):
 
 def _check_group(group: dict[str, Any]) -> None:
     for parameter in group["params"]:
-        if parameter.dtype != torch.float32 or not parameter.is_contiguous():
+        if parameter.dtype not in PARAMETER_DTYPES or not parameter.is_contiguous():
             kind = "contiguous" if parameter.is_contiguous() else "not contiguous"
             raise ShapeError(
-                f"AdamW updates contiguous float32 parameters; got {tuple(parameter.shape)} {parameter.dtype}, {kind}"
+                "AdamW updates contiguous float32 or bfloat16 parameters; "
+                f"got {tuple(parameter.shape)} {parameter.dtype}, {kind}"
             )
     if group["eps"] <= 0 or group["weight_decay"] < 0 or group["lr"] < 0:
         raise ConfigError(
@@ -246,10 +250,6 @@ def _check_group(group: dict[str, Any]) -> None:
         )
     if not all(0 <= beta < 1 for beta in group["betas"]):
         raise ConfigError(f"the betas of AdamW lie from 0 to below 1; got {group['betas']}")
-
-
-def _is_codes(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.uint8
 
 
 def _words(states: dict[str, tuple[torch.dtype, torch.Size]]) -> str:

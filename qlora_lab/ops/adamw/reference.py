@@ -28,8 +28,9 @@ PIECES_AT_ONCE = 1024
 
 
 class AdamwTensor(NamedTuple):
-    """A parameter, its gradient and its states, all float32, contiguous and of `numel` elements.
+    """A parameter, its gradient and its states, contiguous and of `numel` elements.
 
+    Parameter and gradient are float32 or bfloat16, both the same; the states are float32.
     With 8-bit states `exp_avg` and `exp_avg_sq` are uint8 codes and have an absmax for each block of elements.
     """
 
@@ -61,7 +62,7 @@ def gradient_norm(gradients: Sequence[Tensor], gradient_scale: float = 1.0) -> t
     Squares are added in float64 and in one order, so the norm does not depend on threads or devices.
 
     Args:
-        gradients: float32 tensors of any shape.
+        gradients: float32 or bfloat16 tensors of any shape.
         gradient_scale: the norm is multiplied by its magnitude.
 
     Returns:
@@ -79,6 +80,7 @@ def gradient_norm(gradients: Sequence[Tensor], gradient_scale: float = 1.0) -> t
 def adamw_(tensors: Sequence[AdamwTensor], step: AdamwStep) -> None:
     """Update parameters and states in place, as `torch.optim.AdamW` does it.
 
+    A bfloat16 parameter is updated in float32 and rounded once, to the nearest, ties to even.
     A block of an 8-bit state that holds a value that is not finite decodes to NaN from then on.
     """
     correction1 = 1.0 - step.beta1**step.step
@@ -116,13 +118,15 @@ class _Factors(NamedTuple):
 
 
 def _update_values(parameter: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: _Factors) -> None:
-    """Update flat float32 values in place. Every product and sum is an operation of its own, rounded as it stands."""
-    gradient = gradient * factors.gradient_scale
+    """Update flat values in place. Every product and sum is a float32 operation of its own, rounded as it stands."""
+    gradient = gradient.float() * factors.gradient_scale
     exp_avg.mul_(factors.beta1).add_(gradient * (1.0 - factors.beta1))
     exp_avg_sq.mul_(factors.beta2).add_(gradient * (1.0 - factors.beta2) * gradient)
     root = exp_avg_sq.double().sqrt_().float()  # correctly rounded; torch's float32 root may be the neighbour
     denominator = root.mul_(factors.inverse_root).add_(factors.eps)
-    parameter.mul_(factors.decay).sub_((exp_avg * factors.step_size).div_(denominator))
+    updated = parameter.float().mul_(factors.decay).sub_((exp_avg * factors.step_size).div_(denominator))
+    if updated.data_ptr() != parameter.data_ptr():  # of bfloat16
+        parameter.copy_(updated)
 
 
 def _update_float(tensor: AdamwTensor, factors: _Factors) -> None:

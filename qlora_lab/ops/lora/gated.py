@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qlora_lab.ops.blockwise.weight import WEIGHT_TENSORS, PackedWeight
-from qlora_lab.ops.lora.op import LORA_LINEAR, LORA_LINEAR_BACKWARD, Adapter, check_lora_linear
+from qlora_lab.ops.lora.op import LORA_LINEAR, LORA_LINEAR_BACKWARD, Adapter, as_kernels_take, check_lora_linear
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -66,7 +66,7 @@ class _GatedLoraLinear(torch.autograd.Function):
         product = activation(gate) * up
         x = product.to(compute_dtype)
         check_lora_linear(x, weight, bias, lora_A, lora_B, adapter[1])
-        out, low = LORA_LINEAR(x, *weight, bias, lora_A, lora_B, *adapter)
+        out, low = LORA_LINEAR(x, *weight, bias, as_kernels_take(lora_A), as_kernels_take(lora_B), *adapter)
         ctx.save_for_backward(gate, up, lora_A, lora_B, low, *weight[:WEIGHT_TENSORS])
         ctx.layout, ctx.activation, ctx.adapter = weight[WEIGHT_TENSORS:], activation, adapter
         ctx.compute_dtype, ctx.product_dtype = compute_dtype, product.dtype
@@ -84,7 +84,7 @@ class _GatedLoraLinear(torch.autograd.Function):
             grad_output.to(ctx.compute_dtype),
             (activated.detach() * up).to(ctx.compute_dtype),
             low,
-            *(*weight, *ctx.layout, lora_A, lora_B, *ctx.adapter),
+            *(*weight, *ctx.layout, as_kernels_take(lora_A), as_kernels_take(lora_B), *ctx.adapter),
             wants_gate or wants_up,
         )
         grad_product = grad_x.to(ctx.product_dtype)
@@ -92,4 +92,4 @@ class _GatedLoraLinear(torch.autograd.Function):
         grad_gate = None
         if wants_gate:
             (grad_gate,) = torch.autograd.grad(activated, leaf, grad_product.mul_(up).to(activated.dtype))
-        return (grad_gate, grad_up, grad_A, grad_B, *[None] * 5)
+        return (grad_gate, grad_up, grad_A.to(lora_A.dtype), grad_B.to(lora_B.dtype), *[None] * 5)

@@ -11,6 +11,7 @@ from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, WEIGHT_T
 from qlora_lab.ops.lora import reference
 from qlora_lab.ops.registry import register, register_differentiable
 
+ADAPTER_DTYPES = (torch.float32, torch.bfloat16)
 Adapter = tuple[float, float, int]  # scaling, dropout, seed
 ADAPTER_SCHEMA = "Tensor lora_A, Tensor lora_B, float scaling, float dropout, int seed"
 
@@ -36,8 +37,16 @@ register(
 LORA_LINEAR_BACKWARD = torch.ops.qlora_lab.lora_linear_backward.default
 
 
+def as_kernels_take(matrix: Tensor) -> Tensor:
+    """Return a matrix of the adapter in a dtype that its device's kernels read: on GPUs also bfloat16."""
+    return matrix if matrix.is_cuda else matrix.float()
+
+
 class _LoraLinear(torch.autograd.Function):
-    """Keeps x, the low-rank product, the packed weight and the adapter: nothing of the size of the dense weight."""
+    """Keeps x, the low-rank product, the packed weight and the adapter: nothing of the size of the dense weight.
+
+    A bfloat16 adapter is kept as it is; what CPU kernels take is float32, and there only while a product runs.
+    """
 
     @staticmethod
     def forward(
@@ -49,7 +58,7 @@ class _LoraLinear(torch.autograd.Function):
         weight: PackedWeight,
         adapter: Adapter,
     ) -> tuple[Tensor, Tensor]:
-        out, low = LORA_LINEAR(x, *weight, bias, lora_A, lora_B, *adapter)
+        out, low = LORA_LINEAR(x, *weight, bias, as_kernels_take(lora_A), as_kernels_take(lora_B), *adapter)
         ctx.mark_non_differentiable(low)
         ctx.set_materialize_grads(False)  # or zeros would be made for `low` in every backward
         ctx.save_for_backward(x, low, lora_A, lora_B, *weight[:WEIGHT_TENSORS])
@@ -62,11 +71,13 @@ class _LoraLinear(torch.autograd.Function):
         x, low, lora_A, lora_B, *weight = ctx.saved_tensors
         wants_x, wants_bias = ctx.needs_input_grad[:2]
         grad_x, grad_A, grad_B = LORA_LINEAR_BACKWARD(
-            grad_output, x, low, *weight, *ctx.layout, lora_A, lora_B, *ctx.adapter, wants_x
+            *(grad_output, x, low, *weight, *ctx.layout, as_kernels_take(lora_A), as_kernels_take(lora_B)),
+            *(*ctx.adapter, wants_x),
         )
         grad_bias = None
         if wants_bias:
             grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(dim=0, dtype=ctx.bias_dtype)
+        grad_A, grad_B = grad_A.to(lora_A.dtype), grad_B.to(lora_B.dtype)
         return grad_x if wants_x else None, grad_bias, grad_A, grad_B, None, None
 
 
@@ -78,7 +89,9 @@ def lora_linear_with_gradients(
     ):
         outputs: tuple[Tensor, Tensor] = _LoraLinear.apply(x, bias, lora_A, lora_B, weight, adapter)
         return outputs
-    result: tuple[Tensor, Tensor] = LORA_LINEAR(x, *weight, bias, lora_A, lora_B, *adapter)
+    result: tuple[Tensor, Tensor] = LORA_LINEAR(
+        x, *weight, bias, as_kernels_take(lora_A), as_kernels_take(lora_B), *adapter
+    )
     return result
 
 
@@ -114,8 +127,8 @@ def lora_linear(
         x: (..., in_features); float32, bfloat16 or float16, which is the dtype of the computation.
         weight: (out_features, in_features), frozen.
         bias: (out_features,) or None.
-        lora_A: (rank, in_features) float32.
-        lora_B: (out_features, rank) float32.
+        lora_A: (rank, in_features), float32 or bfloat16.
+        lora_B: (out_features, rank), as lora_A.
         scaling: factor of the adapter's product.
         dropout: share of the elements of x that the adapter does not see, in [0, 1); see `dropout.drop`.
         seed: of those elements; the same seed drops the same ones, in backward too.
@@ -149,7 +162,9 @@ def check_lora_linear(
             f"lora_A must be (rank, {weight.in_features}) and lora_B ({weight.out_features}, rank); "
             f"got {tuple(lora_A.shape)} and {tuple(lora_B.shape)}"
         )
-    if lora_A.dtype != torch.float32 or lora_B.dtype != torch.float32:
-        raise ShapeError(f"lora_A and lora_B must be float32; got {lora_A.dtype} and {lora_B.dtype}")
+    if lora_A.dtype not in ADAPTER_DTYPES or lora_B.dtype != lora_A.dtype:
+        raise ShapeError(
+            f"lora_A and lora_B must both be float32 or both bfloat16; got {lora_A.dtype} and {lora_B.dtype}"
+        )
     if not 0.0 <= dropout < 1.0:
         raise ShapeError(f"dropout must be at least 0 and less than 1; got {dropout}")

@@ -31,7 +31,7 @@ def lora_linear_backward(grad_output: Tensor, x: Tensor, low: Tensor, *parts: An
         grad_A = grad_low.T @ drop(x, dropout, seed).reshape(-1, x.shape[-1])
         grad_B = scaling * (gradient.T @ low.to(dtype))
         if not needs_grad_x:
-            return x.new_empty(0), grad_A.float(), grad_B.float()
+            return x.new_empty(0), grad_A.to(lora_A.dtype), grad_B.to(lora_B.dtype)
         through_adapter = drop((grad_low @ lora_A.to(dtype)).view(x.shape), dropout, seed)
     grad_x = blockwise.quantized_linear_grad_input(grad_output, *weight) + through_adapter
-    return grad_x, grad_A.float(), grad_B.float()
+    return grad_x, grad_A.to(lora_A.dtype), grad_B.to(lora_B.dtype)

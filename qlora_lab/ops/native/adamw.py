@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
+from qlora_lab.ops.native.ctypes_ops import DTYPE_CODES
 from qlora_lab.ops.native.library import AdamwView, Library
 
 
@@ -22,7 +23,7 @@ class NativeAdamw:
     def gradient_norm(self, gradients: Sequence[Tensor], gradient_scale: float) -> tuple[float, int | None]:
         words = array("q")
         for gradient in gradients:
-            words.extend((0, gradient.data_ptr(), 0, 0, 0, 0, gradient.numel(), 0))
+            words.extend(gradient_words(gradient))
         norm, first_not_finite = c_double(), c_int64()
         self._library.qlk_cpu_gradient_norm(
             *(_views(words), len(gradients), gradient_scale, byref(norm), byref(first_not_finite)),
@@ -47,8 +48,13 @@ def tensor_words(tensor: AdamwTensor) -> tuple[int, ...]:
         *(parameter.data_ptr(), gradient.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
         0 if absmax is None else absmax.data_ptr(),
         0 if square_absmax is None else square_absmax.data_ptr(),
-        *(parameter.numel(), _last_word(weight_decay)),
+        *(parameter.numel(), _last_word(weight_decay, parameter.dtype)),
     )
+
+
+def gradient_words(gradient: Tensor) -> tuple[int, ...]:
+    """Return those words for a gradient alone, which is all that its norm reads."""
+    return (0, gradient.data_ptr(), 0, 0, 0, 0, gradient.numel(), _last_word(0.0, gradient.dtype))
 
 
 def _views(words: "array[int]") -> Array[AdamwView]:
@@ -57,7 +63,7 @@ def _views(words: "array[int]") -> Array[AdamwView]:
 
 
 @cache
-def _last_word(weight_decay: float) -> int:
-    """Return the float32 weight decay and the unused half beside it as one 64-bit word."""
-    (word,) = unpack("=q", pack("=fi", weight_decay, 0))
+def _last_word(weight_decay: float, dtype: torch.dtype) -> int:
+    """Return the float32 weight decay and the number of the dtype beside it as one 64-bit word."""
+    (word,) = unpack("=q", pack("=fi", weight_decay, DTYPE_CODES[dtype]))
     return int(word)

@@ -144,7 +144,7 @@ def as_input(x: Tensor) -> Tensor:
 
 def rows_of(matrix: Tensor) -> int:
     """Return how many rows a (..., columns) tensor has."""
-    return matrix.numel() // matrix.shape[-1] if matrix.shape[-1] else 0
+    return matrix.shape[:-1].numel()
 
 
 def bias_like(bias: Tensor | None, x: Tensor) -> Tensor | None:

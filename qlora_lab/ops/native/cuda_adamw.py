@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
-from qlora_lab.ops.native.adamw import tensor_words
+from qlora_lab.ops.native.adamw import gradient_words, tensor_words
 from qlora_lab.ops.native.cuda_library import CudaLibrary
-from qlora_lab.ops.native.cuda_ops import Streams
+from qlora_lab.ops.native.cuda_streams import Streams
 
 PIECE = 4096  # QLK_CUDA_PIECE: elements that one block of threads updates
 
@@ -26,7 +26,7 @@ class CudaAdamw:
             return 0.0, None
         words = array("q")
         for gradient in gradients:
-            words.extend((0, gradient.data_ptr(), 0, 0, 0, 0, gradient.numel(), 0))
+            words.extend(gradient_words(gradient))
         table = _Table(words, [gradient.numel() for gradient in gradients], gradients[0].device)
         workspace = torch.empty(table.pieces + 2, dtype=torch.float64, device=gradients[0].device)
         result = workspace[table.pieces :]  # a double and an int64

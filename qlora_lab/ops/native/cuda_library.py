@@ -6,9 +6,9 @@ from pathlib import Path
 
 from qlora_lab.errors import KernelError
 from qlora_lab.ops.native.cuda_plan import Device
-from qlora_lab.ops.native.library import ADAPTER, WEIGHT, CLibrary
+from qlora_lab.ops.native.library import WEIGHT, AdapterView, CLibrary
 
-VERSION = 2  # QLK_CUDA_VERSION of kernels/include/qlk_cuda.h
+VERSION = 4  # QLK_CUDA_VERSION of kernels/include/qlk_cuda.h
 CUDA_FILE = "libqlk_cuda.so"
 
 
@@ -23,6 +23,13 @@ class PropertiesView(ctypes.Structure):
     )
 
 
+class CudaAdapterView(ctypes.Structure):
+    """struct qlk_cuda_adapter."""
+
+    _fields_ = (*AdapterView._fields_, ("dtype", c_int32))
+
+
+ADAPTER = POINTER(CudaAdapterView)
 # Pointers to device memory are numbers; the last argument of a kernel is its stream.
 SIGNATURES = {
     "qlk_cuda_quantize": (c_void_p, c_int, c_int64, c_int, c_int64, c_void_p, c_void_p, c_void_p),
@@ -40,6 +47,7 @@ SIGNATURES = {
     "qlk_cuda_managed_allocate": (c_int64, c_int, POINTER(c_void_p)),
     "qlk_cuda_managed_free": (c_void_p,),
     "qlk_cuda_managed_prefetch": (c_void_p, c_int64, c_int, c_void_p),
+    "qlk_cuda_managed_location": (c_void_p, c_int64, POINTER(c_int), POINTER(c_int)),
 }
 
 

@@ -4,10 +4,9 @@ Arguments were checked by the functions in ops/blockwise/op.py and ops/lora/op.p
 Products with many rows are torch's, on panels of the weight that were decoded into the second-level cache.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from ctypes import byref
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,107 +15,10 @@ from torch import Tensor
 from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, PackedWeight
 from qlora_lab.ops.formats import format_named
 from qlora_lab.ops.native.ctypes_ops import DTYPE_CODES, bias_like, rows_of
-from qlora_lab.ops.native.cuda_library import CudaLibrary
+from qlora_lab.ops.native.cuda_library import CudaAdapterView, CudaLibrary
 from qlora_lab.ops.native.cuda_plan import Device, ProductPlan, plan_grad_input, plan_product
-from qlora_lab.ops.native.library import AdapterView, WeightView
-
-
-class Streams(Protocol):
-    """Where work is queued; what tests on a CPU replace."""
-
-    def queue(self, device: torch.device) -> AbstractContextManager[int]:
-        """Make `device` the current one, and yield the handle of torch's current stream on it."""
-
-    def ahead(self, device: torch.device, panels: int) -> "Ahead":
-        """Return what runs decoding ahead of the products of `panels` panels."""
-
-
-class Ahead(Protocol):
-    """Two buffers that take turns: while one is multiplied, the other is decoded into."""
-
-    def decoding(self, panel: int) -> AbstractContextManager[int]:
-        """Queue what follows on the decoding stream, after the buffer's last product; yield its handle."""
-
-    def decoded(self, panel: int) -> None:
-        """Let the current stream wait for what `decoding` queued."""
-
-    def multiplied(self, panel: int) -> None:
-        """Note that the buffer's product is queued."""
-
-    def finish(self) -> None:
-        """Let the current stream, in whose order memory is used again, wait for everything that decodes."""
-
-
-class CudaStreams:
-    """torch's streams: products on the current one, decoding on one beside it.
-
-    Args:
-        use_device: makes a device the current one of the library's own runtime.
-    """
-
-    def __init__(self, use_device: Callable[[int], object]) -> None:
-        self._use_device = use_device
-        self._beside: dict[int, torch.cuda.Stream] = {}
-
-    @contextmanager
-    def queue(self, device: torch.device) -> Iterator[int]:
-        with torch.cuda.device(device):
-            self._use_device(torch.cuda.current_device())
-            yield torch.cuda.current_stream(device).cuda_stream
-
-    def ahead(self, device: torch.device, panels: int) -> Ahead:
-        if panels == 1:
-            return InOrder(torch.cuda.current_stream(device).cuda_stream)
-        index = device.index if device.index is not None else torch.cuda.current_device()
-        if index not in self._beside:
-            self._beside[index] = torch.cuda.Stream(device)
-        return CudaAhead(torch.cuda.current_stream(device), self._beside[index])
-
-
-class CudaAhead:
-    """Events between the current stream and the one beside it."""
-
-    def __init__(self, current: torch.cuda.Stream, beside: torch.cuda.Stream) -> None:
-        self._current, self._beside = current, beside
-        self._products: dict[int, torch.cuda.Event] = {}
-        self._decoded: dict[int, torch.cuda.Event] = {}
-        beside.wait_stream(current)  # the buffers' memory may still be in use
-
-    @contextmanager
-    def decoding(self, panel: int) -> Iterator[int]:
-        if panel - 2 in self._products:
-            self._beside.wait_event(self._products.pop(panel - 2))
-        yield self._beside.cuda_stream
-        self._decoded[panel] = self._beside.record_event()
-
-    def decoded(self, panel: int) -> None:
-        self._current.wait_event(self._decoded.pop(panel))
-
-    def multiplied(self, panel: int) -> None:
-        self._products[panel] = self._current.record_event()
-
-    def finish(self) -> None:
-        self._current.wait_stream(self._beside)
-
-
-class InOrder:
-    """Everything on one stream, for a weight that is decoded at once."""
-
-    def __init__(self, stream: int) -> None:
-        self._stream = stream
-
-    @contextmanager
-    def decoding(self, panel: int) -> Iterator[int]:
-        yield self._stream
-
-    def decoded(self, panel: int) -> None:
-        """Streams keep their order."""
-
-    def multiplied(self, panel: int) -> None:
-        """Streams keep their order."""
-
-    def finish(self) -> None:
-        """Streams keep their order."""
+from qlora_lab.ops.native.cuda_streams import Streams
+from qlora_lab.ops.native.library import WeightView
 
 
 class CudaOps:
@@ -197,8 +99,9 @@ class CudaOps:
         source, view = x.contiguous(), self._view(weight)
         A, B = lora_A.contiguous(), lora_B.contiguous()
         if self._plan(source, view).kernel != "panels":
-            adapter = AdapterView(A.data_ptr(), B.data_ptr(), len(A), scaling, dropout, seed)
-            low = A.new_empty(rows_of(source), len(A))
+            dtype = DTYPE_CODES[A.dtype]
+            adapter = CudaAdapterView(A.data_ptr(), B.data_ptr(), len(A), scaling, dropout, seed, dtype)
+            low = source.new_empty(rows_of(source), len(A), dtype=torch.float32)
             with self._streams.queue(source.device) as stream:
                 self._library.qlk_cuda_lora_down(
                     *(source.data_ptr(), DTYPE_CODES[source.dtype], rows_of(source), view.in_features),
@@ -217,18 +120,19 @@ class CudaOps:
         dtype, view = x.dtype, self._view(weight)
         with torch.autocast(x.device.type, enabled=False):
             gradient = grad_output.contiguous().view(-1, view.out_features)
-            grad_low = scaling * (gradient @ lora_B.to(dtype))
+            grad_low = _scaled_product(gradient, lora_B.to(dtype), scaling)
             grad_A = grad_low.T @ self.drop(x.contiguous(), dropout, seed).view(-1, view.in_features)
-            grad_B = scaling * (gradient.T @ low.to(dtype))
+            grad_B = _scaled_product(gradient.T, low.to(dtype), scaling)
+            of_adapter = grad_A.to(lora_A.dtype), grad_B.to(lora_B.dtype)
             if not needs_grad_x:
-                return x.new_empty(0), grad_A.float(), grad_B.float()
+                return x.new_empty(0), *of_adapter
             grad_x = self.quantized_linear_grad_input(grad_output, *weight)
             if dropout == 0.0:
                 grad_x.view(-1, view.in_features).addmm_(grad_low, lora_A.to(dtype))
             else:
                 through = (grad_low @ lora_A.to(dtype)).view(x.shape)
                 grad_x = self.drop(through, dropout, seed, added=grad_x)
-        return grad_x, grad_A.float(), grad_B.float()
+        return grad_x, *of_adapter
 
     def drop(self, x: Tensor, share: float, seed: int, added: Tensor | None = None) -> Tensor:
         """Return `added` + `ops.lora.dropout.drop(x, share, seed)`; x itself if there is nothing to do."""
@@ -243,7 +147,7 @@ class CudaOps:
         return out
 
     def _product(
-        self, x: Tensor, view: WeightView, bias: Tensor | None, adapter: AdapterView | None, low: Tensor | None
+        self, x: Tensor, view: WeightView, bias: Tensor | None, adapter: CudaAdapterView | None, low: Tensor | None
     ) -> Tensor:
         """Return x @ weight^T + bias, with the adapter where a kernel decodes inside the product."""
         out = x.new_empty((*x.shape[:-1], view.out_features))
@@ -338,3 +242,8 @@ class CudaOps:
         )
         view.tensors, view.name = tensors, weight.format
         return view
+
+
+def _scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:
+    """Return factor * (left @ right), in one launch."""
+    return left.new_empty(len(left), right.shape[1]).addmm_(left, right, beta=0, alpha=factor)

@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Sequence
-from ctypes import byref, c_void_p
+from ctypes import byref, c_int, c_void_p
+from mmap import PAGESIZE
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from qlora_lab.ops.paging import merge_ranges
 
 SLAB_BYTES = 256 * 2**20  # of addresses at a time: only pages that were written take memory
 ALIGNMENT = 256
-HOST = -1
+HOST, NOWHERE = -1, -2  # NOWHERE: not all pages to the same place
 TYPES = {torch.float32: "<f4", torch.uint8: "|u1"}
 
 
@@ -54,26 +55,51 @@ class SlabArray:
         }
 
 
-class ManagedPager:
-    """`ops.paging.Pager` of one CUDA device: pages move on a stream of their own.
+class Pages:
+    """The unified memory of one device: handed out in slabs, moved by pages.
 
-    Neighbouring states lie side by side in slabs, so a window of many small tensors moves with one call.
+    Neighbouring states lie side by side, so a window of many small tensors moves with one call.
     """
 
-    def __init__(self, library: CudaLibrary, device: torch.device) -> None:
+    def __init__(self, library: CudaLibrary, device: int) -> None:
         self._library = library
-        self._device = device
-        self._index = device.index if device.index is not None else torch.cuda.current_device()
+        self.device = device
         self._slab: Slab | None = None
+
+    def take(self, size: int) -> tuple[Slab, int]:
+        """Return the address of `size` bytes more, and the slab that they are part of."""
+        if self._slab is None or self._slab.left < size + ALIGNMENT:
+            self._slab = Slab(self._library, max(SLAB_BYTES, size + ALIGNMENT), self.device)
+        return self._slab, self._slab.take(size)
+
+    def send(self, states: Sequence[Tensor], to: int, stream: int) -> None:
+        """Queue on a stream that states move to a device, or to the HOST."""
+        ranges = [(state.data_ptr(), state.nbytes) for state in states if state.numel()]
+        for address, size in merge_ranges(ranges, gap=ALIGNMENT):
+            self._library.qlk_cuda_managed_prefetch(address, size, to, stream)
+
+    def location(self, state: Tensor) -> tuple[int, int]:
+        """Return where the pages of a state should lie, and where they were last sent: a device, HOST or NOWHERE."""
+        preferred, last_sent_to = c_int(), c_int()
+        first = state.data_ptr() // PAGESIZE * PAGESIZE
+        self._library.qlk_cuda_managed_location(
+            *(first, state.data_ptr() + state.nbytes - first, byref(preferred), byref(last_sent_to))
+        )
+        return preferred.value, last_sent_to.value
+
+
+class ManagedPager:
+    """`ops.paging.Pager` of one CUDA device: pages move on a stream of their own."""
+
+    def __init__(self, library: CudaLibrary, device: torch.device) -> None:
+        self._device = device
+        self.pages = Pages(library, device.index if device.index is not None else torch.cuda.current_device())
         self._beside = torch.cuda.Stream(device)
         self._arrivals: deque[torch.cuda.Event] = deque()
 
     def full(self, shape: torch.Size, value: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        size = max(shape.numel() * dtype.itemsize, 1)
-        if self._slab is None or self._slab.left < size + ALIGNMENT:
-            self._slab = Slab(self._library, max(SLAB_BYTES, size + ALIGNMENT), self._index)
-        address = self._slab.take(size)
-        tensor = torch.as_tensor(SlabArray(self._slab, address, shape, dtype), device=self._device)
+        slab, address = self.pages.take(max(shape.numel() * dtype.itemsize, 1))
+        tensor = torch.as_tensor(SlabArray(slab, address, shape, dtype), device=self._device)
         if tensor.data_ptr() != address:
             raise KernelError(f"torch copied unified memory of {self._device} instead of taking it over")
         return tensor.fill_(value)
@@ -82,7 +108,7 @@ class ManagedPager:
         return int(torch.cuda.mem_get_info(self._device)[0])
 
     def fetch(self, states: Sequence[Tensor]) -> None:
-        self._move(states, self._index)
+        self.pages.send(states, self.pages.device, self._beside.cuda_stream)
         self._arrivals.append(self._beside.record_event())
 
     def fetched(self) -> None:
@@ -90,9 +116,4 @@ class ManagedPager:
 
     def hand_back(self, states: Sequence[Tensor]) -> None:
         self._beside.wait_stream(torch.cuda.current_stream(self._device))
-        self._move(states, HOST)
-
-    def _move(self, states: Sequence[Tensor], to: int) -> None:
-        ranges = [(state.data_ptr(), state.nbytes) for state in states if state.numel()]
-        for address, size in merge_ranges(ranges, gap=ALIGNMENT):
-            self._library.qlk_cuda_managed_prefetch(address, size, to, self._beside.cuda_stream)
+        self.pages.send(states, HOST, self._beside.cuda_stream)

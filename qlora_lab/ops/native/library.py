@@ -11,10 +11,11 @@ from typing import Any
 from qlora_lab.errors import KernelError, unknown_name
 from qlora_lab.ops.formats import FORMATS
 
-VERSION = 3  # QLK_VERSION of kernels/include/qlk.h
+VERSION = 4  # QLK_VERSION of kernels/include/qlk.h
 FILE = "libqlk_cpu.so"
 FOLDER = "qlora_lab/_native"  # inside an installed package
-PATH_VARIABLE = "QLORA_LAB_KERNELS"  # a folder to load from instead, or "reference"
+PATH_VARIABLE = "QLORA_LAB_KERNELS"  # a folder to load from instead, or REFERENCE
+REFERENCE = "reference"
 ISA_VARIABLE = "QLK_ISA"
 ISAS = ("scalar", "avx2", "avx512")
 
@@ -60,7 +61,7 @@ class AdamwView(ctypes.Structure):
         ("exp_avg_sq_absmax", c_void_p),
         ("numel", c_int64),
         ("weight_decay", c_float),
-        ("unused", c_int32),
+        ("dtype", c_int32),
     )
 
 
@@ -135,7 +136,7 @@ class Library(CLibrary):
     """The CPU kernels (qlk.h).
 
     Raises:
-        KernelError: as CLibrary; also where QLK_ISA names no instruction set.
+        KernelError: as CLibrary; also where QLK_ISA names no instruction set, or one that this machine lacks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,6 +144,9 @@ class Library(CLibrary):
         super().__init__(path, "qlk", VERSION, SIGNATURES)
         self._handle.qlk_cpu_isa.restype = c_char_p
         self._handle.qlk_cpu_isas.restype = c_char_p
+        wanted = os.environ.get(ISA_VARIABLE)
+        if wanted is not None and wanted not in self.isas:  # the library itself would take the best there is
+            raise KernelError(f"{ISA_VARIABLE} is {wanted}, and this machine has {', '.join(self.isas)}")
 
     @property
     def isa(self) -> str:
@@ -177,8 +181,8 @@ def library_folder() -> Path:
         KernelError: there is none, with the reason.
     """
     wanted = os.environ.get(PATH_VARIABLE)
-    if wanted == "reference":
-        raise KernelError(f"{PATH_VARIABLE}=reference asks for it")
+    if wanted == REFERENCE:
+        raise KernelError(f"{PATH_VARIABLE}={REFERENCE} asks for it")
     package = Path(__file__).resolve().parents[2]
     folders = [Path(wanted)] if wanted else [package / "_native"]
     if not wanted:

@@ -8,8 +8,9 @@ import torch
 from qlora_lab.errors import KernelError
 from qlora_lab.ops.native.ctypes_ops import CtypesOps
 from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary, cuda_version
-from qlora_lab.ops.native.cuda_ops import CudaOps, CudaStreams
-from qlora_lab.ops.native.library import PATH_VARIABLE, Library, library_folder
+from qlora_lab.ops.native.cuda_ops import CudaOps
+from qlora_lab.ops.native.cuda_streams import CudaStreams
+from qlora_lab.ops.native.library import ISA_VARIABLE, PATH_VARIABLE, REFERENCE, Library, library_folder
 
 BINDING_FILE = "libqlk_torch.so"
 OPS = (
@@ -39,11 +40,17 @@ class Kernels:
         library: the C library; None where the references run.
         binding: "stable ABI", "ctypes" or "none".
         reason: why it is not something faster; empty if nothing is.
+        asked: what a variable asks for and cannot be had, so that a run must not take something slower; or empty.
     """
 
     library: Library | None
     binding: str
     reason: str
+    asked: str = ""
+
+    def require(self) -> None:
+        """Raise KernelError where a variable asks for kernels that cannot be had."""
+        _require(self.asked, self.reason)
 
     def __str__(self) -> str:
         """One line for the start of a run and its record."""
@@ -59,7 +66,7 @@ def load_kernels(torch_library: torch.library.Library) -> Kernels:
         folder = library_folder()
         library = Library(folder / "libqlk_cpu.so")
     except KernelError as error:
-        return Kernels(None, "none", str(error))
+        return Kernels(None, "none", str(error), _asked())
     try:
         torch.ops.load_library(folder / BINDING_FILE)
         return Kernels(library, "stable ABI", "")
@@ -69,6 +76,20 @@ def load_kernels(torch_library: torch.library.Library) -> Kernels:
     for name in OPS:
         torch_library.impl(kernel_of(name), getattr(ops, name), "CPU")
     return Kernels(library, "ctypes", reason)
+
+
+def _asked() -> str:
+    """Return the variables that choose native kernels, as they are set; none counts beside REFERENCE."""
+    if os.environ.get(PATH_VARIABLE) == REFERENCE:
+        return ""
+    is_set = {PATH_VARIABLE: bool(os.environ.get(PATH_VARIABLE)), ISA_VARIABLE: ISA_VARIABLE in os.environ}
+    chosen = [name for name, on in is_set.items() if on]
+    return " ".join(f"{name}={os.environ[name]}" for name in chosen)
+
+
+def _require(asked: str, reason: str) -> None:
+    if asked:
+        raise KernelError(f"{asked}: {reason}; unset it for what this machine has")
 
 
 SMALLEST_CAPABILITY = 80  # what the CUDA kernels are compiled for, and everything newer
@@ -82,11 +103,17 @@ class CudaKernels:
         library: the C library; None where the references run.
         streams: torch's, for whoever queues work of the library; None without it.
         reason: why the references run; empty if they do not.
+        asked: the variable that names a folder without kernels for the GPU that is there; or empty.
     """
 
     library: CudaLibrary | None
     streams: CudaStreams | None
     reason: str
+    asked: str = ""
+
+    def require(self) -> None:
+        """Raise KernelError where a variable asks for kernels that cannot be had."""
+        _require(self.asked, self.reason)
 
     def __str__(self) -> str:
         """One line for the start of a run and its record."""
@@ -101,7 +128,9 @@ def load_cuda_kernels(torch_library: torch.library.Library) -> CudaKernels:
     try:
         library = find_cuda_library()
     except KernelError as error:
-        return CudaKernels(None, None, str(error))
+        folder = os.environ.get(PATH_VARIABLE, "")
+        is_asked = folder not in ("", REFERENCE) and torch.version.cuda is not None and torch.cuda.is_available()
+        return CudaKernels(None, None, str(error), f"{PATH_VARIABLE}={folder}" if is_asked else "")
     streams = CudaStreams(library.qlk_cuda_use_device)
     ops = CudaOps(library, streams)
     for name in OPS:
@@ -115,8 +144,8 @@ def find_cuda_library() -> CudaLibrary:
     Raises:
         KernelError: why there is none that could run.
     """
-    if os.environ.get(PATH_VARIABLE) == "reference":
-        raise KernelError(f"{PATH_VARIABLE}=reference asks for it")
+    if os.environ.get(PATH_VARIABLE) == REFERENCE:
+        raise KernelError(f"{PATH_VARIABLE}={REFERENCE} asks for it")
     if torch.version.cuda is None:
         raise KernelError("torch was built without CUDA")
     if not torch.cuda.is_available():

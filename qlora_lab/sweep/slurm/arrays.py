@@ -88,3 +88,20 @@ def batches_of(
                 batches.append(Batch(number, ARRAY, part, len(part)))
             left -= len(runs)
     return sorted(batches, key=lambda batch: not batch.canary)
+
+
+def shares_of(tasks: Sequence[int], parallel: int) -> list[int]:
+    """Divide the tasks that may run at once among arrays by size, so that all of them end at about the same time.
+
+    SLURM throttles each array by itself; so each has one at least, also where that is more than `parallel` together.
+
+    Example:
+        >>> shares_of([1000, 1000, 99], 64)
+        [31, 30, 3]
+    """
+    whole = sum(tasks)
+    shares = [max(1, parallel * size // whole) for size in tasks]
+    by_need = sorted(range(len(tasks)), key=lambda array: shares[array] / tasks[array])
+    for array in by_need[: max(0, parallel - sum(shares))]:
+        shares[array] += 1
+    return shares

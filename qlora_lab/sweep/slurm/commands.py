@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from qlora_lab.errors import LaunchError
 
@@ -38,11 +39,19 @@ class LimitError(LaunchError):
     """More jobs than the site lets one user have."""
 
 
-def run(*command: str, stdin: str | None = None, keep_open: Sequence[int] = ()) -> str:
+def run(
+    *command: str,
+    stdin: str | None = None,
+    keep_open: Sequence[int] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Run one of SLURM's commands, as if from outside of any job, and return what it prints.
 
     The SLURM_* variables of a job around us would become options of what we submit, all but the one that says where the
     cluster's configuration is (which `submitit.helpers.clean_env` takes away too).
+
+    Args:
+        variables: of the environment, besides our own.
 
     Raises:
         UnreachableError, ForgottenError, LimitError: as they say.
@@ -57,7 +66,7 @@ def run(*command: str, stdin: str | None = None, keep_open: Sequence[int] = ()) 
             text=True,
             check=False,
             timeout=TIMEOUT_S,
-            env=environment | OURS,
+            env={**environment, **OURS, **variables},
             pass_fds=keep_open,
         )
     except FileNotFoundError as error:
@@ -66,10 +75,12 @@ def run(*command: str, stdin: str | None = None, keep_open: Sequence[int] = ()) 
             "run from a login node, or use launcher=local"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise UnreachableError(f"{command[0]} did not answer within {TIMEOUT_S:.0f} s; try again later") from error
+        heard = _last_line((error.stderr or b"").decode(errors="replace"))  # such as that SLURM's queue is full
+        why = f" ({heard})" if heard else ""
+        raise UnreachableError(f"{command[0]} did not answer within {TIMEOUT_S:.0f} s{why}; try again later") from error
     if done.returncode == 0:
         return done.stdout
-    said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    said = _last_line(done.stderr) or "no reason given"
     lower = done.stderr.lower()
     if any(words in lower for words in UNREACHABLE):
         raise UnreachableError(f"{command[0]} cannot reach SLURM ({said}); try again later")
@@ -78,3 +89,7 @@ def run(*command: str, stdin: str | None = None, keep_open: Sequence[int] = ()) 
     if any(words in lower for words in LIMITED):
         raise LimitError(f"{command[0]} refused: {said}")
     raise LaunchError(f"{command[0]} refused ({said})")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

@@ -17,6 +17,7 @@ class SiteLimits:
     max_array: tasks that one array may have.
     max_submit: jobs, tasks counted one by one, that the user may have waiting and running; None: no limit is known.
     per_qos: the same for the jobs of each quality of service that has a limit.
+    max_jobs: of all users that the controller has in memory, which lately ended ones still are; None: not known.
     default_qos: what a job gets that asks for none.
     accounting: whether finished jobs can be asked for.
     completion_log: the file with a line for each finished job, where the site writes one that can be read.
@@ -25,14 +26,22 @@ class SiteLimits:
     max_array: int = DEFAULT_MAX_ARRAY
     max_submit: int | None = None
     per_qos: dict[str, int] | None = None
+    max_jobs: int | None = None
     default_qos: str | None = None
     accounting: bool = False
     completion_log: str | None = None
 
-    def free(self, queue: list[Job], qos: str | None) -> int | None:
-        """Return how many more jobs the user may submit to a quality of service; None without a limit."""
+    def free(self, queue: list[Job], qos: str | None, in_memory: int = 0) -> int | None:
+        """Return how many more jobs the user may submit to a quality of service; None without a limit.
+
+        Args:
+            queue: the user's jobs.
+            in_memory: jobs of all users that the controller knows.
+        """
         waiting = [job for job in queue if not job.is_over]
         left = []
+        if self.max_jobs is not None:
+            left.append(self.max_jobs - in_memory - 1)  # SLURM refuses what would reach its limit
         if self.max_submit is not None:
             left.append(self.max_submit - sum(len(job.ids) for job in waiting))
         limit = (self.per_qos or {}).get(qos or self.default_qos or "")
@@ -56,7 +65,16 @@ def read_limits() -> SiteLimits:
     accounting = "slurmdbd" in settings.get("AccountingStorageType", "")
     log = settings.get("JobCompLoc") if "filetxt" in settings.get("JobCompType", "") else None
     submit, per_qos, default_qos = _of_the_user() if accounting else (None, {}, None)
-    return SiteLimits(max_array, submit, per_qos, default_qos, accounting, log)
+    max_jobs = int(settings["MaxJobCount"]) if "MaxJobCount" in settings else None
+    return SiteLimits(
+        max_array=max_array,
+        max_submit=submit,
+        per_qos=per_qos,
+        max_jobs=max_jobs,
+        default_qos=default_qos,
+        accounting=accounting,
+        completion_log=log,
+    )
 
 
 def _of_the_user() -> tuple[int | None, dict[str, int], str | None]:

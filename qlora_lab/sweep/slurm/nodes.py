@@ -2,25 +2,28 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 from qlora_lab.runs.causes import CODE, GPU_MEMORY, INFRASTRUCTURE, NAN, NODE, STORE
 from qlora_lab.runs.folder import FINISHED
 
+FORGIVEN_AFTER_H = 24  # somebody may have mended the node since
 SUSPICIOUS = 3  # attempts that ended badly on a node where none ended well
 NODES_OWN = (NODE, INFRASTRUCTURE, STORE)  # which other nodes need not disprove
 PERHAPS = (CODE, NAN, GPU_MEMORY)  # the node's fault only where others finish
 
 
-def bad_nodes(statuses: Iterable[dict[str, Any] | None]) -> list[str]:
-    """Return the nodes on which several attempts ended badly and none well, while other nodes do better."""
+def bad_nodes(statuses: Iterable[dict[str, Any] | None], now: datetime) -> list[str]:
+    """Return the nodes on which several attempts ended badly of late and none well, while other nodes do better."""
     finished: Counter[str] = Counter()
     own: Counter[str] = Counter()
     perhaps: Counter[str] = Counter()
+    since = now - timedelta(hours=FORGIVEN_AFTER_H)
     for status in statuses:
         for attempt in [*(status or {}).get("history", []), status or {}]:
-            node = attempt.get("node")
-            if node is None:
+            node, at = attempt.get("node"), attempt.get("ended_at") or attempt.get("started_at")
+            if node is None or at is None or datetime.fromisoformat(at) < since:
                 continue
             if attempt["state"] == FINISHED:
                 finished[node] += 1

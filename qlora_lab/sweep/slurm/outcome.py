@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from qlora_lab.sweep.listing import listed
+from qlora_lab.sweep.slurm.nodes import FORGIVEN_AFTER_H
 
 
 @dataclass
@@ -13,7 +14,7 @@ class Outcome:
         jobs: ids that sbatch gave.
         submitted: ids of the runs in them.
         queued: runs that jobs of an earlier launch wait for or execute.
-        given_up: runs whose cause has used up its attempts.
+        given_up: runs that are out of tries.
         left: runs for which the site had no room.
         excluded: nodes that the jobs stay away from.
         elsewhere: plan -> runs in its jobs that are not in this one: the study has changed since.
@@ -36,9 +37,10 @@ class Outcome:
             said.append(f"{len(self.left)} runs are above the site's limit; the same command submits them later")
         if self.given_up:
             named = ", ".join(listed(self.given_up))
-            said.append(f"{len(self.given_up)} runs ended too often for the same cause ({named})")
+            said.append(f"{len(self.given_up)} runs are out of tries ({named}); sweep.action=retry tries them again")
         if self.excluded:
-            said.append(f"they stay away from {', '.join(self.excluded)}, where earlier attempts ended badly")
+            nodes, lately = ", ".join(self.excluded), f"in the last {FORGIVEN_AFTER_H} h"
+            said.append(f"they stay away from {nodes}, where attempts ended badly, and none well, {lately}")
         said += [surplus(plan, runs) for plan, runs in self.elsewhere.items()]
         return said
 

@@ -1,6 +1,6 @@
 """What became of what was submitted: the journal compared with SLURM's queue, and the runs that its jobs have taken."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qlora_lab.runs.folder import RUNNING, RunFolder
@@ -29,13 +29,13 @@ def reconcile(journal: Journal, scheduler: Scheduler) -> list[Job]:
     if stuck:
         scheduler.cancel([name for job in stuck for name in job.ids])
     for nonce, entry in entries.items():
-        known = jobs.get(nonce, [])
+        known = sorted(jobs.get(nonce, []), key=lambda job: (job != entry.get("job"), int(job)))
         if entry["event"] == INTENT and known:
             journal.append(SUBMITTED, nonce, job=known[0], adopted=True)
         elif entry["event"] == INTENT:
             journal.append(LOST, nonce)
-        if len(known) > 1:  # sbatch was asked again after an answer got lost
-            scheduler.cancel(sorted(known)[1:])
+        if len(known) > 1:  # sbatch was asked again after an answer got lost; others may wait for the one that is noted
+            scheduler.cancel(known[1:])
     return queue
 
 
@@ -45,18 +45,8 @@ def queued_runs(folder: Path, journal: Journal, queue: Sequence[Job]) -> set[str
     Args:
         folder: of the plan's chunks.
     """
-    own = journal.entries()
-    chunks: dict[str, Chunk] = {}
-    found: set[str] = set()
-    for job in queue:
-        nonce = nonce_of(job.comment)
-        if not job.goes_on or nonce is None or nonce not in own:
-            continue
-        if nonce not in chunks:
-            chunks[nonce] = Chunk.read(chunk_file(folder, nonce))
-        chunk = chunks[nonce]
-        found |= set(chunk.run_ids) if chunk.mode == POOL else {chunk.run_ids[task] for task in job.tasks or (0,)}
-    return found
+    files = {nonce: chunk_file(folder, nonce) for nonce in journal.entries()}
+    return {run_id for job, chunk in _with_chunks(queue, files) for run_id in _runs_of(job, chunk)}
 
 
 def queued_by_other_plans(folder: Path, runs_dir: Path, queue: Sequence[Job]) -> dict[str, set[str]]:
@@ -67,19 +57,29 @@ def queued_by_other_plans(folder: Path, runs_dir: Path, queue: Sequence[Job]) ->
         runs_dir: of this plan's runs.
     """
     plan = folder.parent
-    chunks = {
-        file.stem: file for file in plan.parent.glob(f"*/{folder.name}/chunks/*.json") if plan not in file.parents
-    }
+    files = {file.stem: file for file in plan.parent.glob(f"*/{folder.name}/chunks/*.json") if plan not in file.parents}
     found: dict[str, set[str]] = {}
+    for job, chunk in _with_chunks(queue, files):
+        if chunk.runs_dir == runs_dir:
+            other = files[chunk.nonce].parents[2].name
+            found.setdefault(f"{plan.parent.name}/{other}", set()).update(_runs_of(job, chunk))
+    return found
+
+
+def _with_chunks(queue: Sequence[Job], files: Mapping[str, Path]) -> Iterator[tuple[Job, Chunk]]:
+    """Yield those of the jobs that go on and are of these chunks, by nonce; each file is read once for all its jobs."""
+    chunks: dict[str, Chunk] = {}
     for job in queue:
         nonce = nonce_of(job.comment)
-        if not job.goes_on or nonce not in chunks:
+        if not job.goes_on or nonce is None or nonce not in files:
             continue
-        chunk, other = Chunk.read(chunks[nonce]), chunks[nonce].parents[2]
-        if chunk.runs_dir == runs_dir:
-            runs = chunk.run_ids if chunk.mode == POOL else [chunk.run_ids[task] for task in job.tasks or (0,)]
-            found.setdefault(f"{plan.parent.name}/{other.name}", set()).update(runs)
-    return found
+        if nonce not in chunks:
+            chunks[nonce] = Chunk.read(files[nonce])
+        yield job, chunks[nonce]
+
+
+def _runs_of(job: Job, chunk: Chunk) -> list[str]:
+    return chunk.run_ids if chunk.mode == POOL else [chunk.run_ids[task] for task in job.tasks or (0,)]
 
 
 def executed_runs(runs: Sequence[RunFolder], queue: Sequence[Job]) -> set[str]:

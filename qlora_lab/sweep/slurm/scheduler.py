@@ -1,25 +1,28 @@
 """SLURM as a `Scheduler`: one squeue for any number of runs, and whatever books there are for finished ones."""
 
 import getpass
-import re
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 from qlora_lab.errors import LaunchError
 from qlora_lab.sweep.scheduler import ENDED, PENDING, RUNNING, STUCK, Ending, Job
+from qlora_lab.sweep.slurm.books import accounting, completion_log
 from qlora_lab.sweep.slurm.commands import UNKNOWN_JOB, UnreachableError, run
+from qlora_lab.sweep.slurm.inventory import Node, site_nodes
 from qlora_lab.sweep.slurm.limits import SiteLimits, read_limits
 
 FIELDS = "%F|%K|%T|%N|%q|%r|%k"  # array's or job's id, tasks, state, node, QOS, reason, comment
-STATES = {"PENDING": PENDING, "REQUEUED": PENDING, "REQUEUE_HOLD": PENDING, "REQUEUE_FED": PENDING}
-STATES |= dict.fromkeys(
-    ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING"), RUNNING
-)
+# A word of neither row is one of many for a job that waits, also in versions to come: what may still run must not be
+# submitted again.
+HAS_NODES = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING")
+GONE_WRONG = ("FAILED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
+IS_OVER = ("COMPLETED", "CANCELLED", "PREEMPTED", "REVOKED", *GONE_WRONG)
+STATES = dict.fromkeys(HAS_NODES, RUNNING) | dict.fromkeys(IS_OVER, ENDED)
 # Why SLURM holds a job that nobody asked it to hold: a node refused it (often because a restarted controller started it
 # a second time), or it was requeued too often. Newer versions write underscores for the blanks.
 HELD_FOR_GOOD = ("launch failed requeued held", "jobholdmaxrequeue")
 IDS_A_COMMAND = 500
+NO_ARRAY, NO_REASON = "N/A", "None"
 
 
 class SlurmScheduler:
@@ -28,6 +31,14 @@ class SlurmScheduler:
     @cached_property
     def limits(self) -> SiteLimits:
         return read_limits()
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        return site_nodes()
+
+    @property
+    def keeps_books(self) -> bool:
+        return self.limits.accounting or self.limits.completion_log is not None
 
     def submit(self, script: str, *, keep_open: Sequence[int] = ()) -> str:
         """Submit a batch script and return the job's id.
@@ -49,16 +60,24 @@ class SlurmScheduler:
         lines = run("squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", f"--format={FIELDS}")
         return [job_of(line) for line in lines.splitlines() if line]
 
-    def endings(self, ids: Sequence[str]) -> dict[str, Ending]:
-        """Return how jobs and array tasks ended, as accounting or else the file of completed jobs has it."""
+    def free(self, queue: list[Job], qos: str | None) -> int | None:
+        """Return how many more jobs the user, who has those of `queue`, may submit now; None without a limit.
+
+        Raises:
+            UnreachableError: the controller does not answer.
+        """
+        return self.limits.free(queue, qos, _in_memory() if self.limits.max_jobs is not None else 0)
+
+    def endings(self, ids: Sequence[str]) -> dict[str, list[Ending]]:
+        """Return each end of jobs and array tasks, as accounting or else the file of completed jobs has it."""
         if not ids:
             return {}
         if self.limits.accounting:
             try:
-                return _from_accounting(ids)
+                return accounting(ids)
             except LaunchError:  # away for a moment; the other book may be there
                 pass
-        return _from_completion_log(self.limits.completion_log, ids)
+        return completion_log(self.limits.completion_log, ids)
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Cancel jobs, whole arrays or single tasks; what is over already is no error.
@@ -88,20 +107,26 @@ class SlurmScheduler:
                     raise
 
 
+def _in_memory() -> int:
+    """Count the jobs of all users that the controller knows, as far as it shows them to this one."""
+    lines = run("squeue", "--noheader", "--all", "--states=all", "--format=%K").split()
+    return sum(len(task_numbers(tasks)) if tasks != NO_ARRAY else 1 for tasks in lines)
+
+
 def job_of(line: str) -> Job:
     """Read a line that squeue writes in the format `FIELDS`."""
     job, tasks, word, node, qos, reason, comment = line.split("|", 6)
-    state = STATES.get(word, ENDED)
+    state = STATES.get(word, PENDING)
     if state == PENDING and reason.replace("_", " ").lower() in HELD_FOR_GOOD:
         state = STUCK
     return Job(
         job=job,
-        tasks=None if tasks == "N/A" else task_numbers(tasks),
+        tasks=None if tasks == NO_ARRAY else task_numbers(tasks),
         state=state,
         word=word,
         comment=comment,
         node=node or None,
-        reason=reason,
+        reason=reason if reason != NO_REASON else None,
         qos=qos,
     )
 
@@ -119,57 +144,3 @@ def task_numbers(text: str) -> tuple[int, ...]:
         last, _, step = rest.partition(":")
         numbers += range(int(first), int(last or first) + 1, int(step or 1))
     return tuple(numbers)
-
-
-def _from_accounting(ids: Sequence[str]) -> dict[str, Ending]:
-    """Ask sacct; a requeued job has several entries there, of which it shows the last."""
-    jobs = sorted({job.partition("_")[0] for job in ids})
-    columns = "JobID,State,ExitCode,NodeList,MaxRSS,ReqMem"
-    lines = run("sacct", "--noheader", "--parsable2", f"--format={columns}", f"--jobs={','.join(jobs)}")
-    wanted = set(ids)
-    found: dict[str, Ending] = {}
-    peaks: dict[str, int] = {}
-    for line in lines.splitlines():
-        job, state, code, node, peak, limit = line.split("|")
-        whole, _, step = job.partition(".")
-        if whole not in wanted:
-            continue
-        if step:
-            peaks[whole] = max(peaks.get(whole, 0), memory_bytes(peak) or 0)
-        else:
-            exit_code, _, signum = code.partition(":")
-            word = state.split(" ")[0]  # CANCELLED by 1000
-            found[whole] = Ending(word, int(exit_code), int(signum or 0), node or None, None, memory_bytes(limit))
-    return {
-        job: Ending(e.word, e.exit_code, e.signal, e.node, peaks.get(job) or None, e.memory_limit_bytes)
-        for job, e in found.items()
-    }
-
-
-def _from_completion_log(log: str | None, ids: Sequence[str]) -> dict[str, Ending]:
-    """Read jobcomp/filetxt's lines: KEY=VALUE words, the last line of a job counting."""
-    wanted, found = set(ids), {}
-    try:
-        lines = Path(log).read_text(errors="replace").splitlines() if log else []
-    except OSError:
-        return {}
-    for line in lines:
-        words = dict(re.findall(r"(\w+)=(\S*)", line))
-        array, task = words.get("ArrayJobId") or words.get("ArrayJobID"), words.get("ArrayTaskId")
-        job = f"{array}_{task}" if array else words.get("JobId", "")  # an array's last task has the array's own id
-        if job in wanted:
-            exit_code, _, signum = words.get("ExitCode", "0:0").partition(":")
-            word = words.get("JobState", "UNKNOWN")
-            found[job] = Ending(word, int(exit_code), int(signum or 0), words.get("NodeList"))
-    return found
-
-
-def memory_bytes(text: str) -> int | None:
-    """Return a number of bytes as SLURM writes it; None where it wrote none.
-
-    Example:
-        >>> memory_bytes("64G")
-        68719476736
-    """
-    match = re.fullmatch(r"([\d.]+)([KMGT]?)[nc]?", text)
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " ")) if match else None

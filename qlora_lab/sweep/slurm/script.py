@@ -65,9 +65,9 @@ def batch_script(
     }
     if after is not None:
         options |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
-    if exclude:
-        options["exclude"] = ",".join(exclude)
     options |= {key.replace("_", "-"): value for key, value in resources.extra.items()}
+    if exclude:  # besides those that the user leaves out
+        options["exclude"] = ",".join([*filter(None, [options.get("exclude")]), *exclude])
     worker = shlex.join([sys.executable, "-m", "qlora_lab.sweep.slurm.worker", str(chunk.file)])
     header = [_option(key, value) for key, value in options.items()]
     lines = ["#!/bin/bash", *(line for line in header if line), *resources.setup, f"exec {worker}"]

@@ -2,14 +2,17 @@
 
 Before sbatch is called, the chunk and its intent are on disk, and the job carries the chunk's nonce as its comment. Who
 comes next looks for intents without an outcome, and asks SLURM whether there is a job with that comment. The launcher's
-lock is kept open by sbatch itself: a launcher that is killed is not replaced before its last sbatch has ended.
+lock, which all plans of a study share, is kept open by sbatch itself: a launcher that is killed is not replaced before
+its last sbatch has ended, but where locks do not cross machines.
 """
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from qlora_lab.config.schema import LauncherConfig, SlurmConfig
@@ -22,9 +25,10 @@ from qlora_lab.sweep.journal import INTENT, REFUSED, SUBMITTED, Journal
 from qlora_lab.sweep.plan_file import code_sha256
 from qlora_lab.sweep.scheduler import Job
 from qlora_lab.sweep.settle import memory_factor
-from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of
+from qlora_lab.sweep.slurm.arrays import Batch, Group, batches_of, groups_of, shares_of
 from qlora_lab.sweep.slurm.commands import ForgottenError, LimitError, UnreachableError
 from qlora_lab.sweep.slurm.due import due
+from qlora_lab.sweep.slurm.inventory import most_memory_gb
 from qlora_lab.sweep.slurm.nodes import bad_nodes
 from qlora_lab.sweep.slurm.outcome import Outcome
 from qlora_lab.sweep.slurm.reconcile import executed_runs, queued_by_other_plans, queued_runs, reconcile
@@ -47,6 +51,7 @@ class Submission:
         commit: of the code that planned the runs.
         log: prints a line.
         plan_file: where the configurations of runs are that have no folder yet.
+        lock_folder: whose lock a launch takes, one for all plans that may share runs; None: `folder`.
     """
 
     def __init__(
@@ -58,8 +63,10 @@ class Submission:
         commit: str | None = None,
         log: Callable[[str], None] = print,
         plan_file: Path | None = None,
+        lock_folder: Path | None = None,
     ) -> None:
         self._folder = folder.resolve()
+        self._lock_folder = (lock_folder or folder).resolve()
         self._study = study
         self._scheduler = scheduler
         self._launcher = launcher
@@ -68,12 +75,15 @@ class Submission:
         self._plan_file = plan_file
         self._journal = Journal(self._folder)
 
-    def launch(self, runs: Sequence[RunFolder], everything: Sequence[RunFolder] = ()) -> Outcome:
+    def launch(
+        self, runs: Sequence[RunFolder], everything: Sequence[RunFolder] = (), *, beyond_rules: bool = False
+    ) -> Outcome:
         """Submit those of the runs that are in no queue and may go on.
 
         Args:
             runs: to be executed; failed ones too, where they are to be tried again.
             everything: all runs of the plan, whose past tells bad nodes from bad runs.
+            beyond_rules: whether failed runs are tried again that are out of tries.
 
         Raises:
             LaunchError: SLURM refuses, or does not answer; the same command goes on from there.
@@ -81,12 +91,14 @@ class Submission:
         with self._lock() as lease:
             for _ in range(TIMES_FORGOTTEN):
                 try:
-                    return self._launch(runs, everything, lease)
+                    return self._launch(runs, everything, lease, beyond_rules)
                 except ForgottenError as error:
                     self._log(str(error))
-            return self._launch(runs, everything, lease)
+            return self._launch(runs, everything, lease, beyond_rules)
 
-    def _launch(self, runs: Sequence[RunFolder], everything: Sequence[RunFolder], lease: Lease) -> Outcome:
+    def _launch(
+        self, runs: Sequence[RunFolder], everything: Sequence[RunFolder], lease: Lease, beyond_rules: bool
+    ) -> Outcome:
         queue = reconcile(self._journal, self._scheduler)
         others = queued_by_other_plans(self._folder, runs[0].path.resolve().parent, queue) if runs else {}
         taken = (
@@ -95,9 +107,10 @@ class Submission:
         outcome = Outcome(queued=[run.run_id for run in runs if run.run_id in taken])
         own = {run.run_id for run in everything or runs}
         outcome.elsewhere = {plan: len(queued - own) for plan, queued in others.items() if queued - own}
-        to_do, outcome.given_up = due([run for run in runs if run.run_id not in taken], self._scheduler)
+        free = [run for run in runs if run.run_id not in taken]
+        to_do, outcome.given_up = due(free, self._scheduler, beyond_rules=beyond_rules, log=self._log)
         if to_do:
-            outcome.excluded = bad_nodes(run.status() for run in everything or runs)
+            outcome.excluded = bad_nodes((run.status() for run in everything or runs), datetime.now(UTC))
             self._submit(to_do, queue, outcome, lease)
         return outcome
 
@@ -124,20 +137,35 @@ class Submission:
         batches = batches_of(
             groups,
             max_array=limits.max_array,
-            free=limits.free(queue, launcher.slurm.qos),
+            free=self._scheduler.free(queue, launcher.slurm.qos),
             pool=launcher.pool or launcher.runs_per_gpu > 1,
             per_gpu=launcher.runs_per_gpu,
             parallel=launcher.max_parallel,
         )
         generation = new_nonce()
         canaries: dict[int, str] = {}
-        arrays = max(1, sum(not batch.canary for batch in batches))
-        for batch in batches:
-            job = self._batch(batch, groups, runs, outcome, lease, generation, canaries.get(batch.group), arrays)
+        shares = self._shares(batches, queue)
+        for batch, share in zip(batches, shares, strict=True):
+            job = self._batch(batch, groups, runs, outcome, lease, generation, canaries.get(batch.group), share)
             if batch.canary:
                 canaries[batch.group] = job
         done = set(outcome.submitted)
         outcome.left = [run.run_id for run in runs if run.run_id not in done]
+
+    def _shares(self, batches: Sequence[Batch], queue: Sequence[Job]) -> list[int | None]:
+        """Return how many tasks of each batch may run at once, beside earlier ones of this plan; None: any number."""
+        if self._launcher.max_parallel is None:
+            return [None] * len(batches)
+        own = self._journal.entries()
+        queued: Counter[str] = Counter()
+        for job in queue:
+            nonce = nonce_of(job.comment)
+            if job.goes_on and nonce in own:
+                queued[nonce] += len(job.ids)
+        at_once = {nonce: own[nonce].get("parallel") or tasks for nonce, tasks in queued.items()}
+        left = self._launcher.max_parallel - sum(min(at_once[nonce], tasks) for nonce, tasks in queued.items())
+        arrays = iter(shares_of([batch.tasks for batch in batches if not batch.canary], max(1, left)))
+        return [1 if batch.canary else next(arrays) for batch in batches]
 
     def _groups(self, runs: list[RunFolder]) -> list[Group]:
         """Group runs by what they ask for: more memory, where an attempt outgrew it."""
@@ -151,8 +179,12 @@ class Submission:
         return any(Breaker(breaker_folder(self._folder, generation, wanted), 1).works for generation in generations)
 
     def _resources(self, run: RunFolder) -> SlurmConfig:
+        """Return what a run asks for: after it outgrew its memory more, up to what a node has."""
         slurm = self._launcher.slurm
-        return replace(slurm, memory_gb=math.ceil(slurm.memory_gb * memory_factor(run.status())))
+        wanted = math.ceil(slurm.memory_gb * memory_factor(run.status()))
+        if wanted > slurm.memory_gb:
+            wanted = min(wanted, max(most_memory_gb(self._scheduler.nodes, slurm) or wanted, slurm.memory_gb))
+        return replace(slurm, memory_gb=wanted)
 
     def _batch(
         self,
@@ -163,7 +195,7 @@ class Submission:
         lease: Lease,
         generation: str,
         canary: str | None,
-        arrays: int,
+        share: int | None,
     ) -> str:
         """Submit one batch, with fewer tasks where the site does not take as many; return the job's id."""
         chosen = [runs[position] for position in batch.runs]
@@ -185,17 +217,11 @@ class Submission:
                 commit=self._commit,
                 code_sha256=code_sha256(),
                 plan_file=str(self._plan_file.resolve()) if self._plan_file is not None else None,
+                canary=batch.canary,
             )
-            parallel = self._launcher.max_parallel
-            script = batch_script(
-                chunk,
-                self._study,
-                parallel=max(1, parallel // arrays) if parallel is not None else None,
-                after=canary,
-                exclude=outcome.excluded,
-            )
+            script = batch_script(chunk, self._study, parallel=share, after=canary, exclude=outcome.excluded)
             try:
-                job = self._sbatch(chunk, script, lease)
+                job = self._sbatch(chunk, script, lease, share)
             except LimitError:
                 if tasks == 1:
                     raise
@@ -205,7 +231,7 @@ class Submission:
             outcome.submitted += chunk.run_ids
             return job
 
-    def _sbatch(self, chunk: Chunk, script: str, lease: Lease) -> str:
+    def _sbatch(self, chunk: Chunk, script: str, lease: Lease, share: int | None) -> str:
         """Write chunk and intent, then submit, trying again while the controller cannot be reached."""
         (self._folder / "logs").mkdir(parents=True, exist_ok=True)
         chunk.write()
@@ -217,6 +243,7 @@ class Submission:
             runs=len(chunk.run_ids),
             generation=chunk.generation,
             resource_class=chunk.resource_class,
+            parallel=share,
         )
         for wait_s in (*BACK_OFF_S, None):
             try:
@@ -243,13 +270,13 @@ class Submission:
             queue = self._scheduler.query()
         except UnreachableError:
             return None
-        return next((job.job for job in queue if nonce_of(job.comment) == nonce), None)
+        return min((job.job for job in queue if nonce_of(job.comment) == nonce), key=int, default=None)
 
     @contextmanager
     def _lock(self) -> Iterator[Lease]:
-        """Be the only one who submits for this plan, on any machine."""
+        """Be the only one who submits for this plan, or one that shares its lock, on any machine."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        claim = Claim(self._folder)
+        claim = Claim(self._lock_folder, patient=True)
         lease = claim.attempt()
         if lease is None:
             self._log("another command is submitting runs of this study; waiting for it")

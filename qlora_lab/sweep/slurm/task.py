@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Mapping
 
 from qlora_lab.errors import LaunchError
 from qlora_lab.runs.causes import PREEMPTION, STOPPED, TIME_LIMIT
@@ -9,6 +10,7 @@ from qlora_lab.sweep.slurm.commands import run
 
 EARLY_S = 60.0  # how much too early SLURM may warn of the time limit
 KILLED_WITHIN_S = 90.0
+NO_TIME = "None"
 
 
 class SlurmTask:
@@ -16,21 +18,26 @@ class SlurmTask:
 
     Args:
         warning_s: how long before its time limit the job is told.
+        restarts: how often it had been requeued when this process began.
     """
 
-    def __init__(self, job: str, warning_s: float) -> None:
+    def __init__(self, job: str, warning_s: float, restarts: int) -> None:
         self._job = job
         self._warning_s = warning_s
+        self._restarts = restarts
 
     def why_stopped(self) -> str:
         """Return the cause of a signal. A job that is cancelled does not run any more by SLURM's word.
 
+        Nor does one that is pushed out without a time of grace: it is in the queue again, or marked as preempted.
         Where SLURM does not answer, nobody will requeue the job either, so it counts as stopped.
         """
         try:
             words = self._words()
         except LaunchError:
             return STOPPED
+        if self._is_requeued(words) or _is_preempted(words):
+            return PREEMPTION
         if words.get("JobState") != "RUNNING":
             return STOPPED
         left_s = seconds(words.get("TimeLimit", "")) - seconds(words.get("RunTime", ""))
@@ -42,7 +49,8 @@ class SlurmTask:
         Who is cancelled, or requeued already, must not be put back: SLURM would do it even then.
         """
         try:
-            if self._words().get("JobState") != "RUNNING":
+            words = self._words()
+            if self._is_requeued(words) or words.get("JobState") != "RUNNING":
                 return
             run("scontrol", "requeue", self._job)
         except LaunchError as error:
@@ -50,8 +58,18 @@ class SlurmTask:
             return
         time.sleep(KILLED_WITHIN_S)
 
+    def _is_requeued(self, words: Mapping[str, str]) -> bool:
+        """Say whether SLURM has put the job back into the queue since this process began."""
+        return int(words.get("Restarts", 0)) > self._restarts
+
     def _words(self) -> dict[str, str]:
         return dict(re.findall(r"(\w+)=(\S*)", run("scontrol", "--oneliner", "show", "job", self._job)))
+
+
+def _is_preempted(words: Mapping[str, str]) -> bool:
+    """Say whether SLURM has chosen the job, since it last started, to make room for another."""
+    chosen_at = words.get("PreemptTime", NO_TIME)
+    return chosen_at != NO_TIME and chosen_at >= words.get("StartTime", "")
 
 
 def seconds(text: str) -> float:

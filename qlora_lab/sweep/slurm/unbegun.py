@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qlora_lab.config.exit_status import TERMINATED
 from qlora_lab.errors import LaunchError
 from qlora_lab.runs.causes import STORE
 from qlora_lab.runs.folder import RunFolder
@@ -17,17 +16,10 @@ from qlora_lab.sweep.journal import Journal
 from qlora_lab.sweep.run_folders import PlannedFolders
 from qlora_lab.sweep.scheduler import Ending, Job, Scheduler
 from qlora_lab.sweep.settle import end_for
-from qlora_lab.sweep.slurm.endings import (
-    EXIT_HELD_BACK,
-    EXIT_LOST,
-    EXIT_UNSEEN,
-    NOT_THERE,
-    REVOKED,
-    cause_of_ending,
-    log_tail,
-)
+from qlora_lab.sweep.slurm.endings import NOT_THERE, OWN, REVOKED, cause_of_ending, log_tail
 
-OWN = (EXIT_HELD_BACK, EXIT_LOST, TERMINATED)  # ends that a worker chose, with nothing to record
+# Somebody cancelled it, it found its run finished, or it is to start again.
+NO_ATTEMPT = ("CANCELLED", "COMPLETED", "REQUEUED")
 
 
 def record_unbegun(
@@ -55,9 +47,9 @@ def record_unbegun(
     planned = PlannedFolders(plan_file, silent) if plan_file is not None else None
     said = []
     for run_id, (job, log) in silent.items():
-        ending = endings.get(job)
-        if ending is None or ending.word != "FAILED" or ending.exit_code in OWN:
-            continue
+        ending = endings[job][-1] if job in endings else None
+        if ending is None or ending.word in NO_ATTEMPT or (ending.word == "FAILED" and ending.exit_code in OWN):
+            continue  # with nothing to record
         run = RunFolder(runs_dir / run_id)
         cause = _cause(ending, log, has_worked=has_worked)
         error = LaunchError(_why(job, log, ending, cause))
@@ -96,7 +88,7 @@ def _submitted(folder: Path) -> Iterator[tuple[Chunk, str]]:
 
 def _cause(ending: Ending, log: str, *, has_worked: bool) -> str:
     """Return why a job never began its run. SLURM says the same of a log it cannot open and a revoked credential."""
-    if ending.exit_code in (EXIT_UNSEEN, *NOT_THERE) or (ending.signal == REVOKED and not has_worked):
+    if ending.signal == REVOKED and not has_worked:
         return STORE
     return cause_of_ending(ending, log_tail(log))
 
@@ -104,7 +96,7 @@ def _cause(ending: Ending, log: str, *, has_worked: bool) -> str:
 def _why(job: str, log: str, ending: Ending, cause: str) -> str:
     ended = f"job {job} ended on {ending.node or 'a node'} before the run began"
     if cause != STORE:
-        return f"{ended} (exit status {ending.exit_code}, signal {ending.signal}); its log is {log}"
+        return f"{ended} ({ending.word}, exit status {ending.exit_code}, signal {ending.signal}); its log is {log}"
     if ending.exit_code in NOT_THERE:
         return f"{ended}: a program was not there; the nodes need the same Python as this machine; its log is {log}"
     return (

@@ -23,6 +23,7 @@ def wait(submission: Submission, runs: Sequence[RunFolder]) -> None:
     progress = SweepProgress(list(runs), sys.stdout)
     idle, began = 0, -1
     fruitless, ended = 0, Counter(states_of(runs))
+    crowded = False
     while idle < IDLE_ROUNDS:
         try:
             if submission.jobs():
@@ -44,7 +45,14 @@ def wait(submission: Submission, runs: Sequence[RunFolder]) -> None:
             time.sleep(POLL_S)
             continue
         if not outcome.submitted and not outcome.queued:
-            break
+            if not outcome.left:
+                break
+            if not crowded:  # jobs that are not of this plan take the site's whole limit, and end some day
+                print(f"{len(outcome.left)} runs are above the site's limit; waiting until it has room", flush=True)
+            crowded = True
+            time.sleep(POLL_S)
+            continue
+        crowded = False
         attempts = sum(run.attempts() for run in runs)
         idle, began = (idle + 1 if attempts == began else 0), attempts
     progress.show(final=True)

@@ -1,7 +1,8 @@
 """python -m qlora_lab.sweep.slurm.worker CHUNK: what a job of a chunk executes.
 
-Exit status: 0 its runs are finished, 1 one failed, 3 held back by the circuit breaker, 4 another attempt took the run
-over, 5 this machine does not see the chunk, 143 told to stop. A canary's dependants are released by the 0.
+Exit status: 0 its runs are finished, 1 one failed, 3 held back by the circuit breaker, 4 another process executes the
+run or has taken it over, 5 this machine does not see the chunk, 143 told to stop. A canary's dependants are released by
+the 0.
 """
 
 import os
@@ -11,20 +12,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from qlora_lab.config.exit_status import FAILED as EXIT_FAILED
 from qlora_lab.config.exit_status import TERMINATED
-from qlora_lab.runs.causes import STOPPED
-from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED, job_id, log_file
+from qlora_lab.errors import LaunchError
+from qlora_lab.runs.attempt import job_id, job_restart, log_file
+from qlora_lab.runs.causes import INFRASTRUCTURE, STOPPED
+from qlora_lab.runs.folder import FAILED, FINISHED, INTERRUPTED
 from qlora_lab.sweep.chunk import POOL, Chunk
-from qlora_lab.sweep.pool import ELSEWHERE, HELD_BACK, Worker
+from qlora_lab.sweep.pool import HELD_BACK, Worker
 from qlora_lab.sweep.settle import may_go_on
-from qlora_lab.sweep.slurm.endings import EXIT_HELD_BACK, EXIT_LOST, EXIT_UNSEEN
+from qlora_lab.sweep.slurm.endings import EXIT_HELD_BACK, EXIT_LOST, EXIT_UNSEEN, cause_of_ending, ending_of, log_tail
+from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.script import warning_s
 from qlora_lab.sweep.slurm.task import SlurmTask
 from qlora_lab.sweep.stop import SIGNALS, StopRequest
 
-STATUSES = {FINISHED: 0, ELSEWHERE: 0, FAILED: EXIT_FAILED, HELD_BACK: EXIT_HELD_BACK, INTERRUPTED: TERMINATED}
+STATUSES = {FINISHED: 0, FAILED: EXIT_FAILED, HELD_BACK: EXIT_HELD_BACK, INTERRUPTED: TERMINATED}
 POLL_S = 0.2
 
 
@@ -34,7 +39,7 @@ def main() -> None:
     number = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     job = job_id()
     limit_min = chunk.resources.time_limit_min if chunk.resources is not None else 0
-    task = SlurmTask(job, warning_s(limit_min)) if job is not None else None
+    task = SlurmTask(job, warning_s(limit_min), job_restart() or 0) if job is not None else None
     if slot is None and chunk.mode == POOL and chunk.per_gpu > 1:
         status = _several(chunk)
     else:
@@ -64,7 +69,8 @@ def _alone(chunk: Chunk, number: int, slot: int, task: SlurmTask | None) -> int:
     stop = StopRequest()
     stop.install()
     try:
-        worker = Worker(chunk, stop_cause=task.why_stopped if task is not None else lambda: STOPPED)
+        why_stopped = task.why_stopped if task is not None else lambda: STOPPED
+        worker = Worker(chunk, stop_cause=why_stopped, silent_cause=cause_by_the_books)
         state = worker.all(number * chunk.per_gpu + slot) if chunk.mode == POOL else worker.one(number)
     except SystemExit:
         if not stop.requested:
@@ -72,6 +78,20 @@ def _alone(chunk: Chunk, number: int, slot: int, task: SlurmTask | None) -> int:
         state = INTERRUPTED
     stop.ignore()
     return STATUSES.get(state, EXIT_LOST)
+
+
+def cause_by_the_books(record: dict[str, Any]) -> str:
+    """Return why an attempt ended without a word, by its job's last end: that of a node, before SLURM requeued it.
+
+    A node need not reach the books; what they do not say counts against the infrastructure.
+    """
+    job, log = record.get("job"), log_tail(record.get("log"))
+    if job is None:
+        return INFRASTRUCTURE
+    try:
+        return cause_of_ending(ending_of(record, SlurmScheduler().endings([job])), log)
+    except LaunchError:
+        return cause_of_ending(None, log)
 
 
 def _several(chunk: Chunk) -> int:

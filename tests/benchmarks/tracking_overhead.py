@@ -1,0 +1,67 @@
+"""What tracking offline costs a run: the time that its session takes, of a whole run and of a log call, and its files.
+
+    python tests/benchmarks/tracking_overhead.py [--runs 20] [--steps 200]
+
+Beside it the same calls with tracking=none. The first run, which starts W&B's service process, stands apart.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from qlora_lab.tracking.session import open_session  # noqa: E402
+from tests.helpers import tiny  # noqa: E402
+
+
+def one_run(folder: Path, mode: str, number: int, steps: int) -> tuple[float, list[float]]:
+    """Return the seconds of opening and ending a session, and those of each log call."""
+    run_id = f"{number:012x}"
+    folder = folder / mode / run_id
+    folder.mkdir(parents=True)
+    config = tiny(folder, f"tracking={mode}")
+    begun = time.perf_counter()
+    session = open_session(config, run_id, "overhead", folder)
+    session.begin({"environment": {"threads": 2}})
+    around_s, calls = time.perf_counter() - begun, []
+    for step in range(steps):
+        begun = time.perf_counter()
+        session.log(step, {"train/loss": 1.0, "train/learning_rate": 2e-4, "train/tokens": float(step)})
+        calls.append(time.perf_counter() - begun)
+    begun = time.perf_counter()
+    session.finish("finished", {"eval/loss": 1.0})
+    return around_s + time.perf_counter() - begun, calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    begun = time.perf_counter()
+    import wandb  # noqa: F401
+
+    print(f"importing wandb: {1e3 * (time.perf_counter() - begun):.0f} ms")
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["HOME"] = temporary
+        for mode in ("none", "wandb_offline"):
+            runs = [one_run(Path(temporary), mode, number, options.steps) for number in range(1 + options.runs)]
+            (first_s, _), others = runs[0], runs[1:]
+            around = [around_s for around_s, _ in others]
+            calls = sorted(call for _, of_run in others for call in of_run)
+            files = sum(path.is_file() for path in (Path(temporary) / mode / f"{1:012x}").rglob("*"))
+            print(
+                f"{mode}: open and finish {1e3 * statistics.median(around):.1f} ms (slowest {1e3 * max(around):.1f}, "
+                f"first run {1e3 * first_s:.0f}); a log call {1e3 * statistics.median(calls):.3f} ms (99 of 100 under "
+                f"{1e3 * calls[int(0.99 * len(calls))]:.3f}); {files} files a run"
+            )
+
+
+if __name__ == "__main__":
+    main()
