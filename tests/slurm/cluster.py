@@ -111,7 +111,8 @@ class Cluster:
             self._restart_controller(file, before)
 
     def _restart_controller(self, file: Path, settings: str) -> None:
-        self.kill_controller()
+        # asked to end, it saves its state: a killed one may give ids of ended jobs again, which nodes refuse to start
+        self.daemons.end("slurmctld", signal.SIGTERM, patience_s=30)
         file.write_text(settings)
         self.start_controller()
         self.wait_for_nodes()
@@ -129,7 +130,7 @@ class Cluster:
         self.run("scontrol", "reconfigure")
 
     def release_refused(self) -> None:
-        """Let jobs start that a node refused, as a node of a busy machine does now and then; others wait for them."""
+        """Let jobs start that a node refused: a controller killed before it saved gave them the ids of ended ones."""
         for line in self.output("squeue", "-h", "-r", "-t", "PD", "-o", "%i|%r").splitlines():
             job, reason = line.split("|", 1)
             if reason == REFUSED:
