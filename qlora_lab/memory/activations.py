@@ -128,10 +128,24 @@ def _autocast_bytes(
     seen = shape.tokens + (source_tokens if profile.cross_attention else 0)
     scores = 0 if profile.dropout and numbers.on_gpu else profile.autocast_scores * seen
     of_token += architecture.num_heads * (FLOAT32_BYTES + scores)
-    of_token += shape.tokens * FLOAT32_BYTES if profile.masked and shape.rows > 1 else 0
+    if numbers.on_gpu or numbers.emulated:
+        of_token += _mask_bytes(profile, shape)
+    else:
+        of_token -= profile.autocast_of_emulation * width[QUERY]
     # key and value of the encoder's tokens, and two copies of those
     pair = 2 * (width[QUERY] * FLOAT32_BYTES + width[HIDDEN] * numbers.compute_bytes) if profile.cross_attention else 0
     return shape.positions * of_token + shape.rows * source_tokens * pair
+
+
+def shared_bytes(profile: Profile, shape: Shape, numbers: Numbers) -> int:
+    """Return what the layers of a stack keep together: with autocast on a CPU that multiplies 16 bits, one mask."""
+    alone = not (numbers.trained and numbers.short) or numbers.on_gpu or numbers.emulated
+    return 0 if alone else shape.positions * _mask_bytes(profile, shape)
+
+
+def _mask_bytes(profile: Profile, shape: Shape) -> int:
+    """Return the bytes of a token's row of the mask, which batches of one row have none of."""
+    return shape.tokens * FLOAT32_BYTES if profile.masked and shape.rows > 1 else 0
 
 
 def _any_of(names: tuple[str, ...], adapted: Collection[str]) -> bool:

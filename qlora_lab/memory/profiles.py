@@ -33,6 +33,7 @@ class Profile:
     # each number of the width of hidden, feed-forward, query, and key or value, and of an attention weight
     autocast: tuple[int, int, int, int] = (0, 0, 0, 0)
     autocast_scores: int = 0
+    autocast_of_emulation: int = 0  # of the bytes for query's width: those a CPU keeps only where it emulates 16 bits
     masked: bool = True  # a layer keeps the mask, tokens x tokens of each row
     # bytes of attention weights, heads x tokens x tokens of each row, in float32 and in 16 bits
     scores: tuple[int, int] = (0, 0)
@@ -74,6 +75,7 @@ LLAMA = Profile(
     inputs=LLAMA_INPUTS,
     trained_norms=2,
     autocast=(26, 8, 18, 0),
+    autocast_of_emulation=8,
     norm_workspace=5.0,
 )
 T5_BLOCK_INPUTS = ((("wi_0", "wi_1"), HIDDEN), (("wo",), FEED_FORWARD))
@@ -144,11 +146,18 @@ PROFILES = {
         feed_forward=1,
         query=4,
         inputs=((("q_proj", "k_proj", "v_proj"), HIDDEN), (("fc1",), HIDDEN)),
+        autocast_of_emulation=-2,
         autocast=(36, 0, 0, 0),  # its feed-forward block is always four times as wide as hidden
         workspace=(1.8, 1.8),
     ),
     "gpt_neox": Profile(
-        hidden=1, feed_forward=1, query=6, inputs=NEOX_INPUTS, autocast=(42, 0, 0, 0), workspace=(1.0, 1.1)
+        hidden=1,
+        feed_forward=1,
+        query=6,
+        inputs=NEOX_INPUTS,
+        autocast=(42, 0, 0, 0),
+        autocast_of_emulation=2,
+        workspace=(1.0, 1.1),
     ),
     "bloom": Profile(
         hidden=2,

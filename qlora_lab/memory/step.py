@@ -3,7 +3,7 @@
 from collections import Counter
 
 from qlora_lab.config.schema import CLASSIFICATION
-from qlora_lab.memory.activations import FLOAT32_BYTES, saved_bytes, works_out_again, workspace_bytes
+from qlora_lab.memory.activations import FLOAT32_BYTES, saved_bytes, shared_bytes, works_out_again, workspace_bytes
 from qlora_lab.memory.planned_run import PlannedRun
 from qlora_lab.memory.profiles import PROFILES
 
@@ -14,7 +14,7 @@ def activation_bytes(run: PlannedRun) -> int:
     """Return what is kept: nothing below the first adapter, since no gradient goes there."""
     hidden = run.architecture.hidden_size
     kept, inputs, checkpointed, reached_before = 0, 0, 0, run.modules.embeddings
-    copies = run.adapter_copies_bytes
+    copies = run.adapter_copies_bytes + sum(shared_bytes(s.profile, s.shape, run.numbers) for s in run.stacks)
     adapted = max(1, sum(bool(names) for stack in run.stacks for names in stack.adapted))
     for number_of_stack, stack in enumerate(run.stacks):
         first = 0 if reached_before else stack.first_adapted

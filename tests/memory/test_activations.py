@@ -1,6 +1,7 @@
 """What training keeps is what was predicted: every tensor is counted while a step runs, so the comparison is exact."""
 
 import copy
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from torch import nn
 
 from qlora_lab.adapters.lora import add_adapters, train_everything
+from qlora_lab.config import hardware
 from qlora_lab.config.families import FAMILIES
 from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, SEQ2SEQ, ArchitectureConfig, ModelConfig, RunConfig
 from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.plan import MemoryPlan, plan_memory
 from qlora_lab.memory.profiles import PROFILES
+from qlora_lab.models import precision
 from qlora_lab.models.load import load_model
 from qlora_lab.models.loss import target_loss
 from qlora_lab.models.precision import computing_in
@@ -222,8 +225,28 @@ COMBINATIONS: list[tuple[str, list[str], dict[str, int]]] = [
 ]
 
 
-@pytest.mark.parametrize(("model_type", "overrides", "size"), COMBINATIONS)
-def test_the_peak_of_a_step_is_within_5_percent(model_type: str, overrides: list[str], size: dict[str, Any]) -> None:
+@pytest.fixture
+def emulates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Whether products in bfloat16 are computed in float32, whatever the machine would do."""
+    units = frozenset() if request.param else hardware.detect().cpu_flags
+    monkeypatch.setattr(hardware, "BFLOAT16_CPU_FLAGS", units)
+    precision.product_dtype.cache_clear()
+    yield request.param
+    precision.product_dtype.cache_clear()
+
+
+def ways(overrides: list[str]) -> tuple[bool, ...]:
+    return (True, False) if "trainer.compute_dtype=bfloat16" in overrides else (False,)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "size", "emulates"),
+    [(*combination, way) for combination in COMBINATIONS for way in ways(combination[1])],
+    indirect=["emulates"],
+)
+def test_the_peak_of_a_step_is_within_5_percent(
+    model_type: str, overrides: list[str], size: dict[str, Any], emulates: bool
+) -> None:
     plan, before, added = predicted_and_measured(model_type, overrides, **size)
     assert plan.tensors == pytest.approx(before + added, rel=0.05)
 

@@ -104,6 +104,7 @@ def test_a_checkpoint_of_bitsandbytes_loads_with_our_kernels(
             absent.setitem(sys.modules, name, None)  # importing it fails
         ours = loaded(tmp_path / "theirs", QuantConfig(format=fmt, double_quant=nested))
     assert_same_weights(ours, theirs)
+    theirs.train()  # in inference, bitsandbytes rounds to bfloat16 on CPUs that have units for it
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-4)  # summed in another order
 
 
@@ -116,6 +117,7 @@ def test_what_we_save_loads_with_bitsandbytes(fmt: str, nested: bool, source: Pa
     assert theirs.config.quantization_config.quant_method == "bitsandbytes"
     assert type(theirs.lm_head) is nn.Linear
     assert_same_weights(ours, theirs)
+    theirs.train()  # see above
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=1e-4, atol=1e-4)  # summed in another order
 
 

@@ -118,4 +118,4 @@ def test_strided_arguments_are_read_in_their_own_order(binding: str, op: str) ->
     if expected is None:
         expected, actual = values[-1], apart[-1]
     for found, right in zip(*(x if isinstance(x, tuple) else (x,) for x in (actual, expected)), strict=True):
-        assert torch.equal(found, right)
+        torch.testing.assert_close(found, right)  # torch's own products may sum by stride
