@@ -84,6 +84,10 @@ def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
     yield Cell(f"{name} dequantize nested out=", work, weights.packed_bytes(nested=True), *least[1:])
 
 
+def dtype_of(name: str) -> str:
+    return name.split()[0]
+
+
 def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
     x = torch.randn(rows, weights.dense.shape[1]).to(weights.dense.dtype)
     packed, state = weights.bitsandbytes
@@ -101,6 +105,7 @@ def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
         weights.packed_bytes() + x.nbytes,
         written,
         2 * rows * weights.dense.numel(),
+        dtype=dtype_of(name),
     )
 
 
@@ -121,7 +126,7 @@ def training_cell(name: str, weights: Weights, rows: int) -> Cell:
         work["torchao"] = both(lambda: linear_nf4(x, weights.torchao))
     read = 2 * weights.packed_bytes() + x.nbytes + gradient.nbytes
     flops = 4 * rows * weights.dense.numel()
-    return Cell(f"{name} forward+backward {rows} rows", work, read, x.nbytes + gradient.nbytes, flops)
+    return Cell(f"{name} forward+backward {rows} rows", work, read, x.nbytes + gradient.nbytes, flops, dtype=dtype_of(name))
 
 
 def adapter_cell(name: str, weights: Weights, rows: int) -> Cell:
@@ -151,7 +156,7 @@ def adapter_cell(name: str, weights: Weights, rows: int) -> Cell:
     written = x.nbytes + gradient.nbytes + 4 * adapter
     # Products with the weight and the adapter in both directions, and two for the adapter's own gradients.
     flops = 4 * rows * weights.dense.numel() + 6 * rows * adapter
-    return Cell(f"{name} the same with rank {RANK}", work, read, written, flops)
+    return Cell(f"{name} the same with rank {RANK}", work, read, written, flops, dtype=dtype_of(name))
 
 
 def cells(wanted: str) -> Iterator[Cell]:

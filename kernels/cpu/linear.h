@@ -29,9 +29,11 @@ struct Right {
     const qlk_weight *weight;
 };
 
-// left (rows, inner) times right (inner, columns). The left operand is float, row by row.
+// left (rows, inner) times right (inner, columns). The left operand is float, row by row; or bfloat16, for kernels with
+// units that multiply it: then the right one is rounded to bfloat16, and a zero follows each row of odd length.
 struct Term {
     const float *left;
+    const uint16_t *left_bfloat16;  // null, or instead of `left`
     int64_t left_stride;
     Right right;
     int64_t inner;
@@ -70,6 +72,7 @@ struct FewRows {
 struct LinearKernels {
     int panel_columns;
     int64_t most_few_rows;
+    bool has_bfloat16_units;
     // out[r * stride + c] = dropout(in[r * columns + c]), zeros up to the stride. Rows are counted from first_row.
     void (*rows_to_float)(const void *in, int dtype, int64_t first_row, int64_t rows, int64_t columns, Dropout dropout,
                           float *out, int64_t stride);

@@ -7,7 +7,7 @@
 namespace qlk::QLK_ISA {
 
 constexpr LinearKernels linear_kernels = {
-    PANEL,           MOST_FEW_ROWS,    rows_to_float,     multiply,
+    PANEL,           MOST_FEW_ROWS,    HAS_BFLOAT16_UNITS, rows_to_float, multiply,
     few_rows_floats, lay_out_few_rows, multiply_few_rows,
 };
 
