@@ -74,11 +74,12 @@ class Forward {
             const qlk_adapter *adapter, float *low, void *out)
         : call_(call), dtype_(dtype), rows_(rows), weight_(weight), bias_(bias), adapter_(adapter), low_(low),
           out_(out), rank_(adapter != nullptr ? adapter->rank : 0),
+          x_given_(static_cast<const uint16_t *>(x)),
           x_(x, dtype, weight.in_features, NO_DROPOUT),
           dropped_(x, dtype, weight.in_features, dropout_of(adapter)),
           x_bfloat16_(x, weight.in_features),
-          few_rows_(rows <= call.kernels.most_few_rows),
-          in_bfloat16_(!few_rows_ && multiplies_bfloat16(call, dtype)) {}
+          few_rows_(call.kernels.few_rows_at_once(rows, dtype, weight)),
+          in_bfloat16_(multiplies_bfloat16(call, dtype)) {}
 
     int run() {
         if (!allocate()) return QLK_NO_MEMORY;
@@ -86,13 +87,12 @@ class Forward {
         for (int64_t row = 0; row < rows_; row += ROWS_AT_ONCE) {
             const int64_t count = smaller(ROWS_AT_ONCE, rows_ - row);
             if (needs_floats()) x_.load(call_, row, count);
-            if (in_bfloat16_) x_bfloat16_.load(call_, row, count);
+            if (in_bfloat16_ && few_rows_ == 0) x_bfloat16_.load(call_, row, count);
             if (adapter_ != nullptr) multiply_low(row, count);
-            if (few_rows_) {
-                multiply_few_rows();
-            } else {
-                multiply(row, count);
-            }
+            if (few_rows_ == 0) multiply(row, count);
+        }
+        for (int64_t row = 0; row < rows_ && few_rows_ > 0; row += few_rows_) {
+            multiply_few_rows(row, smaller(few_rows_, rows_ - row));
         }
         return QLK_OK;
     }
@@ -101,11 +101,11 @@ class Forward {
     bool allocate() {
         const int64_t rows = smaller(ROWS_AT_ONCE, rows_);
         if (needs_floats() && !x_.allocate(rows)) return false;
-        if (in_bfloat16_ && !x_bfloat16_.allocate(rows)) return false;
+        if (in_bfloat16_ && few_rows_ == 0 && !x_bfloat16_.allocate(rows)) return false;
         if (drops() && !dropped_.allocate(rows)) return false;
-        if (few_rows_ && !laid_out_.allocate(call_.kernels.few_rows_floats(rows_, weight_))) return false;
+        if (few_rows_ > 0 && !laid_out_.allocate(call_.kernels.few_rows_floats(few_rows_, weight_))) return false;
         if (bias_ != nullptr && !bias_floats_.allocate(bias_floats())) return false;
-        if (!few_rows_ && !sums_.allocate(call_.sums_floats())) return false;
+        if (few_rows_ == 0 && !sums_.allocate(call_.sums_floats())) return false;
         return scaled_low_.allocate(rows * rank_);
     }
 
@@ -152,10 +152,23 @@ class Forward {
         call_.multiply(product, sums_.get());
     }
 
-    void multiply_few_rows() {
-        call_.kernels.lay_out_few_rows(x_.get(), x_.stride(), rows_, weight_, laid_out_.get());
-        const FewRows product = {laid_out_.get(), rows_, &weight_, bias_floats_.get(),
-                                 adapter_ != nullptr ? scaled_low_.get() : nullptr, adapter_, out_, dtype_};
+    void multiply_few_rows(int64_t row, int64_t count) {
+        FewRows product = {};
+        if (in_bfloat16_) {
+            uint16_t *pairs = reinterpret_cast<uint16_t *>(laid_out_.get());
+            call_.kernels.lay_out_few_pairs(x_given_ + row * weight_.in_features, count, weight_, pairs);
+            product.x_bfloat16 = pairs;
+        } else {
+            call_.kernels.lay_out_few_rows(x_.get() + row * x_.stride(), x_.stride(), count, weight_, laid_out_.get());
+            product.x = laid_out_.get();
+        }
+        product.rows = count;
+        product.weight = &weight_;
+        product.bias = bias_floats_.get();
+        product.scaled_low = adapter_ != nullptr ? scaled_low_.get() + row * rank_ : nullptr;
+        product.adapter = adapter_;
+        product.out = row_of(out_, dtype_, row, weight_.out_features);
+        product.dtype = dtype_;
         parallel_for(weight_.out_features, 16, call_.threads,
                      [&](int64_t begin, int64_t end) { call_.kernels.multiply_few_rows(product, begin, end); });
     }
@@ -169,9 +182,11 @@ class Forward {
     float *low_;
     void *out_;
     const int64_t rank_;
+    const uint16_t *x_given_;
     LeftRows x_, dropped_;
     LeftBfloat16 x_bfloat16_;
-    const bool few_rows_, in_bfloat16_;
+    const int64_t few_rows_;  // that are multiplied at once; 0 if there are many
+    const bool in_bfloat16_;
     Buffer laid_out_, bias_floats_, sums_, scaled_low_;
 };
 

@@ -16,7 +16,6 @@ GUARD = 64  # elements on either side of an output
 GUARD_VALUE = 12345.0
 UNIT, BFLOAT16_UNIT = 2.0**-24, 2.0**-8  # the largest relative error of rounding to float32, to bfloat16
 NESTED_BLOCK = 256
-MOST_FEW_ROWS = 6  # kernels/cpu/few_rows_kernels.h
 
 
 @dataclass
@@ -156,16 +155,11 @@ def lora_linear_backward(
     return grad_input.checked() if grad_input else None, grad_A.checked(), grad_B.checked()
 
 
-def multiplied(library: ctypes.CDLL, weight: Weight, dtype: torch.dtype, rows: int | None = None) -> Tensor:
-    """Return the weight that a product of `dtype` meets, in float64; `rows` are those of a forward product.
-
-    Units that multiply bfloat16 get it rounded to bfloat16; a few rows do without them.
-    """
+def multiplied(library: ctypes.CDLL, weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Return the weight that a product of `dtype` meets, in float64: rounded where units multiply bfloat16."""
     library.qlk_cpu_isa.restype = ctypes.c_char_p
-    in_bfloat16 = dtype == torch.bfloat16 and library.qlk_cpu_isa() == b"avx512_bf16"
-    if in_bfloat16 and (rows is None or rows > MOST_FEW_ROWS):
-        return weight.dense.bfloat16().double()
-    return weight.dense.double()
+    rounded = dtype == torch.bfloat16 and library.qlk_cpu_isa() == b"avx512_bf16"
+    return (weight.dense.bfloat16() if rounded else weight.dense).double()
 
 
 def assert_within(actual: Tensor, expected: Tensor, magnitude: Tensor, roundings: int) -> None:
