@@ -28,13 +28,17 @@ class Ceilings:
             subprocess.run([compiler, *flags, str(Path(__file__).with_suffix(".cpp")), "-o", str(built)], check=True)
             self._library = ctypes.CDLL(str(built))
         self._library.multiply_adds.restype = ctypes.c_int64
-        self._library.multiply_adds.argtypes = (ctypes.c_int64, ctypes.c_int)
+        self._library.multiply_adds.argtypes = (ctypes.c_int64, ctypes.c_int, ctypes.c_int)
         pointer_and_size = (ctypes.c_void_p, ctypes.c_int64)
         self._library.move.argtypes = (*pointer_and_size, *pointer_and_size, ctypes.c_int, ctypes.c_int)
 
-    def flops(self) -> int:
-        """Do independent float32 multiply-adds on every thread; return the operations, two each."""
-        return 2 * self._threads * int(self._library.multiply_adds(STEPS, self._threads))
+    def flops(self, dtype: str) -> int:
+        """Do independent multiply-adds on every thread; return the operations, two each.
+
+        Args:
+            dtype: "bf16", for which the units of bfloat16 are taken where there are any, or "fp32".
+        """
+        return 2 * self._threads * int(self._library.multiply_adds(STEPS, self._threads, dtype == "bf16"))
 
     def bytes(self, read: int, written: int, in_place: bool) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """Return the reading and writing of so many bytes: with ordinary stores, and with stores past the caches.

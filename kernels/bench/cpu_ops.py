@@ -1,7 +1,8 @@
 """Quantize, dequantize and 4-bit products: python kernels/bench/cpu_ops.py [--json FILE] [--only TEXT].
 
 The matrix of two dtypes, four shapes and four numbers of rows. Beside ours: bitsandbytes, torch with a dense weight,
-and torchao where it is installed. See rounds.py.
+and torchao where it is installed; on CPUs with bfloat16 units also what bitsandbytes does in inference alone, with a
+weight that it packs anew. See rounds.py.
 """
 
 import math
@@ -12,8 +13,9 @@ import bitsandbytes.functional as bnb
 import torch
 import torch.nn.functional as F
 from bitsandbytes import matmul_4bit
+from bitsandbytes.nn import Linear4bit
 from rounds import Cell, main
-from torch import Tensor
+from torch import Tensor, nn, no_grad
 
 from qlora_lab.ops.blockwise.op import dequantize_weight, quantize_absmax, quantize_blockwise, quantized_linear
 from qlora_lab.ops.blockwise.weight import PackedWeight
@@ -42,7 +44,15 @@ class Weights:
             **dict(zip(("absmax", "nested_absmax", "offset"), quantize_absmax(absmax), strict=True))
         )
         self.bitsandbytes = bnb.quantize_4bit(self.dense, quant_type="nf4", blocksize=64)
+        self.inference = self.to_inference() if dtype == torch.bfloat16 and bnb.has_avx512bf16() else None
         self.torchao = self.to_torchao() if to_nf4 is not None else None
+
+    def to_inference(self) -> nn.Module:
+        """Return what bitsandbytes makes of a layer on CPUs with bfloat16 units, as long as nobody trains it."""
+        out_features, in_features = self.dense.shape
+        layer = Linear4bit(in_features, out_features, False, self.dense.dtype, False, "nf4")
+        layer.weight.data = self.dense.clone()
+        return layer.to("cpu").eval()
 
     def to_torchao(self) -> Any:
         """Quantize as torchao does, which wants whole second-level blocks."""
@@ -84,6 +94,10 @@ def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
     yield Cell(f"{name} dequantize nested out=", work, weights.packed_bytes(nested=True), *least[1:])
 
 
+def dtype_of(name: str) -> str:
+    return name.split()[0]
+
+
 def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
     x = torch.randn(rows, weights.dense.shape[1]).to(weights.dense.dtype)
     packed, state = weights.bitsandbytes
@@ -92,6 +106,8 @@ def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
         "bitsandbytes": lambda: matmul_4bit(x, packed.t(), state),
         "torch dense": lambda: F.linear(x, weights.dense),
     }
+    if weights.inference is not None:
+        work["bitsandbytes inference"] = no_grad()(lambda: weights.inference(x))
     if weights.torchao is not None:
         work["torchao"] = lambda: linear_nf4(x, weights.torchao)
     written = rows * weights.dense.shape[0] * x.element_size()
@@ -101,6 +117,7 @@ def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
         weights.packed_bytes() + x.nbytes,
         written,
         2 * rows * weights.dense.numel(),
+        dtype=dtype_of(name),
     )
 
 
@@ -121,7 +138,9 @@ def training_cell(name: str, weights: Weights, rows: int) -> Cell:
         work["torchao"] = both(lambda: linear_nf4(x, weights.torchao))
     read = 2 * weights.packed_bytes() + x.nbytes + gradient.nbytes
     flops = 4 * rows * weights.dense.numel()
-    return Cell(f"{name} forward+backward {rows} rows", work, read, x.nbytes + gradient.nbytes, flops)
+    return Cell(
+        f"{name} forward+backward {rows} rows", work, read, x.nbytes + gradient.nbytes, flops, dtype=dtype_of(name)
+    )
 
 
 def adapter_cell(name: str, weights: Weights, rows: int) -> Cell:
@@ -151,7 +170,7 @@ def adapter_cell(name: str, weights: Weights, rows: int) -> Cell:
     written = x.nbytes + gradient.nbytes + 4 * adapter
     # Products with the weight and the adapter in both directions, and two for the adapter's own gradients.
     flops = 4 * rows * weights.dense.numel() + 6 * rows * adapter
-    return Cell(f"{name} the same with rank {RANK}", work, read, written, flops)
+    return Cell(f"{name} the same with rank {RANK}", work, read, written, flops, dtype=dtype_of(name))
 
 
 def cells(wanted: str) -> Iterator[Cell]:

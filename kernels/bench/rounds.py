@@ -45,6 +45,7 @@ class Cell:
         read, written: the fewest bytes that have to be.
         flops: the fewest operations, a multiply-add being two.
         in_place: what is written is part of what was read.
+        dtype: of the operands that are multiplied, "fp32" or "bf16".
     """
 
     name: str
@@ -53,6 +54,7 @@ class Cell:
     written: int = 0
     flops: int = 0
     in_place: bool = False
+    dtype: str = "fp32"
 
 
 def time_calls(work: Callable[[], Any], clock: Clock) -> float:
@@ -79,7 +81,8 @@ class Floors:
     """The two floors of one cell, measured when asked."""
 
     def __init__(self, cell: Cell, ceilings: Ceilings, clock: Clock) -> None:
-        self._flops, self._ceilings, self._clock = cell.flops, ceilings, clock
+        self._flops, self._clock = cell.flops, clock
+        self._multiply = partial(ceilings.flops, cell.dtype)
         moved = cell.read + cell.written
         self._moves = ceilings.bytes(cell.read, cell.written, cell.in_place) if moved else ()
 
@@ -88,8 +91,7 @@ class Floors:
         moving = min((best_call(move, self._clock) for move in self._moves), default=0.0)
         if not self._flops:
             return {"bytes": moving, "operations": 0.0}
-        some = self._ceilings.flops()
-        return {"bytes": moving, "operations": self._flops / some * best_call(self._ceilings.flops, self._clock)}
+        return {"bytes": moving, "operations": self._flops / self._multiply() * best_call(self._multiply, self._clock)}
 
     def around(self, measured: Callable[[], float]) -> tuple[float, dict[str, float]]:
         """Return what `measured` returns, and the floors at their best before and after it."""

@@ -16,6 +16,7 @@ const Isa *const ALL[] = {
 #if defined(__x86_64__)
     &isa_avx2,
     &isa_avx512,
+    &isa_avx512_bf16,
 #endif
 };
 
@@ -29,6 +30,7 @@ bool available(const Isa &candidate) {
         return available(isa_avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     }
+    if (&candidate == &isa_avx512_bf16) return available(isa_avx512) && __builtin_cpu_supports("avx512bf16");
 #endif
     return &candidate == &isa_scalar;
 }

@@ -6,7 +6,7 @@
 #include "qlk/tables.h"
 #include "quick_rank.h"
 
-namespace qlk::avx512 {
+namespace qlk::QLK_ISA {
 
 // Of 64 floats the one at the low six bits of each index; `odd_half` is bit 5.
 inline Floats lookup_64(const float *table, Ints index, Mask odd_half) {
@@ -72,4 +72,4 @@ inline Ints encode_exp_avg_sq(Floats x) {
     return any(uncertain) ? find_exp_avg_sq(x) : rank;
 }
 
-}  // namespace qlk::avx512
+}  // namespace qlk::QLK_ISA

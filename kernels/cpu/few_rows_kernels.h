@@ -2,11 +2,17 @@
 // from its packed bytes through a register straight into the sums.
 #pragma once
 
+#include <array>
+#include <cstring>
+#include <utility>
+
 #include "panel_kernels.h"
 
 namespace qlk::QLK_ISA {
 
 constexpr int64_t MOST_FEW_ROWS = 6;
+// Of bfloat16, where units multiply it; and as many as meet a decoded weight together.
+constexpr int64_t MOST_FEW_PAIRED_ROWS = 24, PAIRED_ROWS_AT_ONCE = 12;
 // Rows of the weight that share what is loaded of x, as many as registers hold the sums of.
 #if defined(QLK_ISA_AVX512)
 constexpr int COLUMNS = 4;
@@ -15,6 +21,14 @@ constexpr int COLUMNS = 2;
 #endif
 constexpr int GROUP = 2 * WIDTH;  // weights of one load of packed bytes
 constexpr int64_t DECODED_AT_ONCE = 512;  // weights of a row whose blocks have to be decoded one by one
+
+inline bool multiplies_pairs(int dtype) { return HAS_BFLOAT16_UNITS && dtype == QLK_BFLOAT16; }
+
+inline int64_t few_rows_at_once(int64_t rows, int dtype, const qlk_weight &weight) {
+    if (!multiplies_pairs(dtype)) return rows <= MOST_FEW_ROWS ? rows : 0;
+    if (rows > MOST_FEW_PAIRED_ROWS || !has_whole_blocks(weight)) return 0;
+    return rows <= PAIRED_ROWS_AT_ONCE ? rows : (rows + 1) / 2;
+}
 
 inline int64_t few_rows_stride(const qlk_weight &weight) { return (weight.in_features + GROUP - 1) / GROUP * GROUP; }
 
@@ -34,6 +48,15 @@ inline void lay_out_few_rows(const float *x, int64_t x_stride, int64_t rows, con
             } else {
                 out[row * stride + i] = value;
             }
+        }
+    }
+}
+
+// Rows of bfloat16 whose blocks are whole: group by group, row by row.
+inline void lay_out_few_pairs(const uint16_t *x, int64_t rows, const qlk_weight &weight, uint16_t *out) {
+    for (int64_t begin = 0; begin < weight.in_features; begin += GROUP) {
+        for (int64_t row = 0; row < rows; ++row, out += GROUP) {
+            std::memcpy(out, x + row * weight.in_features + begin, GROUP * sizeof(uint16_t));
         }
     }
 }
@@ -74,6 +97,37 @@ void dot_blocks(const float *x, const qlk_weight &weight, const Decoder &decoder
         for (int c = 0; c < COLUMN_COUNT; ++c) {
             dots[r][c] = sum(CHAINS == 1 ? sums[r][c][0] : add(sums[r][c][0], sums[r][c][CHAINS - 1]));
         }
+    }
+}
+
+// The same of bfloat16.
+template <int ROWS, int COLUMN_COUNT>
+void dot_block_pairs(const uint16_t *x, const qlk_weight &weight, const Decoder &decoder, const Table16 &levels,
+                     int64_t first, float dots[ROWS][COLUMN_COUNT]) {
+    const int64_t blocks = weight.in_features / weight.block_size, bytes_per_block = weight.block_size / 2;
+    const int64_t row_bytes = weight.in_features / 2;
+    const uint8_t *packed = weight.packed + first * row_bytes;
+    Floats sums[ROWS][COLUMN_COUNT];
+    for (auto &row : sums) {
+        for (Floats &sum : row) sum = broadcast(0.0f);
+    }
+    for (int64_t block = 0; block < blocks; ++block) {
+        PairTable scaled[COLUMN_COUNT];
+        for (int c = 0; c < COLUMN_COUNT; ++c) {
+            scaled[c] = pair_table(scale_table(levels, decoder.absmax((first + c) * blocks + block)));
+            __builtin_prefetch(packed + (COLUMN_COUNT + c) * row_bytes);  // the rows that come after these
+        }
+        for (int64_t byte = 0; byte < bytes_per_block; byte += WIDTH, packed += WIDTH, x += ROWS * GROUP) {
+            Pairs weights[COLUMN_COUNT];
+            for (int c = 0; c < COLUMN_COUNT; ++c) weights[c] = lookup_pairs(scaled[c], packed + c * row_bytes);
+            for (int r = 0; r < ROWS; ++r) {
+                const Pairs values = load_pairs(reinterpret_cast<const uint32_t *>(x + r * GROUP));
+                for (int c = 0; c < COLUMN_COUNT; ++c) sums[r][c] = add_products(sums[r][c], values, weights[c]);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; ++r) {
+        for (int c = 0; c < COLUMN_COUNT; ++c) dots[r][c] = sum(sums[r][c]);
     }
 }
 
@@ -143,7 +197,44 @@ void multiply_rows(const FewRows &product, int64_t begin, int64_t end) {
     }
 }
 
+// Rows of the weight beside so many of x: as many as registers hold the sums of.
+template <int ROWS>
+constexpr int PAIRED_COLUMNS = ROWS <= 6 ? 4 : ROWS <= 8 ? 3 : 2;
+
+template <int ROWS>
+void multiply_paired_rows(const FewRows &product, int64_t begin, int64_t end) {
+    const qlk_weight &weight = *product.weight;
+    const Decoder decoder(weight);
+    const Table16 levels = load_table(FORMATS[weight.format].value);
+    constexpr int COUNT = PAIRED_COLUMNS<ROWS>;
+    for (; begin + COUNT <= end; begin += COUNT) {
+        float dots[ROWS][COUNT];
+        dot_block_pairs<ROWS, COUNT>(product.x_bfloat16, weight, decoder, levels, begin, dots);
+        for (int r = 0; r < ROWS; ++r) {
+            for (int c = 0; c < COUNT; ++c) store_dot(product, r, begin + c, dots[r][c]);
+        }
+    }
+    for (; begin < end; ++begin) {
+        float dots[ROWS][1];
+        dot_block_pairs<ROWS, 1>(product.x_bfloat16, weight, decoder, levels, begin, dots);
+        for (int r = 0; r < ROWS; ++r) store_dot(product, r, begin, dots[r][0]);
+    }
+}
+
+using FewRowsFunction = void (*)(const FewRows &, int64_t, int64_t);
+
+template <int... ROWS>
+constexpr std::array<FewRowsFunction, sizeof...(ROWS)> paired_rows_functions(std::integer_sequence<int, ROWS...>) {
+    return {multiply_paired_rows<ROWS + 1>...};
+}
+
 inline void multiply_few_rows(const FewRows &product, int64_t begin, int64_t end) {
+    if constexpr (HAS_BFLOAT16_UNITS) {
+        if (product.x_bfloat16 != nullptr) {
+            constexpr auto FUNCTIONS = paired_rows_functions(std::make_integer_sequence<int, PAIRED_ROWS_AT_ONCE>());
+            return FUNCTIONS[product.rows - 1](product, begin, end);
+        }
+    }
     switch (product.rows) {
         case 1: return multiply_rows<1>(product, begin, end);
         case 2: return multiply_rows<2>(product, begin, end);

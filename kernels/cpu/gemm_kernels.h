@@ -92,8 +92,57 @@ struct Segment {
     const float *panel;
 };
 
+// The same in bfloat16: pairs of neighbours along the inner dimension.
+struct PairSegment {
+    int64_t pairs;
+    const uint16_t *left;
+    int64_t left_stride;
+    const uint32_t *panel;
+};
+
+struct TileIn {
+    Segment segments[2];
+    int count;
+    PairSegment pairs;  // none where pairs.pairs is 0
+};
+
 template <int ROWS, int VECTORS>
-void multiply_tile(const Segment *segments, int count, const TileOut &to) {
+inline __attribute__((always_inline)) void add_floats(Floats (&sums)[ROWS][VECTORS], const Segment &segment) {
+    const float *left = segment.left, *panel = segment.panel;
+    const int64_t left_stride = segment.left_stride;
+    for (int64_t k = segment.inner; k > 0; --k, ++left, panel += PANEL) {
+        Floats right[VECTORS];
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; ++v) right[v] = load(panel + v * WIDTH);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i) {
+            const Floats element = broadcast(left[i * left_stride]);
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; ++v) sums[i][v] = fma(element, right[v], sums[i][v]);
+        }
+    }
+}
+
+template <int ROWS, int VECTORS>
+inline __attribute__((always_inline)) void add_pairs(Floats (&sums)[ROWS][VECTORS], const PairSegment &segment) {
+    const uint16_t *left = segment.left;
+    const uint32_t *panel = segment.panel;
+    const int64_t left_stride = segment.left_stride;
+    for (int64_t k = segment.pairs; k > 0; --k, left += 2, panel += PANEL) {
+        Pairs right[VECTORS];
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; ++v) right[v] = load_pairs(panel + v * WIDTH);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i) {
+            const Pairs element = broadcast_pair(left + i * left_stride);
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; ++v) sums[i][v] = add_products(sums[i][v], element, right[v]);
+        }
+    }
+}
+
+template <int ROWS, int VECTORS>
+void multiply_tile(const TileIn &in, const TileOut &to) {
     // What the sums are added to, or where they go, arrives while they are formed.
     for (int i = 0; i < ROWS; ++i) {
         const float *meets = to.add != nullptr ? to.add + i * to.add_stride : static_cast<float *>(to.out) + i * to.out_stride;
@@ -103,21 +152,8 @@ void multiply_tile(const Segment *segments, int count, const TileOut &to) {
     for (auto &row : sums) {
         for (Floats &sum : row) sum = broadcast(0.0f);
     }
-    for (; count > 0; --count, ++segments) {
-        const float *left = segments->left, *panel = segments->panel;
-        const int64_t left_stride = segments->left_stride;
-        for (int64_t k = segments->inner; k > 0; --k, ++left, panel += PANEL) {
-            Floats right[VECTORS];
-#pragma GCC unroll 3
-            for (int v = 0; v < VECTORS; ++v) right[v] = load(panel + v * WIDTH);
-#pragma GCC unroll 8
-            for (int i = 0; i < ROWS; ++i) {
-                const Floats element = broadcast(left[i * left_stride]);
-#pragma GCC unroll 3
-                for (int v = 0; v < VECTORS; ++v) sums[i][v] = fma(element, right[v], sums[i][v]);
-            }
-        }
-    }
+    for (int i = 0; i < in.count; ++i) add_floats(sums, in.segments[i]);
+    if constexpr (HAS_BFLOAT16_UNITS) add_pairs(sums, in.pairs);
     if (to.columns == VECTORS * WIDTH) {
         finish_tile<ROWS, VECTORS, true>(sums, to);
     } else {
@@ -125,7 +161,7 @@ void multiply_tile(const Segment *segments, int count, const TileOut &to) {
     }
 }
 
-using TileFunction = void (*)(const Segment *, int, const TileOut &);
+using TileFunction = void (*)(const TileIn &, const TileOut &);
 
 template <int VECTORS, int... ROWS>
 constexpr std::array<TileFunction, sizeof...(ROWS)> tile_functions(std::integer_sequence<int, ROWS...>) {
@@ -141,9 +177,12 @@ constexpr std::array<TileFunction, TILE_ROWS> TILES[PANEL_VECTORS] = {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The inner dimension in equal pieces of at most PANEL_INNER, multiples of the smallest block; at least one piece.
-inline int64_t piece_length(int64_t inner) {
-    const int64_t pieces = inner > 0 ? ceil_div(inner, PANEL_INNER) : 1;
+// The longest piece of a term's inner dimension: what fills a panel.
+inline int64_t longest_piece(const Term &term) { return term.left_bfloat16 != nullptr ? PANEL_PAIRS : PANEL_INNER; }
+
+// The inner dimension in equal pieces of at most `longest`, multiples of the smallest block; at least one piece.
+inline int64_t piece_length(int64_t inner, int64_t longest) {
+    const int64_t pieces = inner > 0 ? ceil_div(inner, longest) : 1;
     return inner > 0 ? ceil_div(ceil_div(inner, pieces), 32) * 32 : 1;
 }
 
@@ -155,7 +194,9 @@ class RectangleProduct {
         // Sums that are added to more than a few times lie together in the workspace: rows of `out` lie far apart and
         // may all fall on the same few sets of a cache.
         int64_t pieces = 0;
-        for (int t = 0; t < product.term_count; ++t) pieces += ceil_div(product.terms[t].inner, PANEL_INNER);
+        for (int t = 0; t < product.term_count; ++t) {
+            pieces += ceil_div(product.terms[t].inner, longest_piece(product.terms[t]));
+        }
         if (sums != nullptr && (narrow_ || pieces > MOST_PIECES_IN_PLACE)) {
             sums_ = sums;
             sums_stride_ = ceil_div(part.column_end - part.column_begin, WIDTH) * WIDTH;
@@ -171,7 +212,7 @@ class RectangleProduct {
         for (int t = joined != nullptr ? 1 : 0; t < product_.term_count; ++t) {
             const Term &term = product_.terms[t];
             const PanelWriter writer(term.right);
-            const int64_t length = piece_length(term.inner);
+            const int64_t length = piece_length(term.inner, longest_piece(term));
             int64_t begin = 0;
             do {
                 const int64_t count = term.inner - begin < length ? term.inner - begin : length;
@@ -194,23 +235,20 @@ class RectangleProduct {
     void add_piece(const Term *joined, const Term &term, const PanelWriter &writer, int64_t begin, int64_t count,
                    bool first, bool last) {
         alignas(64) float panel[(JOINED_INNER + PANEL_INNER) * PANEL];
-        Segment segments[2];
-        int segment_count = 0;
-        if (joined != nullptr) segments[segment_count++] = {joined->inner, nullptr, joined->left_stride, panel};
         float *own_panel = panel + (joined != nullptr ? joined->inner : 0) * PANEL;
-        segments[segment_count++] = {count, nullptr, term.left_stride, own_panel};
         for (int64_t column = part_.column_begin; column < part_.column_end; column += PANEL) {
             const int64_t rest = part_.column_end - column;
             const int columns = rest < PANEL ? static_cast<int>(rest) : PANEL;
             if (joined != nullptr) PanelWriter(joined->right).write(0, joined->inner, column, columns, panel);
-            if (count > 0) writer.write(begin, count, column, columns, own_panel);
+            if (count > 0) write_panel(term, writer, begin, count, column, columns, own_panel);
             const int64_t rows = part_.row_end - part_.row_begin, tiles = ceil_div(rows, TILE_ROWS);
             for (int64_t tile = 0; tile < tiles; ++tile) {
                 const int64_t row = rows * tile / tiles, row_end = rows * (tile + 1) / tiles;
-                if (joined != nullptr) segments[0].left = left_of(*joined, row, 0);
-                segments[segment_count - 1].left = left_of(term, row, begin);
+                TileIn in = {};
+                if (joined != nullptr) in.segments[in.count++] = segment_of(*joined, row, 0, joined->inner, panel);
+                add_own_segment(in, term, row, begin, count, own_panel);
                 const TileFunction multiply_tile = TILES[(columns - 1) / WIDTH][row_end - row - 1];
-                multiply_tile(segments, segment_count, tile_out(row, column, columns, first, last));
+                multiply_tile(in, tile_out(row, column, columns, first, last));
                 if (term.result_dropout != nullptr && begin + count == term.inner) {
                     drop_tile(*term.result_dropout, row, row_end, column, columns);
                 }
@@ -218,8 +256,30 @@ class RectangleProduct {
         }
     }
 
-    const float *left_of(const Term &term, int64_t row, int64_t inner) const {
-        return term.left + (part_.row_begin + row) * term.left_stride + inner;
+    static void write_panel(const Term &term, const PanelWriter &writer, int64_t begin, int64_t count, int64_t column,
+                            int columns, float *panel) {
+        if constexpr (HAS_BFLOAT16_UNITS) {
+            if (term.left_bfloat16 != nullptr) {
+                writer.write_pairs(begin, count, column, columns, reinterpret_cast<uint32_t *>(panel));
+                return;
+            }
+        }
+        writer.write(begin, count, column, columns, panel);
+    }
+
+    void add_own_segment(TileIn &in, const Term &term, int64_t row, int64_t begin, int64_t count,
+                         const float *panel) const {
+        if (term.left_bfloat16 == nullptr) {
+            in.segments[in.count++] = segment_of(term, row, begin, count, panel);
+            return;
+        }
+        const uint16_t *left = term.left_bfloat16 + (part_.row_begin + row) * term.left_stride + begin;
+        in.pairs = {(count + 1) / 2, left, term.left_stride, reinterpret_cast<const uint32_t *>(panel)};
+    }
+
+    Segment segment_of(const Term &term, int64_t row, int64_t begin, int64_t count, const float *panel) const {
+        const float *left = term.left + (part_.row_begin + row) * term.left_stride + begin;
+        return {count, left, term.left_stride, panel};
     }
 
     TileOut tile_out(int64_t row, int64_t column, int columns, bool first, bool last) const {

@@ -17,6 +17,7 @@ struct Isa {
 extern const Isa isa_scalar;
 extern const Isa isa_avx2;
 extern const Isa isa_avx512;
+extern const Isa isa_avx512_bf16;
 
 // The table in use: the best this machine has, unless QLK_ISA or qlk_cpu_use_isa names another.
 const Isa &isa();

@@ -44,6 +44,15 @@ Dropout dropout_of(const qlk_adapter *adapter) {
 Right dense(const float *values, int64_t stride) { return {Layout::dense, values, stride, nullptr}; }
 Right transposed(const float *values, int64_t stride) { return {Layout::dense_transposed, values, stride, nullptr}; }
 
+bool multiplies_bfloat16(const Call &call, int dtype) {
+    return dtype == QLK_BFLOAT16 && call.kernels.has_bfloat16_units;
+}
+
+Term weight_term(bool in_bfloat16, const LeftRows &floats, const LeftBfloat16 &bfloat16, Right right, int64_t inner) {
+    if (in_bfloat16) return {nullptr, bfloat16.get(), bfloat16.stride(), right, inner, nullptr};
+    return {floats.get(), nullptr, floats.stride(), right, inner, nullptr};
+}
+
 // out[i] = in[i] * factor
 void scale(const float *in, int64_t count, float factor, float *out) {
     for (int64_t i = 0; i < count; ++i) out[i] = in[i] * factor;
@@ -65,22 +74,25 @@ class Forward {
             const qlk_adapter *adapter, float *low, void *out)
         : call_(call), dtype_(dtype), rows_(rows), weight_(weight), bias_(bias), adapter_(adapter), low_(low),
           out_(out), rank_(adapter != nullptr ? adapter->rank : 0),
+          x_given_(static_cast<const uint16_t *>(x)),
           x_(x, dtype, weight.in_features, NO_DROPOUT),
           dropped_(x, dtype, weight.in_features, dropout_of(adapter)),
-          few_rows_(rows <= call.kernels.most_few_rows) {}
+          x_bfloat16_(x, weight.in_features),
+          few_rows_(call.kernels.few_rows_at_once(rows, dtype, weight)),
+          in_bfloat16_(multiplies_bfloat16(call, dtype)) {}
 
     int run() {
         if (!allocate()) return QLK_NO_MEMORY;
         convert_bias();
         for (int64_t row = 0; row < rows_; row += ROWS_AT_ONCE) {
             const int64_t count = smaller(ROWS_AT_ONCE, rows_ - row);
-            x_.load(call_, row, count);
+            if (needs_floats()) x_.load(call_, row, count);
+            if (in_bfloat16_ && few_rows_ == 0) x_bfloat16_.load(call_, row, count);
             if (adapter_ != nullptr) multiply_low(row, count);
-            if (few_rows_) {
-                multiply_few_rows();
-            } else {
-                multiply(row, count);
-            }
+            if (few_rows_ == 0) multiply(row, count);
+        }
+        for (int64_t row = 0; row < rows_ && few_rows_ > 0; row += few_rows_) {
+            multiply_few_rows(row, smaller(few_rows_, rows_ - row));
         }
         return QLK_OK;
     }
@@ -88,13 +100,18 @@ class Forward {
   private:
     bool allocate() {
         const int64_t rows = smaller(ROWS_AT_ONCE, rows_);
-        if (!x_.allocate(rows)) return false;
-        if (dropout_of(adapter_).share > 0 && !dropped_.allocate(rows)) return false;
-        if (few_rows_ && !laid_out_.allocate(call_.kernels.few_rows_floats(rows_, weight_))) return false;
+        if (needs_floats() && !x_.allocate(rows)) return false;
+        if (in_bfloat16_ && few_rows_ == 0 && !x_bfloat16_.allocate(rows)) return false;
+        if (drops() && !dropped_.allocate(rows)) return false;
+        if (few_rows_ > 0 && !laid_out_.allocate(call_.kernels.few_rows_floats(few_rows_, weight_))) return false;
         if (bias_ != nullptr && !bias_floats_.allocate(bias_floats())) return false;
-        if (!few_rows_ && !sums_.allocate(call_.sums_floats())) return false;
+        if (few_rows_ == 0 && !sums_.allocate(call_.sums_floats())) return false;
         return scaled_low_.allocate(rows * rank_);
     }
+
+    bool drops() const { return dropout_of(adapter_).share > 0; }
+    // The adapter's own product is one of floats, of the same input unless it is dropped.
+    bool needs_floats() const { return !in_bfloat16_ || (adapter_ != nullptr && !drops()); }
 
     int64_t bias_floats() const { return round_up(weight_.out_features, call_.kernels.panel_columns); }
 
@@ -105,10 +122,10 @@ class Forward {
     }
 
     void multiply_low(int64_t row, int64_t count) {
-        LeftRows &input = dropout_of(adapter_).share > 0 ? dropped_ : x_;
+        LeftRows &input = drops() ? dropped_ : x_;
         if (&input != &x_) input.load(call_, row, count);
         Product product = {};
-        product.terms[0] = {input.get(), input.stride(), transposed(adapter_->lora_A, weight_.in_features),
+        product.terms[0] = {input.get(), nullptr, input.stride(), transposed(adapter_->lora_A, weight_.in_features),
                             weight_.in_features, nullptr};
         product.term_count = 1;
         product.rows = count;
@@ -123,10 +140,10 @@ class Forward {
         Product product = {};
         if (adapter_ != nullptr) {
             const Right lora_B = transposed(adapter_->lora_B, rank_);
-            product.terms[product.term_count++] = {scaled_low_.get(), rank_, lora_B, rank_, nullptr};
+            product.terms[product.term_count++] = {scaled_low_.get(), nullptr, rank_, lora_B, rank_, nullptr};
         }
         const Right right = {Layout::weight_transposed, nullptr, 0, &weight_};
-        product.terms[product.term_count++] = {x_.get(), x_.stride(), right, weight_.in_features, nullptr};
+        product.terms[product.term_count++] = weight_term(in_bfloat16_, x_, x_bfloat16_, right, weight_.in_features);
         product.rows = count;
         product.columns = weight_.out_features;
         product.bias = bias_floats_.get();
@@ -135,10 +152,23 @@ class Forward {
         call_.multiply(product, sums_.get());
     }
 
-    void multiply_few_rows() {
-        call_.kernels.lay_out_few_rows(x_.get(), x_.stride(), rows_, weight_, laid_out_.get());
-        const FewRows product = {laid_out_.get(), rows_, &weight_, bias_floats_.get(),
-                                 adapter_ != nullptr ? scaled_low_.get() : nullptr, adapter_, out_, dtype_};
+    void multiply_few_rows(int64_t row, int64_t count) {
+        FewRows product = {};
+        if (in_bfloat16_) {
+            uint16_t *pairs = reinterpret_cast<uint16_t *>(laid_out_.get());
+            call_.kernels.lay_out_few_pairs(x_given_ + row * weight_.in_features, count, weight_, pairs);
+            product.x_bfloat16 = pairs;
+        } else {
+            call_.kernels.lay_out_few_rows(x_.get() + row * x_.stride(), x_.stride(), count, weight_, laid_out_.get());
+            product.x = laid_out_.get();
+        }
+        product.rows = count;
+        product.weight = &weight_;
+        product.bias = bias_floats_.get();
+        product.scaled_low = adapter_ != nullptr ? scaled_low_.get() + row * rank_ : nullptr;
+        product.adapter = adapter_;
+        product.out = row_of(out_, dtype_, row, weight_.out_features);
+        product.dtype = dtype_;
         parallel_for(weight_.out_features, 16, call_.threads,
                      [&](int64_t begin, int64_t end) { call_.kernels.multiply_few_rows(product, begin, end); });
     }
@@ -152,8 +182,11 @@ class Forward {
     float *low_;
     void *out_;
     const int64_t rank_;
+    const uint16_t *x_given_;
     LeftRows x_, dropped_;
-    const bool few_rows_;
+    LeftBfloat16 x_bfloat16_;
+    const int64_t few_rows_;  // that are multiplied at once; 0 if there are many
+    const bool in_bfloat16_;
     Buffer laid_out_, bias_floats_, sums_, scaled_low_;
 };
 
@@ -166,15 +199,18 @@ class Backward {
         : call_(call), low_(low), dtype_(dtype), rows_(rows), weight_(weight), adapter_(adapter),
           grad_input_(grad_input), grad_lora_A_(grad_lora_A), grad_lora_B_(grad_lora_B),
           rank_(adapter != nullptr ? adapter->rank : 0), dropout_(dropout_of(adapter)),
+          in_bfloat16_(grad_input != nullptr && multiplies_bfloat16(call, dtype)),
           grad_output_(grad_output, dtype, weight.out_features, NO_DROPOUT),
-          dropped_(x, dtype, weight.in_features, dropout_) {}
+          dropped_(x, dtype, weight.in_features, dropout_),
+          grad_bfloat16_(grad_output, weight.out_features) {}
 
     int run() {
         if (!allocate()) return QLK_NO_MEMORY;
         if (rows_ == 0 && adapter_ != nullptr) multiply_grad_lora(0, 0);
         for (int64_t row = 0; row < rows_; row += ROWS_AT_ONCE) {
             const int64_t count = smaller(ROWS_AT_ONCE, rows_ - row);
-            grad_output_.load(call_, row, count);
+            if (needs_floats()) grad_output_.load(call_, row, count);
+            if (in_bfloat16_) grad_bfloat16_.load(call_, row, count);
             if (adapter_ != nullptr) {
                 multiply_grad_low(count);
                 dropped_.load(call_, row, count);
@@ -191,7 +227,8 @@ class Backward {
   private:
     bool allocate() {
         const int64_t rows = smaller(ROWS_AT_ONCE, rows_);
-        if (!grad_output_.allocate(rows)) return false;
+        if (needs_floats() && !grad_output_.allocate(rows)) return false;
+        if (in_bfloat16_ && !grad_bfloat16_.allocate(rows)) return false;
         if (grad_input_ != nullptr && !sums_.allocate(call_.sums_floats())) return false;
         if (adapter_ == nullptr) return true;
         lows_stride_ = stride_of(rows);
@@ -199,6 +236,8 @@ class Backward {
                grad_lows_.allocate(rank_ * lows_stride_) &&
                grad_lora_B_transposed_.allocate(rank_ * weight_.out_features);
     }
+
+    bool needs_floats() const { return !in_bfloat16_ || adapter_ != nullptr; }
 
     static Product product_of(Term term, int64_t rows, int64_t columns, float *out, bool accumulate) {
         Product product = {};
@@ -214,7 +253,7 @@ class Backward {
 
     // scaling * grad_output lora_B
     void multiply_grad_low(int64_t count) {
-        const Term term = {grad_output_.get(), grad_output_.stride(), dense(adapter_->lora_B, rank_),
+        const Term term = {grad_output_.get(), nullptr, grad_output_.stride(), dense(adapter_->lora_B, rank_),
                            weight_.out_features, nullptr};
         call_.multiply(product_of(term, count, rank_, grad_low_.get(), false), nullptr);
         scale(grad_low_.get(), count * rank_, adapter_->scaling, grad_low_.get());
@@ -224,8 +263,10 @@ class Backward {
     void multiply_grad_lora(int64_t row, int64_t count) {
         transpose(low_ + row * rank_, count, rank_, adapter_->scaling, lows_.get(), lows_stride_);
         transpose(grad_low_.get(), count, rank_, 1.0f, grad_lows_.get(), lows_stride_);
-        const Term to_A = {grad_lows_.get(), lows_stride_, dense(dropped_.get(), dropped_.stride()), count, nullptr};
-        const Term to_B = {lows_.get(), lows_stride_, dense(grad_output_.get(), grad_output_.stride()), count, nullptr};
+        const Right input = dense(dropped_.get(), dropped_.stride());
+        const Right gradient = dense(grad_output_.get(), grad_output_.stride());
+        const Term to_A = {grad_lows_.get(), nullptr, lows_stride_, input, count, nullptr};
+        const Term to_B = {lows_.get(), nullptr, lows_stride_, gradient, count, nullptr};
         call_.multiply(product_of(to_A, rank_, weight_.in_features, grad_lora_A_, row > 0), nullptr);
         call_.multiply(product_of(to_B, rank_, weight_.out_features, grad_lora_B_transposed_.get(), row > 0), nullptr);
     }
@@ -235,11 +276,11 @@ class Backward {
         if (adapter_ != nullptr) {
             const Right lora_A = dense(adapter_->lora_A, weight_.in_features);
             const Dropout *dropout = dropout_.share > 0 ? &dropout_ : nullptr;
-            product.terms[product.term_count++] = {grad_low_.get(), rank_, lora_A, rank_, dropout};
+            product.terms[product.term_count++] = {grad_low_.get(), nullptr, rank_, lora_A, rank_, dropout};
         }
         const Right right = {Layout::weight, nullptr, 0, &weight_};
-        product.terms[product.term_count++] = {grad_output_.get(), grad_output_.stride(), right,
-                                               weight_.out_features, nullptr};
+        product.terms[product.term_count++] =
+            weight_term(in_bfloat16_, grad_output_, grad_bfloat16_, right, weight_.out_features);
         product.rows = count;
         product.columns = weight_.in_features;
         product.first_row = row;
@@ -258,7 +299,9 @@ class Backward {
     float *grad_lora_A_, *grad_lora_B_;
     const int64_t rank_;
     const Dropout dropout_;
+    const bool in_bfloat16_;
     LeftRows grad_output_, dropped_;
+    LeftBfloat16 grad_bfloat16_;
     int64_t lows_stride_ = 0;
     Buffer sums_, grad_low_, lows_, grad_lows_, grad_lora_B_transposed_;
 };

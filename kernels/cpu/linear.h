@@ -29,9 +29,11 @@ struct Right {
     const qlk_weight *weight;
 };
 
-// left (rows, inner) times right (inner, columns). The left operand is float, row by row.
+// left (rows, inner) times right (inner, columns). The left operand is float, row by row; or bfloat16, for kernels with
+// units that multiply it: then the right one is rounded to bfloat16, and a zero follows each row of odd length.
 struct Term {
     const float *left;
+    const uint16_t *left_bfloat16;  // null, or instead of `left`
     int64_t left_stride;
     Right right;
     int64_t inner;
@@ -58,6 +60,7 @@ struct Rectangle {
 // The first rows of x against whole rows of the weight, for a few rows of x (see few_rows_kernels.h).
 struct FewRows {
     const float *x;  // as lay_out_few_rows writes it
+    const uint16_t *x_bfloat16;  // null, or as lay_out_few_pairs does, and instead
     int64_t rows;
     const qlk_weight *weight;
     const float *bias;        // null, or out_features
@@ -69,14 +72,17 @@ struct FewRows {
 
 struct LinearKernels {
     int panel_columns;
-    int64_t most_few_rows;
+    bool has_bfloat16_units;
     // out[r * stride + c] = dropout(in[r * columns + c]), zeros up to the stride. Rows are counted from first_row.
     void (*rows_to_float)(const void *in, int dtype, int64_t first_row, int64_t rows, int64_t columns, Dropout dropout,
                           float *out, int64_t stride);
     // One rectangle; `sums` has room for its floats; it may be null if out is float.
     void (*multiply)(const Product &product, const Rectangle &part, float *sums);
+    // How many of so many rows multiply_few_rows takes at once; 0 where they are too many for it.
+    int64_t (*few_rows_at_once)(int64_t rows, int dtype, const qlk_weight &weight);
     int64_t (*few_rows_floats)(int64_t rows, const qlk_weight &weight);
     void (*lay_out_few_rows)(const float *x, int64_t x_stride, int64_t rows, const qlk_weight &weight, float *out);
+    void (*lay_out_few_pairs)(const uint16_t *x, int64_t rows, const qlk_weight &weight, uint16_t *out);
     // Output columns [begin, end).
     void (*multiply_few_rows)(const FewRows &product, int64_t begin, int64_t end);
 };

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 
 #include "checks.h"
 #include "linear.h"
@@ -145,6 +146,33 @@ class LeftRows {
     bool direct_ = false;
     Buffer buffer_;
     const float *loaded_ = nullptr;
+};
+
+// Rows of bfloat16 copied into the workspace: not crowded, and ending in zeros.
+class LeftBfloat16 {
+  public:
+    LeftBfloat16(const void *values, int64_t columns)
+        : values_(static_cast<const uint16_t *>(values)),
+          columns_(columns),
+          stride_(2 * stride_of(ceil_div(columns, 2))) {}
+
+    bool allocate(int64_t rows) { return buffer_.allocate(rows * stride_ / 2); }
+    void load(const Call &call, int64_t first_row, int64_t rows) {
+        parallel_for(rows, 16, call.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                uint16_t *to = get() + row * stride_;
+                std::memcpy(to, values_ + (first_row + row) * columns_, columns_ * sizeof(uint16_t));
+                std::memset(to + columns_, 0, (stride_ - columns_) * sizeof(uint16_t));
+            }
+        });
+    }
+    uint16_t *get() const { return reinterpret_cast<uint16_t *>(buffer_.get()); }
+    int64_t stride() const { return stride_; }
+
+  private:
+    const uint16_t *values_;
+    int64_t columns_, stride_;
+    Buffer buffer_;
 };
 
 }  // namespace qlk

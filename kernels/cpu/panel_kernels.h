@@ -6,6 +6,7 @@
 
 #include "decode.h"
 #include "linear.h"
+#include "simd_bfloat16.h"
 
 namespace qlk::QLK_ISA {
 
@@ -13,6 +14,11 @@ constexpr int PANEL_VECTORS = 3;
 constexpr int PANEL = PANEL_VECTORS * WIDTH;  // columns
 // Rows of a panel: it stays in the first two levels of cache (48 KB with AVX-512) while it is used.
 constexpr int64_t PANEL_INNER = 384;
+constexpr int64_t PANEL_PAIRS = 2 * PANEL_INNER;  // rows of a panel of bfloat16, which is as large
+template <typename Element>
+constexpr int WEIGHTS_IN = sizeof(Element) / sizeof(uint16_t);  // a float, or a pair of bfloat16
+template <>
+inline constexpr int WEIGHTS_IN<float> = 1;
 constexpr int64_t CACHE_LINE = 64;      // bytes
 constexpr int64_t PREFETCHED_ROWS = 16;  // of an operand of which a few bytes of each row are read
 constexpr int64_t RUN = 64;  // elements of a row that are brought into cache at once to be transposed
@@ -45,6 +51,22 @@ class PanelWriter {
             copy_rows(inner, count, column, panel);
         } else {
             write_rows(inner, count, column, columns, panel);
+        }
+    }
+
+    // The same rounded to bfloat16, rows 2 i and 2 i + 1 as pairs: panel[i * PANEL + column]; after an odd row, zeros.
+    void write_pairs(int64_t inner, int64_t count, int64_t column, int columns, uint32_t *panel) const {
+        for (; count > 0; inner += PANEL_INNER, count -= PANEL_INNER, panel += PANEL_INNER / 2 * PANEL) {
+            const int64_t length = count < PANEL_INNER ? count : PANEL_INNER;
+            if (right_.layout == Layout::weight_transposed && has_whole_blocks_) {
+                write_transposed_blocks(inner, length, column, columns, panel);
+            } else if (right_.layout == Layout::weight && has_whole_blocks_ && columns == PANEL) {
+                write_block_pairs(inner, length, column, panel);
+            } else {
+                alignas(64) float floats[(PANEL_INNER + 1) * PANEL];
+                write(inner, length, column, columns, floats);
+                pair_rows(floats, length, panel);
+            }
         }
     }
 
@@ -109,8 +131,9 @@ class PanelWriter {
         }
     }
 
-    // Bytes are transposed while they hold two weights each; a word then has eight of its lane's row.
-    void write_transposed_blocks(int64_t inner, int64_t count, int64_t column, int columns, float *panel) const {
+    // Bytes are transposed while they hold two weights each; a word then has eight of its lane's row. Floats or pairs.
+    template <typename Element>
+    void write_transposed_blocks(int64_t inner, int64_t count, int64_t column, int columns, Element *panel) const {
         if (count == 0) return;
         alignas(64) float scales[PANEL_INNER / 32 + 1][PANEL];
         column_scales(inner, count, column, columns, scales);
@@ -128,7 +151,9 @@ class PanelWriter {
                 if (k % (2 * CACHE_LINE) == 0) prefetch_next_panel(rows, (inner + k) / 2 + PANEL * row_bytes);
                 Ints words[4];
                 transpose_words(rows, (inner + k) / 2, words);
-                for (int j = 0; j < 4; ++j) write_word(words[j], scale, panel + (k + 8 * j) * PANEL + lanes);
+                for (int j = 0; j < 4; ++j) {
+                    write_word(words[j], scale, panel + (k + 8 * j) / WEIGHTS_IN<Element> * PANEL + lanes);
+                }
             }
         }
     }
@@ -147,6 +172,17 @@ class PanelWriter {
         put(5, shift_right<16>(word));
         put(6, shift_right<28>(word));
         put(7, shift_right<24>(word));
+    }
+
+    void write_word(Ints word, Floats scale, uint32_t *out) const {
+        const auto weight = [&](Ints codes) { return mul(lookup(levels_, codes), scale); };
+        const auto put = [&](int i, Ints first, Ints second) {
+            store_pairs(out + i * PANEL, pair_up(weight(first), weight(second)));
+        };
+        put(0, shift_right<4>(word), word);
+        put(1, shift_right<12>(word), shift_right<8>(word));
+        put(2, shift_right<20>(word), shift_right<16>(word));
+        put(3, shift_right<28>(word), shift_right<24>(word));
     }
 
     // The scales of a panel's vectors in `count` rows of the weight: element i * stride of scales[v] is that of row i.
@@ -189,6 +225,36 @@ class PanelWriter {
             for (int v = 0; v < PANEL_VECTORS; ++v) {
                 const Table16 scaled = scale_table(levels, scales.scales[v][i * stride]);
                 store(panel + v * WIDTH, lookup(scaled, load_codes(packed + v * WIDTH / 2)));
+            }
+        }
+    }
+
+    void write_block_pairs(int64_t inner, int64_t count, int64_t column, uint32_t *panel) const {
+        VectorScales scales;
+        find_scales(inner, count, column, scales);
+        const int64_t row_bytes = right_.weight->in_features / 2, stride = scales.stride;
+        const Table16 levels = levels_;
+        const uint8_t *packed = right_.weight->packed + inner * row_bytes + column / 2;
+        const auto row = [&](int64_t i, int v) {
+            const Table16 scaled = scale_table(levels, scales.scales[v][i * stride]);
+            return lookup(scaled, load_codes(packed + i * row_bytes + v * WIDTH / 2));
+        };
+        for (int64_t i = 0; i < count; i += 2, panel += PANEL) {
+            __builtin_prefetch(packed + (i + PREFETCHED_ROWS) * row_bytes);
+            __builtin_prefetch(packed + (i + 1 + PREFETCHED_ROWS) * row_bytes);
+#pragma GCC unroll 3
+            for (int v = 0; v < PANEL_VECTORS; ++v) {
+                store_pairs(panel + v * WIDTH, pair_up(row(i, v), i + 1 < count ? row(i + 1, v) : broadcast(0.0f)));
+            }
+        }
+    }
+
+    // floats[count][PANEL] as pairs of rows; there is room for one row more.
+    static void pair_rows(float *floats, int64_t count, uint32_t *panel) {
+        for (int v = 0; v < PANEL; v += WIDTH) store(floats + count * PANEL + v, broadcast(0.0f));
+        for (int64_t i = 0; i < count; i += 2, floats += 2 * PANEL, panel += PANEL) {
+            for (int v = 0; v < PANEL; v += WIDTH) {
+                store_pairs(panel + v, pair_up(load(floats + v), load(floats + PANEL + v)));
             }
         }
     }

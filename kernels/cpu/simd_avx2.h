@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace qlk::avx2 {
+namespace qlk::QLK_ISA {
 
 constexpr int WIDTH = 8;
 
@@ -249,4 +249,4 @@ inline int32_t largest(Ints x) {
     return _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, 1)));
 }
 
-}  // namespace qlk::avx2
+}  // namespace qlk::QLK_ISA

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-namespace qlk::avx512 {
+namespace qlk::QLK_ISA {
 
 constexpr int WIDTH = 16;
 
@@ -202,4 +202,4 @@ inline float sum(Floats x) { return _mm512_reduce_add_ps(x); }
 inline float largest(Floats x) { return _mm512_reduce_max_ps(x); }
 inline int32_t largest(Ints x) { return _mm512_reduce_max_epi32(x); }
 
-}  // namespace qlk::avx512
+}  // namespace qlk::QLK_ISA

@@ -7,7 +7,7 @@
 
 #include "qlk/float16.h"
 
-namespace qlk::scalar {
+namespace qlk::QLK_ISA {
 
 constexpr int WIDTH = 8;
 
@@ -232,4 +232,4 @@ inline int32_t largest(Ints x) {
     return result;
 }
 
-}  // namespace qlk::scalar
+}  // namespace qlk::QLK_ISA

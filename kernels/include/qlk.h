@@ -70,7 +70,7 @@ QLK_API const char *qlk_status_text(int status);
 QLK_API int qlk_format_index(const char *name); /* -1: no such format */
 
 /* Instruction sets: the best one of this machine is used unless another is asked for (QLK_ISA, or qlk_cpu_use_isa
- * in tests). Names: "scalar", "avx2", "avx512". */
+ * in tests). Names: "scalar", "avx2", "avx512", "avx512_bf16". */
 QLK_API const char *qlk_cpu_isa(void);
 QLK_API const char *qlk_cpu_isas(void); /* all that this machine has, separated by spaces, best last */
 QLK_API int qlk_cpu_use_isa(const char *name);

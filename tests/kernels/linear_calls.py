@@ -155,6 +155,13 @@ def lora_linear_backward(
     return grad_input.checked() if grad_input else None, grad_A.checked(), grad_B.checked()
 
 
+def multiplied(library: ctypes.CDLL, weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Return the weight that a product of `dtype` meets, in float64: rounded where units multiply bfloat16."""
+    library.qlk_cpu_isa.restype = ctypes.c_char_p
+    rounded = dtype == torch.bfloat16 and library.qlk_cpu_isa() == b"avx512_bf16"
+    return (weight.dense.bfloat16() if rounded else weight.dense).double()
+
+
 def assert_within(actual: Tensor, expected: Tensor, magnitude: Tensor, roundings: int) -> None:
     """Check a sum of products, `magnitude` being the sum of their absolute values.
 

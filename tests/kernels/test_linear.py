@@ -21,11 +21,12 @@ from tests.kernels.linear_calls import (
     assert_within,
     linear,
     linear_grad_input,
+    multiplied,
     pointer,
     random_weight,
 )
 
-ROWS = (0, 1, 2, 3, 5, 16, 17, 64)
+ROWS = (0, 1, 2, 3, 5, 8, 11, 16, 17, 64)
 DTYPES = (torch.float32, torch.bfloat16)
 EXTRA_ROUNDINGS = 16  # of a product, its pieces' sums, the bias
 
@@ -55,7 +56,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
 
 
 def check_forward(library: ctypes.CDLL, weight: Weight, x: Tensor, bias: Tensor | None, threads: int = 1) -> None:
-    dense = weight.dense.double()
+    dense = multiplied(library, weight, x.dtype)
     expected, magnitude = x.double() @ dense.T, x.double().abs() @ dense.T.abs()
     if bias is not None:
         expected, magnitude = expected + bias.double(), magnitude + bias.double().abs()
@@ -63,7 +64,7 @@ def check_forward(library: ctypes.CDLL, weight: Weight, x: Tensor, bias: Tensor 
 
 
 def check_grad_input(library: ctypes.CDLL, weight: Weight, grad: Tensor, threads: int = 1) -> None:
-    dense = weight.dense.double()
+    dense = multiplied(library, weight, grad.dtype)
     expected, magnitude = grad.double() @ dense, grad.double().abs() @ dense.abs()
     roundings = dense.shape[0] + EXTRA_ROUNDINGS
     assert_within(linear_grad_input(library, grad, weight, threads), expected, magnitude, roundings)
@@ -135,11 +136,12 @@ def test_threads_do_not_change_results(library: ctypes.CDLL, dtype: torch.dtype)
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("case", ["whole blocks", "odd"])
-def test_what_is_not_finite_stays_in_its_row(library: ctypes.CDLL, case: str, value: float) -> None:
+@dtypes
+def test_what_is_not_finite_stays_in_its_row(library: ctypes.CDLL, case: str, value: float, dtype: torch.dtype) -> None:
     shape, fmt, block_size, nested = WEIGHTS[case]
     weight = random_weight(shape, fmt, block_size, nested=nested)
     for rows in (1, 3, 20):
-        x, grad = random(rows, shape[1]), random(rows, shape[0])
+        x, grad = random(rows, shape[1], dtype=dtype), random(rows, shape[0], dtype=dtype)
         x[rows // 2, shape[1] - 1] = grad[rows // 2, shape[0] - 1] = value
         for result in (linear(library, x, weight), linear_grad_input(library, grad, weight)):
             finite = result.isfinite()

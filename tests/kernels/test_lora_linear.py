@@ -19,6 +19,7 @@ from tests.kernels.linear_calls import (
     linear,
     lora_linear,
     lora_linear_backward,
+    multiplied,
     pointer,
     random_weight,
 )
@@ -58,9 +59,10 @@ def check(library: ctypes.CDLL, case: str, rows: int, dtype: torch.dtype, thread
     grad_x, grad_A, grad_B = lora_linear_backward(library, grad, x, low, weight, adapter, threads)
 
     mask = drop(torch.ones(rows, in_features), adapter.dropout, adapter.seed).double()
-    expected = Autograd(x, weight, bias, adapter, mask, grad, magnitudes=False)
-    magnitude = Autograd(x, weight, bias, adapter, mask, grad, magnitudes=True)
     roundings = in_features + out_features + rows + 2 * adapter.lora_A.shape[0] + EXTRA_ROUNDINGS
+    dense = multiplied(library, weight, dtype)
+    expected = Autograd(x, dense, bias, adapter, mask, grad, magnitudes=False)
+    magnitude = Autograd(x, dense, bias, adapter, mask, grad, magnitudes=True)
     for actual, name in ((out, "out"), (low, "low"), (grad_x, "grad_x"), (grad_A, "grad_A"), (grad_B, "grad_B")):
         assert actual is not None
         assert_within(actual, getattr(expected, name), getattr(magnitude, name), roundings)
@@ -74,7 +76,7 @@ class Autograd:
     def __init__(
         self,
         x: Tensor,
-        weight: Weight,
+        dense: Tensor,
         bias: Tensor,
         adapter: Adapter,
         mask: Tensor,
@@ -88,7 +90,7 @@ class Autograd:
 
         values, lora_A, lora_B = leaf(x), leaf(adapter.lora_A), leaf(adapter.lora_B)
         low = (values * mask) @ lora_A.T
-        out = values @ leaf(weight.dense).T + leaf(bias) + adapter.scaling * (low @ lora_B.T)
+        out = values @ leaf(dense).T + leaf(bias) + adapter.scaling * (low @ lora_B.T)
         out.backward(leaf(grad).detach())
         self.low, self.out = low.detach(), out.detach()
         self.grad_x, self.grad_A, self.grad_B = values.grad, lora_A.grad, lora_B.grad
@@ -145,10 +147,11 @@ def test_threads_do_not_change_results(library: ctypes.CDLL) -> None:
         assert all(torch.equal(a, b) for a, b in zip(one, more, strict=True) if a is not None and b is not None)
 
 
-def test_what_is_not_finite_stays_in_its_row(library: ctypes.CDLL) -> None:
+@dtypes
+def test_what_is_not_finite_stays_in_its_row(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     weight, adapter = layer("odd")
     for rows in (3, 40):
-        x, grad = random(rows, 45), random(rows, 37)
+        x, grad = random(rows, 45, dtype=dtype), random(rows, 37, dtype=dtype)
         _, low = lora_linear(library, x, weight, None, adapter)
         x[1, 7:20] = grad[1, 3] = float("nan")  # half of x is dropped
         out, spoilt_low = lora_linear(library, x, weight, None, adapter)

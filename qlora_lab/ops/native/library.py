@@ -17,7 +17,7 @@ FOLDER = "qlora_lab/_native"  # inside an installed package
 PATH_VARIABLE = "QLORA_LAB_KERNELS"  # a folder to load from instead, or REFERENCE
 REFERENCE = "reference"
 ISA_VARIABLE = "QLK_ISA"
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 
 class WeightView(ctypes.Structure):
