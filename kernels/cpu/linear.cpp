@@ -232,8 +232,8 @@ class Backward {
         if (grad_input_ != nullptr && !sums_.allocate(call_.sums_floats())) return false;
         if (adapter_ == nullptr) return true;
         lows_stride_ = stride_of(rows);
-        return dropped_.allocate(rows, true) && grad_low_.allocate(rows * rank_) && lows_.allocate(rank_ * lows_stride_) &&
-               grad_lows_.allocate(rank_ * lows_stride_) &&
+        return dropped_.allocate(rows, true) && grad_low_.allocate(rows * rank_) &&
+               lows_.allocate(rank_ * lows_stride_) && grad_lows_.allocate(rank_ * lows_stride_) &&
                grad_lora_B_transposed_.allocate(rank_ * weight_.out_features);
     }
 
