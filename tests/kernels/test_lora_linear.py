@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from qlora_lab.ops.formats import FORMATS
 from qlora_lab.ops.lora.dropout import drop
 from tests.kernels.linear_calls import (
     BAD_SIZE,
@@ -36,6 +39,9 @@ CASES = {
 }
 cases = pytest.mark.parametrize("case", CASES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+repeatable = settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
@@ -43,15 +49,17 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
 
 
 def layer(case: str) -> tuple[Weight, Adapter]:
-    shape, fmt, block_size, rank, dropout = CASES[case]
+    return layer_of(*CASES[case])
+
+
+def layer_of(shape: tuple[int, int], fmt: str, block_size: int, rank: int, dropout: float) -> tuple[Weight, Adapter]:
     weight = random_weight(shape, fmt, block_size, nested=rank % 2 == 0)
     lora_A, lora_B = random(rank, shape[1], seed=2), random(shape[0], rank, seed=3)
     return weight, Adapter(lora_A, lora_B, scaling=0.75, dropout=dropout, seed=2**63 + 12345)
 
 
-def check(library: ctypes.CDLL, case: str, rows: int, dtype: torch.dtype, threads: int) -> None:
+def check(library: ctypes.CDLL, weight: Weight, adapter: Adapter, rows: int, dtype: torch.dtype, threads: int) -> None:
     """Check output, `low` and all gradients; each magnitude is the same expression of absolute values."""
-    weight, adapter = layer(case)
     out_features, in_features = weight.dense.shape
     x, grad = random(rows, in_features, dtype=dtype), random(rows, out_features, dtype=dtype, seed=4)
     bias = random(out_features, dtype=dtype, seed=5)
@@ -100,12 +108,37 @@ class Autograd:
 @dtypes
 def test_adapter_is_within_the_bound(library: ctypes.CDLL, case: str, dtype: torch.dtype) -> None:
     for rows, threads in ((1, 1), (3, 2), (7, 1), (64, 2)):
-        check(library, case, rows, dtype, threads)
+        check(library, *layer(case), rows, dtype, threads)
 
 
 def test_many_rows(library: ctypes.CDLL) -> None:
     """More rows than pass through the workspace at once."""
-    check(library, "odd", 1100, torch.float32, threads=2)
+    check(library, *layer("odd"), 1100, torch.float32, threads=2)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 90), st.integers(1, 200)),
+    fmt=st.sampled_from(sorted(FORMATS)),
+    block_size=st.sampled_from([32, 64, 256]),
+    rank=st.integers(1, 80),
+    dropout=st.sampled_from([0.0, 0.1, 0.5]),
+    rows=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    threads=st.integers(1, 2),
+)
+@repeatable
+def test_any_shape(
+    library: ctypes.CDLL,
+    shape: tuple[int, int],
+    fmt: str,
+    block_size: int,
+    rank: int,
+    dropout: float,
+    rows: int,
+    dtype: torch.dtype,
+    threads: int,
+) -> None:
+    check(library, *layer_of(shape, fmt, block_size, rank, dropout), rows, dtype, threads)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
