@@ -161,7 +161,7 @@ class LeftBfloat16 {
         parallel_for(rows, 16, call.threads, [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
                 uint16_t *to = get() + row * stride_;
-                std::memcpy(to, values_ + (first_row + row) * columns_, columns_ * sizeof(uint16_t));
+                if (columns_ > 0) std::memcpy(to, values_ + (first_row + row) * columns_, columns_ * sizeof(uint16_t));
                 std::memset(to + columns_, 0, (stride_ - columns_) * sizeof(uint16_t));
             }
         });
