@@ -22,6 +22,7 @@ from qlora_lab.errors import DataError, QloraLabError
 from qlora_lab.listening import is_loopback, listen
 from qlora_lab.ratings.answers import read_questions
 from qlora_lab.ratings.files import load_answers
+from qlora_lab.ratings.stopping import stopping
 from qlora_lab.runs.files import write_json_lines
 
 PACKAGES = ("fastapi", "uvicorn", "jinja2", "markdown_it")  # of the extra `annotate`
@@ -54,6 +55,7 @@ def asked_of_server(options: argparse.Namespace) -> Path:
 
     Raises:
         DataError: there is nothing to ask, or the server does not answer.
+        SystemExit: on Ctrl-C and SIGTERM, once the answers under way are in the file.
     """
     from qlora_lab.annotation.from_server import ask_server
 
@@ -61,7 +63,11 @@ def asked_of_server(options: argparse.Namespace) -> Path:
         raise DataError("--server needs --questions FILE: the prompts that its models are to answer")
     file: Path = options.db.with_name(f"{options.db.name}.answers.jsonl")
     systems = [name.strip() for name in options.systems.split(",") if name.strip()]
-    ask_server(options.server, systems, read_questions(options.questions), file)
+    with stopping("answers") as stop:
+        ask_server(options.server, systems, read_questions(options.questions), file, stop.event)
+    if stop.signal is not None:
+        print(f"this command was stopped; {file} has what was answered, and the same command goes on", file=sys.stderr)
+        sys.exit(128 + stop.signal)
     return file
 
 

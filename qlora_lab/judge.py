@@ -7,13 +7,10 @@ it stopped and nothing is asked twice. python -m qlora_lab.tournament rates the 
 
 import argparse
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
 from qlora_lab.config.command import shipped
 from qlora_lab.config.exit_status import FAILED, REFUSED
@@ -28,6 +25,7 @@ from qlora_lab.judging.replay import matching, published_rows
 from qlora_lab.judging.settings import LOCAL, REPLAY, JudgeConfig, load_judge
 from qlora_lab.judging.work import Asker, Outcome, Request, Work, first_request
 from qlora_lab.ratings.files import AnswerFiles, load_answers
+from qlora_lab.ratings.stopping import StopSignal, stopping
 from qlora_lab.runs.progress import progress_bar
 from qlora_lab.wheels import default_cache_dir
 
@@ -59,7 +57,7 @@ def judge(options: argparse.Namespace) -> int:
     print(report.plan(config, requests, options.task, _cached(file, requests)), flush=True)
     if options.plan:
         return 0
-    with _stopping() as stop:
+    with stopping("paid requests") as stop:
         asker = asker_of(stop.event)
         status = _judge(config, options, requests, asker, file, stop)
         if stop.signal is not None and not asker.paid:  # its thread may be at a batch for minutes
@@ -74,7 +72,7 @@ def _judge(
     requests: Sequence[Request],
     asker: Asker,
     file: Path,
-    stop: "StopSignal",
+    stop: StopSignal,
 ) -> int:
     cache = ResponseCache(file)
     try:
@@ -99,7 +97,7 @@ def _judge(
     return _status(outcome, len(requests), stop)
 
 
-def _status(outcome: Outcome, comparisons: int, stop: "StopSignal") -> int:
+def _status(outcome: Outcome, comparisons: int, stop: StopSignal) -> int:
     """Return the exit status, with the sentence that says why it is not 0."""
     left = comparisons - len(outcome.judged)
     if outcome.halted is not None:
@@ -156,32 +154,6 @@ def _cached(file: Path, requests: Sequence[Request]) -> set[str]:
         return {request.key for request in requests if cache.get(request.key) is not None}
     finally:
         cache.close()
-
-
-class StopSignal:
-    """What Ctrl-C and SIGTERM do: `event` is set, for the work to end well; the second ends at once."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.signal: int | None = None
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            os._exit(128 + signum)  # all there is to keep is in the cache
-        self.signal = signum
-        self.event.set()
-        os.write(2, b"\nstopping: paid requests under way are waited for; once more ends at once\n")
-
-
-@contextmanager
-def _stopping() -> Iterator[StopSignal]:
-    stop = StopSignal()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def parser() -> argparse.ArgumentParser:

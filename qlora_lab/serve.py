@@ -160,6 +160,7 @@ def open_shared(config: OpenConfig) -> "SharedBase":
             f"for the CPU name the base, as in model={base.model.name} quant={base.quant.format} device=cpu "
             "+adapters.tuned=RUN"
         )
+    _say_slow_kernels(base.device)
     cache_dir = Path(config.paths.cache_dir) if config.paths.cache_dir else default_cache_dir()
     opened = open_model(alone(base, runs_dir), cache_dir=cache_dir, cache_bases=config.paths.cache_bases)
     budget_bytes = None if config.adapter_budget_mb is None else int(config.adapter_budget_mb * 1e6)
@@ -174,6 +175,15 @@ def open_shared(config: OpenConfig) -> "SharedBase":
     if of_study and not shared.names:
         raise ModelError(f"no run of study '{config.study}' can be served on {base.name}")
     return shared
+
+
+def _say_slow_kernels(device: str) -> None:
+    """Tell that references in torch run in place of native kernels, and why."""
+    from qlora_lab.ops.registry import CUDA_KERNELS, KERNELS
+
+    kernels = CUDA_KERNELS if device == "cuda" else KERNELS
+    if kernels.library is None:
+        print(f"note: kernels: {kernels}", flush=True)
 
 
 def _register(shared: "SharedBase", name: str, source: "Source") -> None:

@@ -17,6 +17,7 @@ from qlora_lab.errors import ModelError, nearest
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.(?P<matrix>lora_[AB])\.weight")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Settings of PEFT that change what an adapter computes, or which other weights it brings, in ways we do not have.
 UNSUPPORTED = (
     *("use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "bias"),
@@ -113,17 +114,28 @@ def check_base_name(adapter: str, saved: SavedAdapter, names: Sequence[str]) -> 
 
     Args:
         adapter: how it is called in the refusal.
-        names: what the base at hand is called, its usual name first; folders and owners of names do not count.
+        names: what the base at hand is called, its usual name first. Folders that names lie in do not count, and
+            owners only where both are known: ORG/NAME may be a copy in a folder NAME, but not OTHER/NAME of the hub.
 
     Raises:
         ModelError: names both.
     """
     told = saved.base_name
-    if told and Path(told).name.casefold() not in {Path(name).name.casefold() for name in names}:
+    if not told:
+        return
+    alike = [name for name in names if Path(name).name.casefold() == Path(told).name.casefold()]
+    owned = [name for name in alike if _has_owner(name)]
+    if not alike or (owned and _has_owner(told) and told.casefold() not in [name.casefold() for name in owned]):
+        ours = owned[0] if owned else names[0]
         raise ModelError(
-            f"{adapter} is for the base '{told}', and this one is '{names[0]}'; take its own base, or if they are the "
-            f"same model, write '{names[0]}' as base_model_name_or_path into its {CONFIG}"
+            f"{adapter} is for the base '{told}', and this one is '{ours}'; take its own base, or if they are the "
+            f"same model, write '{ours}' as base_model_name_or_path into its {CONFIG}"
         )
+
+
+def _has_owner(name: str) -> bool:
+    """Whether a name is one of the hub, ORG/NAME; a folder that is there is a folder."""
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def check_fits(model: nn.Module, folder: Path, saved: SavedAdapter, linears: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
 """Answers that people compare, asked of the models of an OpenAI-compatible server, such as qlora_lab.serve."""
 
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from qlora_lab.errors import DataError, unknown_name
 from qlora_lab.ratings.answers import Answer, Question, answer_line, read_answers
@@ -17,13 +18,16 @@ AT_A_TIME = 16  # requests, which our server answers in one batch
 TIMEOUT_S = 600.0
 
 
-def ask_server(address: str, systems: Sequence[str], questions: Mapping[str, Question], file: Path) -> None:
+def ask_server(
+    address: str, systems: Sequence[str], questions: Mapping[str, Question], file: Path, stop: threading.Event
+) -> None:
     """Let each system of a server answer each question, at temperature 0; answers that `file` has are kept.
 
     Args:
         address: such as http://127.0.0.1:8000/v1.
         systems: names of its models; empty: all that it has.
         file: gets a line for each answer as it comes, so that a command that was stopped goes on.
+        stop: once it is set, answers under way are waited for and no others are asked for; as when one fails.
 
     Raises:
         DataError: the server cannot be reached, refuses, or has no such model; the `openai` package is missing.
@@ -34,9 +38,18 @@ def ask_server(address: str, systems: Sequence[str], questions: Mapping[str, Que
         raise DataError("asking a server needs the openai package; pip install 'qlora_lab[judge]'") from error
     client: Any = openai.OpenAI(base_url=address, api_key=os.environ.get(TOKEN_VARIABLE) or NO_TOKEN, timeout=TIMEOUT_S)
 
-    def answer(system: str, one: Question) -> dict[str, Any]:
+    failed = threading.Event()
+
+    def answer(system: str, one: Question) -> dict[str, Any] | None:
+        """Return what the file gets, or nothing where nothing more is asked."""
+        if stop.is_set() or failed.is_set():
+            return None
         asked = [{"role": "user", "content": one.prompt}]
-        choice = client.chat.completions.create(model=system, messages=asked, temperature=0).choices[0]
+        try:
+            choice = client.chat.completions.create(model=system, messages=asked, temperature=0).choices[0]
+        except Exception:
+            failed.set()
+            raise
         told = Answer(one.question, one.category, one.prompt, choice.message.content or "", system)
         return {**answer_line(told), "stop_reason": choice.finish_reason, "temperature": 0}
 
@@ -54,16 +67,27 @@ def ask_server(address: str, systems: Sequence[str], questions: Mapping[str, Que
             answers = [pool.submit(answer, *one) for one in missing]
             bar = progress_bar(len(wanted), done=len(wanted) - len(missing), what="asking the server", unit="answer")
             with bar, file.open("a", encoding="utf-8") as opened:
-                for done in as_completed(answers):
-                    opened.write(to_json(done.result()) + "\n")
-                    opened.flush()
-                    bar.update()
+                _write(answers, opened, bar.update)
         finally:
+            failed.set()
             pool.shutdown(cancel_futures=True)
     except openai.OpenAIError as error:
         raise DataError(f"{address} does not answer as it should ({_said(error)}); the same command goes on") from error
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _write(answers: "Sequence[Future[dict[str, Any] | None]]", file: TextIO, update: Callable[[], object]) -> None:
+    """Write a line for each answer as it comes; raise what one of them failed of, once all others have ended."""
+    failure: BaseException | None = None
+    for done in as_completed(answers):
+        failure = failure or done.exception()
+        if done.exception() is None and (line := done.result()) is not None:
+            file.write(to_json(line) + "\n")
+            file.flush()
+            update()
+    if failure is not None:
+        raise failure
 
 
 def _answered(file: Path, systems: Sequence[str], questions: Mapping[str, Question]) -> set[tuple[str, str]]:

@@ -1,13 +1,14 @@
 """Tokens per second of one batch with 1, 8 and 64 adapters, ours and PEFT's mixed batch, in the same run.
 
     python tests/benchmarks/serving.py [--adapters 1,8,64] [--rows 64] [--prompt 4] [--tokens 8] [--rank 16]
-        [--rounds 2] [--cpu-time]
+        [--rounds 2] [--dtype float32] [--cpu-time]
 
 The model is SmolLM2-135M with random adapters on every linear layer; every row has the same number of tokens, read and
 written greedily, and nothing ends early. `packed` multiplies by the 4-bit weights, `expanded` by a dense copy of them
 as serving does with a small model, and `PEFT` by the same dense values in a plain model of transformers, through
-`generate(adapter_names=...)`. For each number of adapters the ways take turns, after a pass that makes adapters ready
-and builds their stack; the figures are medians of the rounds, and it is said how many rows all ways wrote alike.
+`generate(adapter_names=...)`; all compute in the same dtype, but that PEFT keeps its adapters in float32. For each
+number of adapters the ways take turns, after a pass that makes adapters ready and builds their stack; the figures are
+medians of the rounds, and it is said how many rows all ways wrote alike. Loading is not measured.
 """
 
 import argparse
@@ -18,13 +19,15 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
-from torch import Tensor
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -34,6 +37,7 @@ from qlora_lab.config.schema import OpenConfig, QuantConfig
 from qlora_lab.evaluation.candidates import alone, asked_base
 from qlora_lab.evaluation.run_model import RunModel, open_model
 from qlora_lab.models.load import load_model
+from qlora_lab.ops.blockwise.checks import DTYPES
 from qlora_lab.quant.linear import QuantizedLinear, cached_weights
 from qlora_lab.serving.batch import Batch
 from qlora_lab.serving.shared_base import SharedBase
@@ -53,6 +57,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="written to each row")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="in which all compute")
     parser.add_argument(
         "--cpu-time", action="store_true", help="instead of the clock's; for one thread, others computing"
     )
@@ -60,7 +65,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     started = time.perf_counter()
     config = composed("model=smollm2_135m")
-    base = asked_base(OpenConfig(model=config.model, quant=QuantConfig(), device="cpu"), hardware.detect())
+    asked = OpenConfig(model=config.model, quant=QuantConfig(), device="cpu", compute_dtype=options.dtype)
+    base = asked_base(asked, hardware.detect())
     opened = open_model(alone(base, Path("runs")))
     prompts = torch.randint(1000, 40000, (options.rows, options.prompt), generator=torch.Generator().manual_seed(0))
     print(f"{options.rows} rows, {options.prompt} tokens read and {options.tokens} written, rank {options.rank}, "
@@ -143,22 +149,34 @@ class Theirs:
     """PEFT on a plain model, with as many of the adapters in the folder as were asked for."""
 
     def __init__(self, plain: Any, folder: Path, prompts: Tensor, rank: int) -> None:
-        settings = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        self._model = get_peft_model(plain, settings, adapter_name="unused")
+        self._settings = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        self.model = get_peft_model(plain, self._settings, adapter_name="unused")
         self._folder, self._prompts, self._loaded = folder, prompts, 0
 
     def load(self, count: int) -> None:
         begun = time.perf_counter()
         for number in range(self._loaded, count):
-            folder = str(self._folder / f"a{number}")
-            self._model.load_adapter(folder, adapter_name=f"a{number}", low_cpu_mem_usage=True)
+            self._add(f"a{number}")
         self._loaded = count
-        self._model.eval()
+        self.model.eval()
         print(f"PEFT has {count} adapters after {time.perf_counter() - begun:.1f} s", flush=True)
+
+    def _add(self, name: str) -> None:
+        """Leave the model as `load_adapter` does, which walks all of it several times for every further adapter."""
+        settings = replace(self._settings, init_lora_weights=False)
+        tensors = load_file(self._folder / name / "adapter_model.safetensors")
+        self.model.peft_config[name] = replace(settings, inference_mode=True)
+        for path, layer in self.model.named_modules():
+            if isinstance(layer, LoraLayer):
+                layer.update_layer(name, settings.r, lora_alpha=settings.lora_alpha, config=settings)
+                for matrix in ("lora_A", "lora_B"):
+                    values = nn.Parameter(tensors.pop(f"{path}.{matrix}.weight"), requires_grad=False)
+                    getattr(layer, matrix)[name].weight = values
+        assert not tensors, f"PEFT's model has no layers for {', '.join(tensors)}"
 
     @torch.inference_mode()
     def write(self, names: Sequence[str], tokens: int) -> Tensor:
-        found: Tensor = self._model.generate(
+        found: Tensor = self.model.generate(
             input_ids=self._prompts,
             attention_mask=torch.ones_like(self._prompts),
             adapter_names=list(names),
@@ -176,7 +194,7 @@ def dense_copy(opened: RunModel) -> Any:
     plain = load_model(
         opened.base.model,
         QuantConfig(format="none", double_quant=False),
-        compute_dtype=torch.float32,
+        compute_dtype=DTYPES[opened.base.compute_dtype],
         device="cpu",
         cache_dir=default_cache_dir(),
         seed=0,
@@ -184,18 +202,18 @@ def dense_copy(opened: RunModel) -> Any:
     with torch.no_grad():
         for name, layer in opened.model.named_modules():
             if isinstance(layer, QuantizedLinear):
-                plain.get_submodule(name).weight.copy_(layer.dequantize(torch.float32))
+                plain.get_submodule(name).weight.copy_(layer.dequantize(layer.compute_dtype))
     return plain
 
 
-def write_adapter(folder: Path, linears: dict[str, Any], rank: int, seed: int) -> None:
+def write_adapter(folder: Path, linears: dict[str, Any], rank: int, seed: int, *, spread: float = 0.02) -> None:
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir()
     tensors = {}
     for name, layer in linears.items():
         for matrix, shape in (("lora_A", (rank, layer.in_features)), ("lora_B", (layer.out_features, rank))):
             key = f"base_model.model.{name}.{matrix}.weight"
-            tensors[key] = torch.empty(shape).normal_(0, 0.02, generator=generator)
+            tensors[key] = torch.empty(shape).normal_(0, spread, generator=generator)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = SETTINGS % (rank, rank)
     targets = sorted({name.rpartition(".")[2] for name in linears})

@@ -1,6 +1,9 @@
 """Which kernels run on CUDA tensors, and why not others: every reason in one sentence."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,10 @@ from qlora_lab.errors import KernelError
 from qlora_lab.ops.formats import FORMATS
 from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE
-from qlora_lab.ops.native.load import CudaKernels, find_cuda_library, load_cuda_kernels
+from qlora_lab.ops.native.load import DIFFERENTIABLE, OPS, CudaKernels, find_cuda_library, load_cuda_kernels
 from qlora_lab.ops.registry import CUDA_KERNELS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -65,6 +70,35 @@ def test_a_gpu_that_is_too_old_runs_the_references(folder: Path, monkeypatch: py
     assert str(kernels) == (
         "reference (pure torch): the GPU has compute capability 7.5, and the kernels need 8.0 (Ampere) or more"
     )
+
+
+AS_ON_A_T4 = """
+import sys
+import torch
+
+torch.version.cuda, torch.cuda.is_available, torch.cuda.get_device_capability = "12.6", lambda: True, lambda *_: (7, 5)
+from qlora_lab.ops.native.load import OPS, kernel_of
+from qlora_lab.ops.registry import CUDA_KERNELS
+import qlora_lab.quant.linear
+
+print(CUDA_KERNELS)
+for name in (f"qlora_lab::{name}" for op in OPS for name in dict.fromkeys((op, kernel_of(op)))):
+    own = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    print(name, own, torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CUDA"))
+"""
+
+
+def test_on_a_gpu_that_is_too_old_every_op_has_its_reference(folder: Path) -> None:
+    """Asked of torch's table of kernels for CUDA tensors, in a process that finds a T4 when it starts."""
+    (folder / CUDA_FILE).write_bytes(b"built for newer ones")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ON_A_T4], capture_output=True, text=True, check=True, env=environment
+    )
+    said, *ops = done.stdout.splitlines()
+    assert said.endswith("the GPU has compute capability 7.5, and the kernels need 8.0 (Ampere) or more")
+    assert len(ops) == len(OPS) + len(DIFFERENTIABLE)
+    assert [op.split()[1:] for op in ops] == [["False", "True"]] * len(ops)
 
 
 def test_a_folder_that_is_asked_for_must_hold_kernels_for_the_gpu(

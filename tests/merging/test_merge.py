@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
@@ -108,6 +110,23 @@ def test_a_base_is_quantized_again(asked: Request, base, tmp_path: Path) -> None
         assert torch.equal(layer.dequantize(), anew.dequantize())
     told = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
     assert told["quant_method"] == "bitsandbytes" and told["bnb_4bit_quant_type"] == "nf4"
+
+
+def test_a_merge_that_is_quantized_loads_in_plain_transformers(tmp_path: Path) -> None:
+    """With the bits that this project computes with; in blocks that fill rows, as bitsandbytes on CPUs wants them."""
+    base = saved_base(tmp_path / "base", hidden_size=64, feed_forward_size=128)
+    before = trained(base, tmp_path / "adapter")
+    merged(request(base, tmp_path / "adapter", tmp_path / "out", into="quantized"))
+    again = ModelConfig("q", "folder", path=str(tmp_path / "out"), tokenizer="byte_level", max_length_tokens=512)
+    ours = load_model(again, NF4, compute_dtype=torch.float32, device="cpu", cache_dir=tmp_path, seed=0)
+    plain = plainly(before, tmp_path / "out")
+    theirs = {name: layer for name, layer in plain.named_modules() if isinstance(layer, Linear4bit)}
+    assert len(theirs) == 14
+    for name, layer in theirs.items():
+        values = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+        assert torch.equal(values, ours.get_submodule(name).dequantize(torch.float32)), name
+    difference = (logits(plain) - logits(ours)).abs().max()
+    assert difference < 0.05 * logits(ours).std(), "kernels of bitsandbytes may round to bfloat16"
 
 
 def test_a_small_change_outlives_another_quantization_or_the_loss_is_refused(

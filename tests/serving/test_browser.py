@@ -47,7 +47,10 @@ def test_two_adapters_answer_side_by_side_and_the_conversation_is_kept(server: S
     first, second = (Select(side) for side in browser.find_elements(By.TAG_NAME, "select"))
     assert (first.first_selected_option.text, second.first_selected_option.text) == ("tiny_random", "a")
     first.select_by_visible_text("b")
-    browser.execute_script("state.temperature = '0'; state.maxTokens = '9'; keep()")
+    temperature, longest = (browser.find_element(By.ID, name) for name in ("temperature", "max-tokens"))
+    temperature.send_keys(Keys.HOME)
+    longest.send_keys(Keys.CONTROL, "a", Keys.NULL, "9")
+    assert texts(browser, "#shown-temperature") == ["0.0"]
     ask(browser, "hello")
     ask(browser, "again")
     jobs = server.jobs[-4:]
@@ -62,6 +65,10 @@ def test_two_adapters_answer_side_by_side_and_the_conversation_is_kept(server: S
     before = texts(browser, ".answer")
     opened(browser, server.address)
     assert texts(browser, ".answer") == before and Select(browser.find_element(By.TAG_NAME, "select"))
+    assert [browser.find_element(By.ID, name).get_property("value") for name in ("temperature", "max-tokens")] == [
+        "0",
+        "9",
+    ]
     browser.find_element(By.ID, "clear").click()
     opened(browser, server.address)
     assert texts(browser, ".answer") == []

@@ -9,12 +9,16 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 
 from qlora_lab import chat as chat_command
 from qlora_lab import serve as serve_command
+from qlora_lab.ops import registry
+from qlora_lab.ops.native.load import CudaKernels, Kernels
 from qlora_lab.runs.folder import RunFolder
 from qlora_lab.serving.engine import Engine
 from qlora_lab.serving.scheduler import Piece, Scheduler
@@ -45,6 +49,32 @@ def test_a_chat_on_piped_input(
     answers = chat("hello\n/adapter tiny_random\n/reset\nhello", *words, cwd=tmp_path, monkeypatch=monkeypatch).stdout
     first, second = answers.split("tiny_random answers from now on.\nThe conversation is forgotten.\n")
     assert first.strip() != second.strip() and said.startswith(first) and said.count(second) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        ("cpu", "there is no libqlk_cpu.so"),
+        ("cuda", "the GPU has compute capability 7.5, and the kernels need 8.0 (Ampere) or more"),
+    ],
+)
+def test_references_in_place_of_kernels_are_told(
+    device: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    native: Any = SimpleNamespace(library="a library")
+    for of, name in (("cpu", "KERNELS"), ("cuda", "CUDA_KERNELS")):
+        none = Kernels(None, "none", reason) if of == "cpu" else CudaKernels(None, None, reason)
+        monkeypatch.setattr(registry, name, none if of == device else native)
+    serve_command._say_slow_kernels("cuda" if device == "cpu" else "cpu")
+    assert capsys.readouterr().out == ""
+    serve_command._say_slow_kernels(device)
+    assert capsys.readouterr().out == f"note: kernels: reference (pure torch): {reason}\n"
+
+
+def test_a_chat_says_that_it_is_slow(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "KERNELS", Kernels(None, "none", "there is no compiler"))
+    done = chat("", f"run={run.path}", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert (done.returncode, done.stdout) == (0, "note: kernels: reference (pure torch): there is no compiler\n")
 
 
 def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
