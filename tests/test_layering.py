@@ -101,5 +101,6 @@ def test_a_study_begins_without_what_few_commands_need() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "hydra" in loaded
-    slow = {"importlib.metadata", "numpy", "pandas", "wandb", "submitit", "transformers", "qlora_lab.sweep.preview"}
+    slow = {"importlib.metadata", "numpy", "pandas", "wandb", "submitit", "transformers"}
+    slow |= {"qlora_lab.sweep.preview", "qlora_lab.sweep.steer", "qlora_lab.sweep.slurm.scheduler"}
     assert not loaded & slow

@@ -7,7 +7,6 @@ axis of the arrays stands for the draws.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from qlora_lab.errors import ShapeError
 from qlora_lab.ratings.matches import Floats
@@ -115,7 +114,9 @@ def kendall_tau(one: Floats, other: Floats) -> Floats:
 
 def spearman_rho(one: Floats, other: Floats) -> Floats:
     """Return Spearman's rho of ratings of the same systems, (..., S) each; NaN where one has no order."""
-    ranks = [stats.rankdata(ratings, axis=-1) for ratings in (one, other)]
+    from scipy.stats import rankdata  # which takes longer to import than all else here
+
+    ranks = [rankdata(ratings, axis=-1) for ratings in (one, other)]
     mine, theirs = (its - its.mean(-1, keepdims=True) for its in ranks)
     with np.errstate(invalid="ignore"):
         rho: Floats = (mine * theirs).sum(-1) / np.sqrt((mine**2).sum(-1) * (theirs**2).sum(-1))

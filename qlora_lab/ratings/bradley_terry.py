@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components
 
 from qlora_lab.errors import DataError
 from qlora_lab.ratings.logistic import Rows, fit
@@ -121,6 +120,8 @@ def check_connected(matches: Matches) -> None:
     Raises:
         DataError: names the groups.
     """
+    from scipy.sparse.csgraph import connected_components  # which takes longer to import than all else here
+
     size = len(matches.systems)
     points = np.zeros((size, size))  # what i got against j, in either order
     np.add.at(points, (matches.first, matches.second), matches.score)

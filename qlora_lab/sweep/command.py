@@ -1,7 +1,7 @@
 """What `python -m qlora_lab.sweep` does with a composed study: axes -> plan -> runs."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.default_element import GroupDefault
@@ -17,8 +17,10 @@ from qlora_lab.sweep.compose import Composer
 from qlora_lab.sweep.independence import independent_groups
 from qlora_lab.sweep.planned import PlanMemory, command_key
 from qlora_lab.sweep.states import read_states
-from qlora_lab.sweep.steer import Asked, chosen_plan, steer
 from qlora_lab.sweep.together import combination_axes, join
+
+if TYPE_CHECKING:
+    from qlora_lab.sweep.steer import Asked
 
 CHOOSING = ("resume", "retry")  # execute some runs of a plan
 PLANNING = ("run", "plan", *CHOOSING)
@@ -41,6 +43,8 @@ def sweep(loader: ConfigLoader, config: DictConfig, params: dict[str, Any], argu
     axes = axes_of_study(loader, params, arguments, asked)
     memory = PlanMemory(Path(config.paths.runs_dir), command_key(loader, config, arguments))
     if action not in PLANNING:
+        from qlora_lab.sweep.steer import steer  # with it, what is asked of SLURM
+
         steer(_asked(config, study.study_name(asked["name"], name), axes, memory.folder()))
         return
     plan = memory.find()
@@ -53,13 +57,17 @@ def sweep(loader: ConfigLoader, config: DictConfig, params: dict[str, Any], argu
         plan = study.plan_study(axes, composer, name, asked["exclude"])
         composer.check(axes, plan.runs[-1].axes)
     if action in CHOOSING:
+        from qlora_lab.sweep.steer import chosen_plan
+
         states = read_states(plan.runs_dir, (run.run_id for run in plan.runs))
         plan = chosen_plan(plan, states, action, config.sweep.cause)
     study.run_study(plan, action, memory, as_json=config.sweep.json)
 
 
-def _asked(config: DictConfig, name: str, axes: Axes, known: Path | None) -> Asked:
+def _asked(config: DictConfig, name: str, axes: Axes, known: Path | None) -> "Asked":
     """Return what a command asks about a study: the plan of the same command line, or what is meant of the newest."""
+    from qlora_lab.sweep.steer import Asked
+
     narrowed = {key: values for key, values in axes.values.items() if values != axes.narrowed.get(key)}
     return Asked(
         action=config.sweep.action,

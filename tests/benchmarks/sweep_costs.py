@@ -3,16 +3,18 @@
     pip install --target FOLDER --no-deps hydra-submitit-launcher==1.2.0
     python tests/benchmarks/sweep_costs.py --stock FOLDER [--runs 10080] [--only plan,submit,again,worker,import,dead]
 
-CPU seconds of whole processes, imports included; both columns of the table that it ends with are of this one run. No
-run trains: sbatch, squeue and scontrol are scripts that take everything and start nothing, and what a worker executes
-leaves the files of a finished run and no more. The study has 160 combinations of four groups. Stock Hydra composes
-every run in the launcher, and again in its job; it grows with the runs alone, so that it is measured on a quarter of
-`--sample` runs and on all of them, and what the further ones cost is multiplied.
+CPU seconds of whole processes, imports included; both columns of the table that it ends with are of this one run,
+which takes three to five minutes. No run trains: sbatch, squeue and scontrol are scripts that take everything and start
+nothing, and what a worker executes leaves the files of a finished run and no more. The study has 160 combinations of
+four groups and 7 learning rates; `--runs` is rounded up to whole seeds of it. Stock Hydra composes every run in the
+launcher, and again in its job; it grows with the runs alone, so that it is measured on a quarter of `--sample` runs and
+on all of them, and what the further ones cost is multiplied.
 """
 
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -118,12 +120,14 @@ heartbeat._kernel = lambda: "another"
 heartbeat.fcntl.flock = lambda file, operation: None
 """
 
-# The study's command; its answer is another benchmark's (`load_runs.py`).
-WITHOUT_ANSWER = """
-from qlora_lab.sweep import study
-from qlora_lab.sweep.__main__ import main
-study._answer_text = lambda plan, record: "no answer"
-main()
+# The folders of planned runs, as workers make them when runs begin.
+MAKES_FOLDERS = """
+import sys
+from pathlib import Path
+from qlora_lab.sweep.plan_file import read_plan_file
+from qlora_lab.sweep.run_folders import create_run_folders
+runs_dir, rows = Path(sys.argv[1]), read_plan_file(Path(sys.argv[2])).rows
+create_run_folders(runs_dir, ((run_id, config) for run_id, _, config in rows if not (runs_dir / run_id).exists()))
 """
 
 
@@ -181,12 +185,12 @@ class Bench:
             sys.exit(f"{' '.join(command)[:300]} failed:\n{text[-3000:]}")
         return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss << 10, text)
 
-    def ours(self, *overrides: str, program: tuple[str, str] = ("-m", "qlora_lab.sweep")) -> Cost:
+    def ours(self, *overrides: str) -> Cost:
         """Run the study's command, for SLURM."""
-        seeds = -(-self.runs // (COMBINATIONS * LEARNING_RATES))
+        seeds = self.runs // (COMBINATIONS * LEARNING_RATES)
         axes = [*(f"{key}={values}" for key, values in AXES.items()), f"seed=range({seeds})"]
         where = [f"paths.runs_dir={self.folder / 'runs'}", "launcher=slurm", "launcher.slurm.gpus_per_run=0"]
-        return self.command([sys.executable, *program, *FIXED, *where, *axes, *overrides])
+        return self.command([sys.executable, "-m", "qlora_lab.sweep", *FIXED, *where, *axes, *overrides])
 
     def steer(self, action: str) -> Cost:
         """Run a command about the study."""
@@ -310,6 +314,9 @@ def finish_all(bench: Bench, *, mixed: bool = False) -> None:
         mixed: rather let one of two be finished, one of eight failed, one of eight killed and the others interrupted.
     """
     (file,) = (bench.folder / "runs").glob("studies/*/*/plan.json")
+    plan = json.loads(file.read_text())
+    configs = str(file.with_name(plan["configs"]))
+    bench.command([sys.executable, "-c", MAKES_FOLDERS, str(bench.folder / "runs"), configs])
     ended = {"state": "finished", "started_at": "2026-01-01T00:00:00+00:00", "ended_at": "2026-01-01T00:01:00+00:00"}
     status = json.dumps({**ended, "attempt": 1, "elapsed_s": 60.0, "error": None})
     trace = "\n".join(f'  File "module.py", line {line}, in function' for line in range(40))
@@ -319,15 +326,18 @@ def finish_all(bench: Bench, *, mixed: bool = False) -> None:
         5: {"state": "running", "ended_at": None},
         1: {"state": "interrupted", "cause": "preemption", "history": [{"cause": "preemption"}] * 5},
     }
-    for number, run in enumerate(json.loads(file.read_text())["runs"]):
+    draw = random.Random(0)
+    for number, run in enumerate(plan["runs"]):
         folder = bench.folder / "runs" / run["run_id"]
-        folder.mkdir(exist_ok=True)
         if mixed and number % 2:
             changed = {**json.loads(status), **others.get(number % 8, others[1])}
             (folder / "status.json").write_text(json.dumps(changed))
             continue
         (folder / "status.json").write_text(status)
-        (folder / "result.json").write_text(json.dumps({"metrics": {"eval/loss": 1.0, "eval/rows": 8}}))
+        (folder / "environment.json").write_text(json.dumps({"cpu": "none"}))
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 1.0}) + "\n")
+        metrics = {"eval/loss": draw.gauss(1.0, 0.1), "eval/rows": 8, "eval/target_tokens": 10, "train/steps": 30}
+        (folder / "result.json").write_text(json.dumps({"metrics": metrics}))
 
 
 def fill_queue(bench: Bench, most: int = 1000) -> int:
@@ -337,6 +347,22 @@ def fill_queue(bench: Bench, most: int = 1000) -> int:
     lines = [f"9|{task}|RUNNING|gpu01|normal|None|qlora_lab {nonce}" for task in range(min(most, runs))]
     (bench.folder / "slurm" / "queue").write_text("\n".join(lines) + "\n")
     return len(lines)
+
+
+def again(bench: Bench) -> dict[str, str]:
+    """Give the same command when all runs are finished: once to compute the answer, and once more."""
+    finish_all(bench)
+    took: dict[str, Cost] = {}
+    for which in ("first", "again"):
+        before = set((bench.folder / "slurm").iterdir())
+        took[which] = bench.ours()
+        assert set((bench.folder / "slurm").iterdir()) == before, "a finished run was submitted again"
+    first, cost = took["first"], took["again"]
+    assert "report: " in cost.printed and cost.printed.count("\n") >= first.printed.count("\n")
+    return {
+        "the same command, all finished": f"{cost.cpu_s:.1f} s, starts none, shows the answer",
+        "the first time after they finished": f"{first.cpu_s:.0f} s, computes the answer and its report",
+    }
 
 
 def ours(bench: Bench, only: list[str]) -> dict[str, str]:
@@ -353,16 +379,16 @@ def ours(bench: Bench, only: list[str]) -> dict[str, str]:
         found["memory of that"] = f"{cost.peak_bytes / 1e6:.0f} MB"
         found["disk of that"] = f"{blocks / 1e6:.1f} MB and {inodes:,} inodes, with the plan"
         cost = bench.steer("resume")  # of the jobs, nothing is left in the queue
-        found["submit"] = f"{cost.cpu_s:.1f} s, by `resume` of the plan"
+        found["submit"] = f"{cost.cpu_s:.1f} s and {cost.peak_bytes / 1e6:.0f} MB, by `resume` of the plan"
+    elif {"worker", "again"} & set(only):
+        bench.ours()
     if "worker" in only:
         alone, warm, inodes = worker(bench, pool_runs=100)
         found["a run that does nothing"] = f"{statistics.median(alone):.2f} s"
         found["the same in a warm pool"] = f"{warm:.3f} s"
         found["inodes of it"] = f"{inodes}"
     if "again" in only:
-        finish_all(bench)
-        cost = bench.ours(program=("-c", WITHOUT_ANSWER))
-        found["the same command, all finished"] = f"{cost.cpu_s:.1f} s, without the answer"
+        found |= again(bench)
         cost = bench.ours("sweep.action=status")
         found["status"] = f"{cost.cpu_s:.1f} s"
         finish_all(bench, mixed=True)
@@ -409,12 +435,13 @@ def main() -> None:
     parser.add_argument("--only", default="plan,submit,again,worker,import,dead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        bench = Bench(Path(temporary), options.runs, options.sample, options.stock)
+        seeds = -(-options.runs // (COMBINATIONS * LEARNING_RATES))
+        bench = Bench(Path(temporary), seeds * COMBINATIONS * LEARNING_RATES, options.sample, options.stock)
         bench.prepare()
         started = time.monotonic()
-        theirs = in_words(stock(bench), options.runs, options.sample) if options.stock is not None else {}
+        theirs = in_words(stock(bench), bench.runs, options.sample) if options.stock is not None else {}
         rows = ours(bench, options.only.split(","))
-        print(f"{options.runs:,} runs; all of it took {time.monotonic() - started:.0f} s by the clock\n")
+        print(f"{bench.runs:,} runs; all of it took {time.monotonic() - started:.0f} s by the clock\n")
         print("| CPU seconds | stock, for as many | ours |\n|---|---|---|")
         print("\n".join(f"| {name} | {theirs.get(name, '')} | {said} |" for name, said in rows.items()))
 
