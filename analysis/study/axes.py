@@ -149,8 +149,8 @@ def axes_of_study(
 def axis_notes(axes: Sequence[Axis]) -> list[str]:
     """Say which axes have too many values to be compared."""
     return [
-        f"The {len(axis.values):,} values of {axis.name} are not compared: of an axis that the question is not about at "
-        f"most {MOST_ARMS_PAIRED} are. `study.compares: [{', '.join(axis.keys)}]` makes it the question."
+        f"The {len(axis.values):,} values of {axis.name} are not compared: of an axis that the question is not about "
+        f"at most {MOST_ARMS_PAIRED} are. `study.compares: [{', '.join(axis.keys)}]` makes it the question."
         for axis in axes
         if not axis.is_compared
     ]

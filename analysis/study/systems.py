@@ -132,7 +132,7 @@ def _with_evaluations(counted: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[s
                 found[name] = value
         rows.append(found)
     more = pd.DataFrame(rows, index=counted.index).astype(float)
-    whole = {name: more[name].fillna(counted[name]) if name in counted else more[name] for name in more}
+    whole = {str(name): more[name].fillna(counted[name]) if name in counted else more[name] for name in more}
     return counted.assign(**whole), list(names)
 
 

@@ -107,7 +107,7 @@ def task_notes(counted: pd.DataFrame, metric: str) -> list[str]:
     if len(metrics := _correlated(counted, metric)) > MOST_CORRELATED:
         others = listed(metrics[MOST_CORRELATED:], FEW, "more")
         notes.append(
-            f"Rank correlations are of {MOST_CORRELATED} metrics, {metric} and the first benchmarks by name, since each "
-            f"one more makes the correction stricter for all pairs. Left out of {len(metrics)}: {', '.join(others)}."
+            f"Rank correlations are of {MOST_CORRELATED} metrics, {metric} and the first benchmarks by name, since one "
+            f"more makes the correction stricter for all pairs. Left out of {len(metrics)}: {', '.join(others)}."
         )
     return notes
