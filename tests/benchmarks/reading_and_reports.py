@@ -1,6 +1,6 @@
 """Every figure that reading runs, reports and tracking are held to, in one command on a quiet machine.
 
-    python tests/benchmarks/analysis.py [--quick]
+    python tests/benchmarks/reading_and_reports.py [--quick]
 
 Runs load_runs.py, report.py and tracking_overhead.py one after the other and says how long each took. Ends with status
 1 where one of them has a figure over its limit. `--quick` takes a tenth of the runs: it shows that everything runs, and
