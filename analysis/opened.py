@@ -12,12 +12,14 @@ from analysis.report.figures.answers import arm_figure
 from analysis.report.figures.curves import curve_figure
 from analysis.report.figures.scaling import scaling_figure
 from analysis.report.overview import training_curves
+from analysis.report.ratings_section import read_ratings
 from analysis.report.study_report import read_study
 from analysis.report.tables import arm_table
 from analysis.report.terminal import remarks
 from analysis.study.answer import Answer
 from analysis.study.arms import label_arms
 from analysis.study.plan import STUDIES, StudyPlan, planned_folders
+from analysis.study.systems import ScoresAndRatings, scores_and_ratings
 from qlora_lab.errors import RunFolderError
 
 PARAMETERS = ("trainable_parameters", "total_parameters")
@@ -79,6 +81,18 @@ class OpenedStudy:
         lines = label_arms({run: {axis: place[axis] for axis in others} for run, place in places.items()})
         runs = self.counted.assign(line=self.counted["run_id"].map(lines))
         return scaling_figure(runs, self.answer.metric, by="line" if others else None)
+
+    def against_ratings(self, ratings: Path) -> ScoresAndRatings:
+        """Put the runs' benchmarks beside the ratings of a tournament of the same runs.
+
+        Args:
+            ratings: what `python -m qlora_lab.tournament RATINGS.jsonl --json` printed.
+
+        Raises:
+            DataError: it holds no ratings.
+            RunFolderError, ConfigError: as of `scores_and_ratings`.
+        """
+        return scores_and_ratings(self.counted, read_ratings(ratings))
 
     def over_arms(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return the means of further columns over the runs that count, one row an arm, in the order of the table."""

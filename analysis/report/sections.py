@@ -84,10 +84,12 @@ def comparisons(answer: Answer) -> str:
     return section("Comparisons", *content)
 
 
-def samples(chosen: Sequence[Sample]) -> str:
+def samples(chosen: Sequence[Sample], n_arms: int) -> str:
     if not chosen:
         return ""
-    intro = "The first held-out rows that every arm answered, one of each kind first; not chosen by result."
+    shown = len(chosen[0].written)
+    whose = "every arm" if shown == n_arms else f"all of these {shown} arms (of {n_arms}, the best with answers)"
+    intro = f"The first held-out rows that {whose} answered, one of each kind first; not chosen by result."
     return section("What the arms wrote", paragraph(intro, "soft"), *(_sample(sample) for sample in chosen))
 
 

@@ -149,7 +149,7 @@ def write_report(
         settings_sections.benchmarks(answer),
         settings_sections.explore(overview),
         settings_sections.training(answer, curves),
-        sections.samples(choose_samples(answer)),
+        sections.samples(choose_samples(answer), len(answer.arms)),
         sections.failures(answer),
         sections.runs(answer, folder),
         sections.design(answer, plan),

@@ -156,9 +156,11 @@ def _axis_blocks(answer: Answer) -> list[Any]:
     blocks: list[Any] = []
     for compared in answer.by_axis:
         if compared.comparable:
-            table = axis_table(answer, compared.of_the_best[:MOST_PAIRS])
+            pairs = compared.of_the_best
             blocks += [wr.H2(equal_settings(compared.axis)), wr.P(block_line(answer, compared))]
-            blocks.append(wr.MarkdownBlock(_markdown(table)))
+            blocks.append(wr.MarkdownBlock(_markdown(axis_table(answer, pairs[:MOST_PAIRS]))))
+            if len(pairs) > MOST_PAIRS:
+                blocks.append(wr.P(f"And {len(pairs) - MOST_PAIRS:,} pairs more, in the HTML report of this study."))
     return blocks
 
 

@@ -65,8 +65,17 @@ def correlate_metrics(arms: pd.DataFrame, metrics: Sequence[str], seed: int = 0)
         One row a pair: `first`, `second`, `arms` (that have both), `rho`, `low`, `high`, `tau`, `p`, and `p_holm`,
         corrected for all pairs.
     """
+    return _correlated(arms, list(combinations(metrics, 2)), seed)
+
+
+def correlate_with(arms: pd.DataFrame, metric: str, others: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Correlate one metric with each of some others over arms; otherwise as `correlate_metrics`."""
+    return _correlated(arms, [(metric, other) for other in others], seed)
+
+
+def _correlated(arms: pd.DataFrame, pairs: Sequence[tuple[str, str]], seed: int) -> pd.DataFrame:
     rows = []
-    for first, second in combinations(metrics, 2):
+    for first, second in pairs:
         found = rank_correlation(arms[first].to_numpy(dtype=float), arms[second].to_numpy(dtype=float), seed)
         estimates = {"rho": found.rho, "low": found.low, "high": found.high, "tau": found.tau, "p": found.p_value}
         rows.append({"first": first, "second": second, "arms": found.n_arms, **estimates})

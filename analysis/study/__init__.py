@@ -13,6 +13,7 @@ wording      comparisons as sentences
 audit        what is odd about the runs, and by which rule it is treated
 tasks        several benchmarks: all together, and whether they agree
 findings     sizes, seeds, axes and benchmarks as sentences
+systems      a study's benchmarks beside the ratings of its systems
 published    what the original study printed, beside our arms
 answer       all of the above: the table, the comparisons and the sentence that the numbers support
 """

@@ -16,7 +16,7 @@ from analysis.statistics.seeds import summarize
 from analysis.statistics.variance import MOST_AXES, split_variance
 from analysis.study.arms import AxisValues, arms_of_runs, axes_without_seed, label_arms
 from analysis.study.audit import audit, what_is_missing
-from analysis.study.axes import AxisComparison, axes_of_study, compare_values
+from analysis.study.axes import AxisComparison, axes_of_study, axis_notes, compare_values
 from analysis.study.comparison import Comparison, compare_pairs, estimate_of_arm
 from analysis.study.data_notes import ROWS_SEEN, data_notes
 from analysis.study.findings import findings, pair_findings
@@ -24,7 +24,7 @@ from analysis.study.metrics import describe
 from analysis.study.pair_notes import pair_notes
 from analysis.study.published import COLUMNS, beside_arms, published_note
 from analysis.study.scores import Scores
-from analysis.study.tasks import correlation_table, iqm_table
+from analysis.study.tasks import correlation_table, iqm_table, task_notes
 from analysis.study.wording import axis_sentence, sentence
 from qlora_lab.errors import ConfigError, unknown_name
 
@@ -141,12 +141,13 @@ def compare(
     table = table.sort_values(f"{metric} mean", ascending=goal == "min", na_position="last", ignore_index=True)
     with_runs = [arm for arm, n in zip(table["arm"], table["n"], strict=True) if n]
     comparisons = compare_pairs(scores, with_runs)
-    by_axis = [compare_values(scores, axis, goal) for axis in axes_of_study(runs, places, axes, question)]
+    of_study = axes_of_study(runs, places, axes, question)
+    by_axis = [compare_values(scores, axis, goal) for axis in of_study if axis.is_compared]
     answering = next((compared for compared in by_axis if compared.answers), None)
     others = [compared for compared in by_axis if compared is not answering and compared.orders]
     described = describe(metric)
     not_counted = runs[~runs["run_id"].isin(counted["run_id"])]
-    variance = _variance(counted, axes_without_seed(axes), places, metric)
+    variance, not_split = _variance(counted, axes_without_seed(axes), places, metric)
     iqm, correlations = iqm_table(counted, with_runs), correlation_table(counted, metric)
     numbers = beside_arms(paper, table) if paper else pd.DataFrame(columns=list(COLUMNS))
     return Answer(
@@ -162,6 +163,9 @@ def compare(
             *audit(runs, metric, planned=planned),
             *scores.notes,
             *pair_notes(metric, with_runs, comparisons),
+            *axis_notes(of_study),
+            *not_split,
+            *task_notes(counted, metric),
             *data_notes(counted, with_runs),
             *([published_note(numbers, paper, table["arm"].tolist())] if paper else []),
         ],
@@ -183,11 +187,17 @@ def compare(
 
 def _variance(
     counted: pd.DataFrame, axes: Sequence[str], places: Mapping[str, AxisValues], metric: str
-) -> pd.DataFrame:
-    """Split the metric's variance by the axes; an empty frame where they are too many."""
-    values = {axis: [places[run_id].get(axis) for run_id in counted["run_id"]] for axis in axes[: MOST_AXES + 1]}
-    split = list(values) if len(values) <= MOST_AXES else []
-    return split_variance(pd.DataFrame({**values, metric: counted[metric].to_numpy(dtype=float)}), split, metric)
+) -> tuple[pd.DataFrame, list[str]]:
+    """Split the metric's variance by the axes that vary; where these are too many, an empty frame and a note."""
+    values = {axis: [str(places[run_id].get(axis)) for run_id in counted["run_id"]] for axis in axes}
+    varying = [axis for axis in axes if len(set(values[axis])) > 1]
+    too_many = len(varying) > MOST_AXES
+    runs = pd.DataFrame({**values, metric: counted[metric].to_numpy(dtype=float)})
+    note = (
+        f"What matters most is not worked out: {len(varying)} axes vary ({', '.join(varying)}), and the variance is "
+        f"split by at most {MOST_AXES}. Hold some of them at one value to see what the others do."
+    )
+    return split_variance(runs, [] if too_many else varying, metric), [note] if too_many else []
 
 
 def _with_arms(runs: pd.DataFrame, axes: Sequence[str], places: Mapping[str, AxisValues]) -> pd.DataFrame:

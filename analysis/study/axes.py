@@ -55,6 +55,11 @@ class Axis:
         return list(self.cells["value"].unique())
 
     @property
+    def is_compared(self) -> bool:
+        """Whether its values are compared: those of the question always, others where they are few."""
+        return self.asked or len(self.values) <= MOST_ARMS_PAIRED
+
+    @property
     def shared(self) -> bool:
         """Whether some block of the plan has several values."""
         return bool((self.cells.groupby("block")["value"].nunique() > 1).any())
@@ -136,9 +141,19 @@ def axes_of_study(
         partitions.add(partition)
         axis = _axis(keys, varying, table, runs)
         is_arms = len(axis.values) == len(table.drop_duplicates())
-        if axis.shared and not is_arms and (keys == asked or len(axis.values) <= MOST_ARMS_PAIRED):
+        if axis.shared and not is_arms:
             found.append(replace(axis, asked=keys == asked))
     return found
+
+
+def axis_notes(axes: Sequence[Axis]) -> list[str]:
+    """Say which axes have too many values to be compared."""
+    return [
+        f"The {len(axis.values):,} values of {axis.name} are not compared: of an axis that the question is not about "
+        f"at most {MOST_ARMS_PAIRED} are. `study.compares: [{', '.join(axis.keys)}]` makes it the question."
+        for axis in axes
+        if not axis.is_compared
+    ]
 
 
 def _axis(keys: Sequence[str], varying: Sequence[str], table: pd.DataFrame, runs: pd.DataFrame) -> Axis:

@@ -1,10 +1,12 @@
 """What else the numbers of a study support, each in one sentence: sizes, seeds, axes, benchmarks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
+from analysis.statistics.correlation import FEWEST_ARMS
 from analysis.statistics.effects import MOST_SEEDS, POWER, effect_size, rows_are_too_few, seeds_needed
 from analysis.statistics.estimates import LEVEL
 from analysis.statistics.variance import CHANCE, INTERACTIONS, SEED
@@ -102,15 +104,28 @@ def _correlations(table: pd.DataFrame, lower_is_better: str | None) -> list[str]
     """Say whether metrics put the same arms first, the strongest correlation first; of benchmarks more is better."""
     known = table[table["rho"].notna()]
     order = known["rho"].abs().sort_values(ascending=False, kind="stable").index
-    texts = []
-    for row in known.loc[order].head(FEW).to_dict("records"):
-        order_them = "order" if row["p_holm"] <= 1 - LEVEL else "are not shown to order"
-        turned = lower_is_better in (row["first"], row["second"])
-        alike = "alike" if (row["rho"] >= 0) != turned else "in opposite ways"
-        alike += f" (lower {lower_is_better} is better)" if turned else ""
-        rho = f"{row['rho']:.2f} (95 % interval {row['low']:.2f} to {row['high']:.2f})"
-        texts.append(
-            f"{row['first']} and {row['second']} {order_them} the {row['arms']} arms {alike}: Spearman's rho {rho}, "
-            f"Kendall's tau {row['tau']:.2f}."
+    return [correlation_sentence(row, lower_is_better) for row in known.loc[order].head(FEW).to_dict("records")]
+
+
+def correlation_sentence(row: Mapping[Hashable, Any], lower_is_better: str | None = None) -> str:
+    """Say whether two metrics put the same arms first.
+
+    Args:
+        row: of `correlate_metrics`.
+        lower_is_better: the one metric of which less is better.
+    """
+    first, second = row["first"], row["second"]
+    if math.isnan(row["rho"]):
+        return (
+            f"Whether {first} and {second} order arms alike cannot be said: {row['arms']} arms have both, which takes "
+            f"{FEWEST_ARMS} that differ in each."
         )
-    return texts
+    order_them = "order" if row["p_holm"] <= 1 - LEVEL else "are not shown to order"
+    turned = lower_is_better in (first, second)
+    alike = "alike" if (row["rho"] >= 0) != turned else "in opposite ways"
+    alike += f" (lower {lower_is_better} is better)" if turned else ""
+    rho = f"{row['rho']:.2f} (95 % interval {row['low']:.2f} to {row['high']:.2f})"
+    return (
+        f"{first} and {second} {order_them} the {row['arms']} arms {alike}: Spearman's rho {rho}, Kendall's tau "
+        f"{row['tau']:.2f}."
+    )

@@ -9,11 +9,13 @@ import pandas as pd
 from analysis.statistics.correlation import correlate_metrics
 from analysis.statistics.holm import holm
 from analysis.statistics.iqm import Interval, estimate_iqm, estimate_iqm_difference
+from qlora_lab.sweep.listing import listed
 
 # The metric that a benchmark is known by, the first that it has; all are between 0 (or -1) and 1, more is better.
 SCORES = ("hendrycks_micro", "matthews", "pearson", "acc_norm", "acc", "rouge_l")
 FEWEST_TASKS = 3
-MOST_CORRELATED = 8
+MOST_CORRELATED = 8  # 28 pairs: each one more makes Holm's correction stricter for all
+FEW = 5  # named one by one
 
 
 def task_scores(columns: Sequence[str]) -> dict[str, str]:
@@ -40,7 +42,7 @@ def iqm_table(counted: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     Empty where there are fewer than FEWEST_TASKS benchmarks. A task that a counted run lacks is left out for all arms,
     so that all are judged by the same.
     """
-    columns = [name for name in task_scores(list(counted.columns)).values() if counted[name].notna().all()]
+    columns = list(_shared_tasks(counted).values())
     scores = {
         arm: counted[counted["arm"] == arm].set_index("seed")[columns].astype(float)
         for arm in (arms if len(columns) >= FEWEST_TASKS else ())
@@ -61,6 +63,11 @@ def iqm_table(counted: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     )
 
 
+def _shared_tasks(counted: pd.DataFrame) -> dict[str, str]:
+    """Return the columns of the benchmarks that every counted run was scored on, by benchmark."""
+    return {task: name for task, name in task_scores(list(counted.columns)).items() if counted[name].notna().all()}
+
+
 def _behind(best: pd.DataFrame, other: pd.DataFrame) -> Interval:
     """Estimate the first arm minus another on their shared seeds; NaN for the first itself and without one."""
     seeds = best.index.intersection(other.index)
@@ -70,8 +77,37 @@ def _behind(best: pd.DataFrame, other: pd.DataFrame) -> Interval:
 
 
 def correlation_table(counted: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Correlate the study's metric and the benchmarks' scores over arms, every two; see `correlate_metrics`."""
-    scores = list(task_scores(list(counted.columns)).values())
-    metrics = list(dict.fromkeys([metric, *scores]))[:MOST_CORRELATED] if scores else []
+    """Correlate the study's metric and the first benchmarks' scores over arms, every two; see `correlate_metrics`."""
+    metrics = _correlated(counted, metric)[:MOST_CORRELATED]
     means = counted.groupby("arm")[metrics].mean() if metrics else pd.DataFrame()
     return correlate_metrics(means, metrics)
+
+
+def _correlated(counted: pd.DataFrame, metric: str) -> list[str]:
+    """Return the study's metric and the benchmarks' scores, by name; nothing where there is no benchmark."""
+    scores = list(task_scores(list(counted.columns)).values())
+    return list(dict.fromkeys([metric, *scores])) if scores else []
+
+
+def task_notes(counted: pd.DataFrame, metric: str) -> list[str]:
+    """Say which benchmarks are in no interquartile mean and in no correlation, and why."""
+    scores, shared = task_scores(list(counted.columns)), _shared_tasks(counted)
+    notes = []
+    if len(scores) >= FEWEST_TASKS and len(shared) < len(scores):
+        lacking = [
+            f"{task} (of {len(counted):,} counted runs {counted[name].isna().sum():,} have none)"
+            for task, name in scores.items()
+            if task not in shared
+        ]
+        what = f"is over {len(shared)} of {len(scores)}" if len(shared) >= FEWEST_TASKS else "is not given"
+        notes.append(
+            f"The interquartile mean of the benchmarks {what}, since it takes those alone that every counted run was "
+            f"scored on, and {FEWEST_TASKS} at least. Left out: {', '.join(listed(lacking, FEW, 'more'))}."
+        )
+    if len(metrics := _correlated(counted, metric)) > MOST_CORRELATED:
+        others = listed(metrics[MOST_CORRELATED:], FEW, "more")
+        notes.append(
+            f"Rank correlations are of {MOST_CORRELATED} metrics, {metric} and the first benchmarks by name, since one "
+            f"more makes the correction stricter for all pairs. Left out of {len(metrics)}: {', '.join(others)}."
+        )
+    return notes

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from analysis.report.__main__ import main
+from analysis.report.samples import MOST_ARMS as MOST_SAMPLED
 from analysis.report.samples import without_markup
 from analysis.report.settings_sections import benchmarks
 from analysis.report.study_report import read_study, summarize_study
@@ -102,6 +103,16 @@ def test_samples_are_the_same_rows_for_every_arm_one_of_each_family(tmp_path: Pa
     html = (study / "report.html").read_text()
     assert re.findall(r'class="prompt">[^<]*, row (\d+)\.', html) == ["0", "1", "2", "3"]
     assert html.count("<dt>procedural_half_wrong_2048</dt>") == 4
+    assert "held-out rows that every arm answered" in html
+
+
+def test_samples_say_of_how_many_arms_they_are(tmp_path: Path) -> None:
+    runs = [FakeRun(f"run{n}", f"arm{n}", mean_loss=0.4 + 0.1 * n, rows=4, steps=1) for n in range(MOST_SAMPLED + 2)]
+    study = write_study(tmp_path, runs)
+    summarize_study(study, tmp_path)
+    html = (study / "report.html").read_text()
+    assert f"<dt>arm{MOST_SAMPLED - 1}</dt>" in html and f"<dt>arm{MOST_SAMPLED}</dt>" not in html
+    assert f"all of these {MOST_SAMPLED} arms (of {MOST_SAMPLED + 2}, the best with answers) answered" in html
 
 
 def test_runs_that_did_not_finish_are_shown_with_their_error(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from analysis.statistics.estimates import estimate_over_seeds
 from analysis.statistics.holm import holm
 from analysis.statistics.verdicts import Verdict, judge
 from analysis.study.answer import Answer, compare
+from analysis.study.comparison import MOST_ARMS_PAIRED
 
 METRIC = "eval/mmlu/test/5shot/acc"
 
@@ -293,3 +294,18 @@ def test_where_no_chain_of_blocks_orders_the_values_arms_are_compared() -> None:
 def test_one_axis_alone_is_compared_as_arms() -> None:
     answer = study({"quant": ["nf4", "fp4"]}, lambda at, seed: 0.5 + 0.1 * (at["quant"] == "nf4") + 0.01 * seed)
     assert answer.by_axis == [] and answer.sentence.startswith("nf4 has a higher ")
+
+
+def test_an_axis_of_many_values_is_compared_if_the_question_is_about_it_and_named_if_not() -> None:
+    values = {"quant": ["nf4", "fp4"], "data": [f"d{n:02}" for n in range(MOST_ARMS_PAIRED + 1)]}
+
+    def metric(at: Mapping[str, str], seed: int) -> Any:
+        return 0.5 + 0.01 * int(at["data"][1:]) + 0.001 * seed * (at["quant"] == "nf4")
+
+    def noted(answer: Answer) -> list[str]:
+        return [note for note in answer.notes if note.startswith("The 21 values of data are not compared")]
+
+    answer = study(values, metric)
+    assert [compared.axis.name for compared in answer.by_axis] == ["quant"] and len(noted(answer)) == 1
+    answer = study(values, metric, question=["data"])
+    assert [compared.axis.name for compared in answer.by_axis] == ["data", "quant"] and noted(answer) == []

@@ -89,6 +89,65 @@ def test_benchmarks_are_taken_together_and_against_each_other(tmp_path: Path) ->
     assert sum("are not shown to order the 5 arms" in text for text in answer.findings) == 3, "5 arms, 6 pairs"
 
 
+def scored(tasks: list[str], n_arms: int = 4) -> list[FakeRun]:
+    return [
+        FakeRun(
+            f"arm{arm}-{seed}",
+            f"arm{arm}",
+            seed,
+            rows=4,
+            metrics={ACC.format(task): 0.1 * arm + 0.01 * place + 0.001 * seed for place, task in enumerate(tasks)},
+            axes={"data": f"arm{arm}"},
+        )
+        for arm in range(n_arms)
+        for seed in range(2)
+    ]
+
+
+def test_benchmarks_that_are_left_out_are_named_with_the_reason(tmp_path: Path) -> None:
+    runs = scored([f"task{number}" for number in range(10)])
+    del runs[0].metrics[ACC.format("task3")], runs[1].metrics[ACC.format("task3")], runs[2].metrics[ACC.format("task5")]
+    answer = answered(tmp_path, runs, ["data", "seed"])
+    assert set(answer.iqm["tasks"]) == {8}
+    (mean,) = (note for note in answer.notes if note.startswith("The interquartile mean"))
+    assert "is over 8 of 10, since it takes those alone that every counted run was scored on" in mean
+    assert mean.endswith("task3 (of 8 counted runs 2 have none), task5 (of 8 counted runs 1 have none).")
+    correlated = set(answer.correlations["first"]) | set(answer.correlations["second"])
+    assert correlated == {"eval/loss", *(ACC.format(f"task{number}") for number in range(7))}
+    (ranks,) = (note for note in answer.notes if note.startswith("Rank correlations are of 8 metrics, eval/loss and"))
+    assert ranks.endswith("Left out of 11: " + ", ".join(ACC.format(f"task{number}") for number in (7, 8, 9)) + ".")
+
+
+def test_without_enough_shared_benchmarks_the_mean_is_said_to_be_missing(tmp_path: Path) -> None:
+    runs = scored(["arc", "piqa", "wino"])
+    del runs[-1].metrics[ACC.format("wino")]
+    answer = answered(tmp_path / "lacking", runs, ["data", "seed"])
+    assert answer.iqm.empty
+    assert any(
+        note.startswith("The interquartile mean of the benchmarks is not given, since") and note.count("wino") == 1
+        for note in answer.notes
+    )
+    assert answered(tmp_path / "whole", scored(["arc", "piqa", "wino"]), ["data", "seed"]).notes == []
+
+
+@pytest.mark.parametrize(("n_axes", "split"), [(8, True), (9, False)])
+def test_axes_that_are_too_many_to_split_the_variance_by_are_named(tmp_path: Path, n_axes: int, split: bool) -> None:
+    axes = {f"optim.a{number}" for number in range(n_axes)}
+    values = [
+        {axis: str((run >> number) % 2) for number, axis in enumerate(sorted(axes))} for run in range(1 << n_axes)
+    ]
+    places = [values[0], *(place for place in values if list(place.values()).count("1") == 1)]
+    one_value = {"optim.alone": "7"}  # an axis that was narrowed to one value varies no more
+    runs = [
+        FakeRun(f"run{number}", "d", 0, mean_loss=0.5 + 0.1 * number, rows=2, axes=place | one_value)
+        for number, place in enumerate(places)
+    ]
+    answer = answered(tmp_path, runs, [*sorted(axes), *one_value, "seed"])
+    notes = [note for note in answer.notes if note.startswith("What matters most is not worked out: 9 axes vary")]
+    assert (len(answer.variance) > 0) == split and len(notes) == (0 if split else 1)
+    assert split or "optim.a0, optim.a1" in notes[0]
+
+
 def test_each_benchmark_has_one_score() -> None:
     names = ["eval/mmlu/test/5shot/qlora_macro", "eval/mmlu/test/5shot/hendrycks_micro", "eval/arc/test/0shot/acc"]
     names += [

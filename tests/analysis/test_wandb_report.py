@@ -12,7 +12,7 @@ wr = pytest.importorskip("wandb_workspaces.reports.v2", reason="wandb-workspaces
 
 from analysis.report.__main__ import main  # noqa: E402
 from analysis.report.study_report import Study, read_study  # noqa: E402
-from analysis.report.wandb_report import MOST_ARMS, build_report, save_report  # noqa: E402
+from analysis.report.wandb_report import MOST_ARMS, MOST_PAIRS, build_report, save_report  # noqa: E402
 from qlora_lab.errors import ConfigError, RunFolderError  # noqa: E402
 from tests.analysis.study_folders import FakeRun, two_arms, write_study  # noqa: E402
 from tests.mirrored_runs import standing  # noqa: E402
@@ -83,6 +83,20 @@ def test_a_study_of_many_arms_has_run_sets_of_the_best(tmp_path: Path) -> None:
     assert [its["name"] for its in arms["metadata"]["runSets"]] == study.answer.arms[:MOST_ARMS]
     assert json.dumps(compared).count('"run0') == 10
     assert f"The best {MOST_ARMS} of {len(runs)} arms" in json.dumps(specification(report))
+
+
+def test_pairs_of_an_axis_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    count = MOST_PAIRS + 3
+    runs = [
+        FakeRun(f"{quant}{n}", seed=0, mean_loss=0.4 + 0.01 * n, rows=4, axes={"data": f"d{n}", "quant": quant})
+        for n in range(count)
+        for quant in ("nf4", "fp4")
+    ]
+    study = read_study(write_study(tmp_path, runs), tmp_path)
+    assert study.answer.by_axis[0].axis.name == "data"
+    text = json.dumps(specification(build_report(study, entity="team", offline=True)))
+    assert text.count("pairs more, in the HTML report") == 1
+    assert f"And {count - 1 - MOST_PAIRS} pairs more, in the HTML report of this study." in text
 
 
 def test_a_report_is_saved_as_a_draft_unless_it_is_published(

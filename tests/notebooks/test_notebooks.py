@@ -1,7 +1,8 @@
 """Every notebook runs on the folders of finished runs, and is committed without what it printed."""
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations, product
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from analysis.opened import open_study
+from qlora_lab.evaluation.benchmarks.mmlu_rows import LETTERS
 from qlora_lab.ratings.files import load_answers, load_ratings
 from qlora_lab.ratings.judgments import FIRST, SECOND, Judgment, write_judgments
 from tests.command_line import call
@@ -28,8 +30,11 @@ STUDIES = {
     "adapter_rank": ("trainer.max_steps=2", "adapter.rank=2,8", "seed=0"),
     "data_types": ("quant=none,nf4",),
     "guanaco": ("trainer.max_steps=2", "model.architecture.num_layers=1,2", "seed=0"),
+    "chatbot_tournament": ("trainer.max_steps=4", "data=procedural_clean_128", "model.architecture.num_layers=1,2,3,4"),
 }
 OPENED_BY = {"data_quality": "dataset_quality", "scaling": "guanaco"} | {name: name for name in STUDIES}
+OPENED_BY["mmlu_against_chatbot_score"] = OPENED_BY.pop("chatbot_tournament")
+MMLU = "eval/mmlu/val/0shot/hendrycks_micro"
 Execute = Callable[[str], list[NotebookNode]]
 
 
@@ -41,6 +46,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = call("qlora_lab.sweep.__main__", f"+experiment={name}", *SMALL, *narrowed, cwd=folder)
         assert done.returncode == 0, done.stderr
     write_judgments(folder / "ratings.jsonl", judgments())
+    rate_systems(folder)
     return folder
 
 
@@ -63,11 +69,40 @@ def execute(here: Path) -> Iterator[Execute]:
             yield run
 
 
-def judgments() -> list[Judgment]:
-    """Two judges on 12 questions and three systems, both orders: the larger mostly wins."""
-    systems = ("large", "middle", "small")
+def rate_systems(folder: Path) -> None:
+    """Ask the runs of the tournament's study MMLU, and write ratings of them by verdicts that are made up."""
+    right = 8 * [0] + 6 * [1] + 4 * [2] + 2 * [3]  # no two letters alike: a tiny model may always say the same
+    lines = [
+        {
+            "subject": "arithmetic",
+            "input": f"What is {n} + {n}?\n{choices(2 * n, at)}\nAnswer:",
+            "output": LETTERS[at],
+        }
+        for n, at in enumerate(right)
+    ]
+    (folder / "mmlu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = ("evaluation=mmlu_study", f"evaluation.benchmarks.mmlu.path={folder / 'mmlu.jsonl'}", "threads=1")
+    done = call("qlora_lab.evaluate", "study=chatbot_tournament", *asked, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    signed = sorted(
+        {json.loads(file.read_text())["system"] for file in folder.glob("runs/*/evaluations/*/result.json")}
+    )
+    write_judgments(folder / "of_systems.jsonl", judgments(signed, {"gpt": 5}))
+    told = call("qlora_lab.tournament", "of_systems.jsonl", "--json", "--orders", "100", cwd=folder)
+    assert told.returncode == 0, told.stderr
+    (folder / "ratings.json").write_text(told.stdout)
+
+
+def choices(answer: int, at: int) -> str:
+    return "\n".join(f"{letter}. {answer + place - at}" for place, letter in enumerate(LETTERS))
+
+
+def judgments(
+    systems: Sequence[str] = ("large", "middle", "small"), upsets: Mapping[str, int] | None = None
+) -> list[Judgment]:
+    """Judges on 12 questions and some systems, both orders: the earlier mostly wins, but on every `upset` question."""
     found = []
-    for judge, upset in (("gpt", 5), ("ann", 4)):
+    for judge, upset in (upsets or {"gpt": 5, "ann": 4}).items():
         for question, (first, second) in product(range(12), permutations(systems, 2)):
             larger_first = systems.index(first) < systems.index(second)
             verdict = FIRST if larger_first != (question % upset == 0) else SECOND
@@ -96,6 +131,17 @@ def test_the_tournament_runs_on_the_released_verdicts(here: Path, execute: Execu
     write_judgments(here / "ratings.jsonl", released)
     printed = "".join(output.get("text", "") for output in execute("tournament_and_agreement"))
     assert "65b-guanaco" in printed and "gpt4" in printed
+
+
+def test_mmlu_is_correlated_with_the_ratings_of_the_same_runs(here: Path, execute: Execute) -> None:
+    shown = execute("mmlu_against_chatbot_score")
+    study = open_study("chatbot_tournament", here / "runs")
+    against = study.against_ratings(here / "ratings.json")
+    assert sorted(against.table["arm"]) == sorted(study.answer.arms) and against.notes == []
+    assert set(against.table["systems"]) == {1} and against.table[MMLU].nunique() > 1
+    (row,) = against.correlations.to_dict("records")
+    assert row["arms"] == 4 and row["low"] < row["rho"] < row["high"] and 0 < row["p"] <= 1
+    assert against.words in "".join(output.get("text", "") for output in shown)
 
 
 def test_sizes_are_lines_apart_from_what_varies_at_each_size(here: Path, execute: Execute) -> None:
