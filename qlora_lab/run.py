@@ -159,6 +159,7 @@ def _execute(
     evaluation_started = time.monotonic()
     outcome = _evaluate(bench, config)
     folder.write_evaluation(outcome.rows, outcome.generations)
+    give_back()
     benchmarks = _benchmarks(bench, config)
     folder.write_benchmarks(benchmarks.items)
     metrics = {**outcome.metrics, **benchmarks.metrics}

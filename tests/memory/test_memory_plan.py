@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from qlora_lab.config.hardware import detect, product_dtype
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
 from qlora_lab.memory.activations import Shape
@@ -188,7 +189,8 @@ def test_the_command_prints_components_and_cards_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert "1 rows of 512 tokens" in lines[0] and lines[1].split() == ["GPU,", "bfloat16", "CPU,", "float32"]
+    on_cpu = product_dtype(detect(), "cpu", "bfloat16")
+    assert "1 rows of 512 tokens" in lines[0] and lines[1].split() == ["GPU,", "bfloat16", "CPU,", on_cpu]
     assert lines[2].split() == ["checkpointing", "with", "without", "with", "without"]
     sizes = {line[:16].strip(): [float(word) for word in line[16:64].split()] for line in lines[3:18]}
     for number, (activations, peak) in enumerate(zip(sizes["activations"], sizes["peak"], strict=True)):
