@@ -148,7 +148,7 @@ def _execute(
     say_what_was_built(bench, config, folder.run_id)
     check_benchmarks(_examinee(bench, config), config.evaluation.benchmarks)
     if bench.data.removed is not None:
-        folder.copy_removed_rows(bench.data.removed.path)
+        folder.keep_removed_rows(bench.data.removed.path)
     if config.evaluation.before_training and not folder.has_metric(0, "eval/loss"):
         record(0, _evaluate(bench, config).metrics)
     memory.end_section()
@@ -159,6 +159,7 @@ def _execute(
     evaluation_started = time.monotonic()
     outcome = _evaluate(bench, config)
     folder.write_evaluation(outcome.rows, outcome.generations)
+    give_back()
     benchmarks = _benchmarks(bench, config)
     folder.write_benchmarks(benchmarks.items)
     metrics = {**outcome.metrics, **benchmarks.metrics}

@@ -1,6 +1,7 @@
 """What a run does with its data settings, from the configuration to the run folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_what_was_removed_is_counted_and_listed_in_the_run_folder(tmp_path: Path
     by_reason = {reason: sum(entry["reason"] == reason for entry in listed) for reason in counts["filtered"]}
     assert by_reason == counts["filtered"]
     assert len(listed) == 16 + sum(by_reason.values())
+
+
+def test_runs_of_one_data_set_share_the_list_of_what_was_removed(tmp_path: Path, source: list[str]) -> None:
+    chosen = (*source, "data.filter.max_target_characters=40")
+    folders = [planned(tmp_path, *chosen, f"seed={seed}") for seed in (0, 1)]
+    for folder in folders:
+        assert run.execute(folder.path) == FINISHED, folder.status()
+    files = [folder.path / "data" / "removed.jsonl" for folder in folders]
+    (pool,) = (tmp_path / "cache" / "tokens").glob("*/removed.jsonl")
+    assert files[0].samefile(files[1]) and files[0].samefile(pool)
+    shutil.rmtree(tmp_path / "cache" / "tokens")
+    assert files[0].read_text().count("\n") > 16
 
 
 def test_the_commits_of_model_and_data_are_in_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

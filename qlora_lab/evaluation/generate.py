@@ -14,6 +14,7 @@ from qlora_lab.config.schema import CAUSAL
 from qlora_lab.data.batching import left_pad, pad_right
 from qlora_lab.evaluation.batches import budget_batches
 from qlora_lab.evaluation.sampling import NucleusDraw, Sampling
+from qlora_lab.models.head_products import whole_head_inputs
 
 TOKENS_AT_ONCE = 4
 
@@ -107,7 +108,7 @@ def generate_batch(
     """
     writer = _Writer(model, tokenizer, max_new_tokens, device, sampling, stops)
     write = writer.answer if model.config.is_encoder_decoder else writer.go_on
-    with _without_own_wishes(model):
+    with _without_own_wishes(model), whole_head_inputs(model):
         return [_read(tokenizer, token_ids, stops) for token_ids in write(prompts)]
 
 

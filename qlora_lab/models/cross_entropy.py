@@ -98,6 +98,7 @@ def token_losses(hidden: Tensor, head: OutputHead, labels: Tensor, positions: Te
     for chunk in positions.split(chunk_tokens):
         logits = logits_of(hidden[chunk], head.weight, head.bias, head.softcap)
         losses.append(functional.cross_entropy(logits, labels[chunk], reduction="none"))
+        del logits  # or they would be there beside the next chunk's
     return torch.cat(losses) if losses else hidden.new_zeros(0)
 
 

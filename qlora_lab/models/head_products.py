@@ -5,10 +5,13 @@ largest matrix in memory.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from qlora_lab.models.precision import has_slow_products, without_slow_autocast
 
@@ -43,6 +46,25 @@ def head_input_gradient(grad_logits: Tensor, weight: Tensor) -> Tensor:
     for rows in _slices(weight):
         gradient.addmm_(grad_logits[:, rows], weight[rows].float())
     return gradient
+
+
+@contextmanager
+def whole_head_inputs(model: PreTrainedModel) -> Iterator[None]:
+    """Let the output head of a model that writes get its inputs without gaps.
+
+    Of a prompt only the last token's hidden states are multiplied, which lie apart in memory; a product of bfloat16 on
+    a CPU then copies the whole head for every row (SmolLM2-135M, 8 prompts: 450 MB and 0.9 s, where 8 MB and 10 ms do).
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(_without_gaps)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _without_gaps(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    hidden, *others = args
+    return hidden.contiguous(), *others
 
 
 def _slices(weight: Tensor) -> Iterator[slice]:

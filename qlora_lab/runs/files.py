@@ -1,16 +1,20 @@
 """Files that are either whole or absent: written under another name, flushed to disk, then renamed."""
 
+import errno
 import json
 import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from qlora_lab.runs.lease import Lease
+
+# another file system, one without links, another user's file, or a file that has all the names it may have
+NO_LINK = (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EMLINK)
 
 
 def write_atomic(path: Path, content: str | bytes, lease: Lease | None = None) -> None:
@@ -28,24 +32,39 @@ def write_atomic(path: Path, content: str | bytes, lease: Lease | None = None) -
         file.write(data)
 
 
-def copy_atomic(source: Path, path: Path, lease: Lease | None = None) -> None:
-    """Copy a file of any size to `path`, as `write_atomic` writes it.
+def link_or_copy(source: Path, path: Path, lease: Lease | None = None) -> None:
+    """Make `path` a second name of a file that nobody changes, or a copy of it where the file system gives none.
 
     Raises:
         LeaseLostError: a later attempt has the run; `path` is as that one wants it.
         OSError: `source` cannot be read, or the disk is full or not writable; `path` is unchanged.
     """
-    with source.open("rb") as content, _written_whole(path, lease) as file:
-        shutil.copyfileobj(content, file)
+    if path.exists() and path.samefile(source):
+        return  # renaming a file over another name of itself does nothing, and would leave both
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _staged(path, lease) as temporary:
+            os.link(source, temporary)
+            with source.open("rb") as file:
+                os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+        with source.open("rb") as content, _written_whole(path, lease) as copy:
+            shutil.copyfileobj(content, copy)
 
 
 @contextmanager
 def _written_whole(path: Path, lease: Lease | None) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with lease.staged(path) if lease is not None else _staged_beside(path) as temporary, temporary.open("wb") as file:
+    with _staged(path, lease) as temporary, temporary.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def _staged(path: Path, lease: Lease | None) -> AbstractContextManager[Path]:
+    return lease.staged(path) if lease is not None else _staged_beside(path)
 
 
 @contextmanager

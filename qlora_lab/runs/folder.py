@@ -21,7 +21,7 @@ from qlora_lab.runs.attempt import now, this_process
 from qlora_lab.runs.causes import CODE, GPU_MEMORY, HOST_MEMORY, INFRASTRUCTURE, NO_SPACE, cause_of
 from qlora_lab.runs.config_text import config_text
 from qlora_lab.runs.files import (
-    copy_atomic,
+    link_or_copy,
     read_json,
     whole_lines,
     write_atomic,
@@ -177,8 +177,9 @@ class RunFolder:
         for name, records in items.items():
             write_json_lines(self.path / "evaluation" / "benchmarks" / f"{name}.jsonl", records, self.lease)
 
-    def copy_removed_rows(self, file: Path) -> None:
-        copy_atomic(file, self.path / "data" / "removed.jsonl", self.lease)
+    def keep_removed_rows(self, file: Path) -> None:
+        """Keep the list of removed rows, which all runs of a data set have in common, as one file on the disk."""
+        link_or_copy(file, self.path / "data" / "removed.jsonl", self.lease)
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / "result.json", result, self.lease)

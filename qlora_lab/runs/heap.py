@@ -34,7 +34,8 @@ def restart_with_heap_settings() -> None:
 def give_back() -> None:
     """Return what glibc's heap has free to the system, also between what is still used; elsewhere do nothing.
 
-    What training frees is in pieces of a micro-batch's size, in which larger tensors do not fit.
+    What training frees is in pieces of a micro-batch's size, in which larger tensors do not fit; of what evaluation
+    frees, smaller ones have taken a part when the weights are expanded again.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

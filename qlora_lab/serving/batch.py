@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from qlora_lab.data.batching import left_pad
+from qlora_lab.models.head_products import whole_head_inputs
 from qlora_lab.serving.shared_base import SharedBase
 
 
@@ -108,7 +109,7 @@ class Batch:
         if self._takes_positions:
             own = (mask.cumsum(1) - 1).clamp(min=0)
             positions = {"position_ids": own[:, -input_ids.shape[1] :]}
-        with self._shared.rows(adapters):
+        with self._shared.rows(adapters), whole_head_inputs(self._model):
             output = self._model(
                 input_ids=input_ids,
                 attention_mask=mask,

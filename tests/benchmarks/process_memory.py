@@ -1,6 +1,6 @@
 """The memory of whole runs on a CPU beside their plans: what of a process is in `qlora_lab.memory`, and how well.
 
-    python tests/benchmarks/process_memory.py [--threads 2] [--only WORD]
+    python tests/benchmarks/process_memory.py [--threads 2] [--compute-dtype bfloat16] [--only WORD]
 
 Each run is `python -m qlora_lab.train` in a process of its own, of SmolLM2-135M or of a model with random weights, on
 rows that all are as long as they may be. Printed are the peaks while training and of the whole run, in MB, and by how
@@ -35,7 +35,6 @@ SETTINGS = {
     "8 micro-batches of 2": f"{LENGTHS} trainer.batch_size=16 trainer.micro_batch_size=2",
     "long rows": "data.max_source_tokens=256 data.max_target_tokens=256 trainer.batch_size=4",
     "checkpointing": f"{LENGTHS} trainer.batch_size=8 trainer.gradient_checkpointing=true",
-    "bfloat16": f"{LENGTHS} trainer.batch_size=8 trainer.compute_dtype=bfloat16",
     "not quantized": f"{LENGTHS} trainer.batch_size=8 quant=none",
     "attention": f"{LENGTHS} trainer.batch_size=2 adapter=attention",
     "last layers": f"{LENGTHS} trainer.batch_size=16 trainer.micro_batch_size=16 adapter.last_k_layers=10",
@@ -52,13 +51,14 @@ def write_rows(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(settings: str, folder: Path, threads: int) -> RunFolder:
+def run(settings: str, folder: Path, threads: int, dtype: str) -> RunFolder:
     """Execute a run of two steps, which must be the only one in `folder`."""
     command = [
         *(sys.executable, "-m", "qlora_lab.train", f"paths.runs_dir={folder}", "tracking=none", "trainer.device=cpu"),
         *("data=file", f"data.source.path={folder.parent}/rows.jsonl", "data.source.template=input_output"),
         *("evaluation.rows=16", "evaluation.max_source_tokens=96", "evaluation.max_target_tokens=32"),
-        *("trainer.max_steps=2", "trainer.checkpoint_every_steps=100", f"trainer.threads={threads}", *settings.split()),
+        *("trainer.max_steps=2", "trainer.checkpoint_every_steps=100", f"trainer.threads={threads}"),
+        *(f"trainer.compute_dtype={dtype}", *settings.split()),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
@@ -82,6 +82,7 @@ def compared(name: str, folder: RunFolder) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compute-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--only", default="", help="settings whose name holds this")
     given = parser.parse_args()
     print(f"{'MB':22} tensors   training    plan    off   whole run   plan    off")
@@ -89,7 +90,8 @@ def main() -> None:
         if given.only in name:
             with tempfile.TemporaryDirectory() as folder:
                 write_rows(Path(folder) / "rows.jsonl")
-                print(compared(name, run(settings, Path(folder) / "runs", given.threads)), flush=True)
+                finished = run(settings, Path(folder) / "runs", given.threads, given.compute_dtype)
+                print(compared(name, finished), flush=True)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,17 @@ def test_exact_match_forgives_white_space_at_the_ends_only(generation: str, targ
     assert exact_match(generation, target) is expected
 
 
+def test_the_head_gets_the_last_tokens_without_gaps(model: Any, tokenizer: Any, make_rows: Any) -> None:
+    """A product of bfloat16 on a CPU copies the whole head for each row otherwise."""
+    seen: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda head, args, output: seen.append(args[0]))
+    answers(model, tokenizer, [row.prompt_ids for row in make_rows(3)], batch_tokens=10_000)
+    hook.remove()
+    assert all(hidden.shape[:2] == (3, 1) or len(hidden) < 3 for hidden in seen)
+    assert len(seen) > 1 and all(hidden.is_contiguous() for hidden in seen)
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
 def test_a_row_that_stopped_takes_no_more_work(model: Any, tokenizer: Any, make_rows: Any) -> None:
     prompts = [row.prompt_ids for row in make_rows(6)]
     first_tokens = [greedy(model, prompt, 1)[0] for prompt in prompts]

@@ -37,6 +37,11 @@ HELD_OUT = [
     ("model_type", "dtype", "size"),
     [
         ("llama", "float32", {"layers": 4}),
+        *(  # the logits of what is scored at once, and of the next token of the rows that are answered
+            ("llama", dtype, {"layers": 2, "vocab": 100_000, "chunk": chunk})
+            for dtype in ("float32", "bfloat16")
+            for chunk in (10, 2)
+        ),
         ("llama", "bfloat16", {"f": 768, "layers": 2}),
         ("opt", "float32", {"layers": 4}),
         ("t5", "float32", {}),
@@ -48,6 +53,7 @@ def test_scoring_and_answering_take_what_was_predicted(
     architecture, task = numbers(model_type, {**BASE, "vocab": 384, **size}), FAMILIES[model_type].task
     config = copy.deepcopy(composed_once(*HELD_OUT))
     config.model = replace(config.model, task=task, architecture=architecture)
+    config.trainer.loss_chunk_tokens = size.get("chunk", 16)
     model = load_model(
         config.model, config.quant, compute_dtype=getattr(torch, dtype), device="cpu", cache_dir=tmp_path, seed=0
     )
@@ -61,7 +67,7 @@ def test_scoring_and_answering_take_what_was_predicted(
             data.held_out,
             config.evaluation,
             exact_match_sets=data.exact_match_sets,
-            loss_chunk_tokens=16,
+            loss_chunk_tokens=config.trainer.loss_chunk_tokens,
             weights_context=weights.cached_if_small,
         )
     linears = linear_layers(architecture)

@@ -183,6 +183,30 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_file_in_common_is_linked_once_and_copied_where_it_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = tmp_path / "rows", tmp_path / "data" / "rows"
+    source.write_text("one\n")
+    for _ in range(2):  # the second attempt of a run finds it there
+        files.link_or_copy(source, path)
+        assert path.samefile(source) and [file.name for file in path.parent.iterdir()] == ["rows"]
+    source.unlink()
+    source.write_text("two\n")  # made anew in the cache
+    assert path.read_text() == "one\n"
+
+    def other_disk(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(files.os, "link", other_disk)
+    files.link_or_copy(source, path)
+    assert path.read_text() == "two\n" and not path.samefile(source)
+    assert [file.name for file in path.parent.iterdir()] == ["rows"]
+    with pytest.raises(FileNotFoundError):
+        files.link_or_copy(tmp_path / "none", path)
+    assert path.read_text() == "two\n"
+
+
 def test_what_fills_the_disk_can_still_be_recorded(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 512) as disk:
         folder = RunFolder(disk / ("0" * 12))

@@ -82,6 +82,8 @@ def run_benchmarks(
     metrics: dict[str, float] = {}
     items: dict[str, list[dict[str, Any]]] = {}
     revisions: dict[str, dict[str, str]] = {}
+    if not benchmarks:  # nothing to expand the weights for
+        return BenchmarkOutcome(metrics, items, revisions)
     model = examinee.model
     was_training = model.training
     model.eval()
