@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qlora_lab.adapters.new_folder import new_folder
+from qlora_lab.config.schema import CLASSIFICATION
 from qlora_lab.models.location import Location
 from qlora_lab.quant.held import write_held
 from qlora_lab.quant.quantizer import QloraLabQuantizer
@@ -67,8 +68,12 @@ class CachedBase:
             logger.warning("the quantized base in %s is damaged (%s); it is quantized again", self.folder, fault)
         return fault is None
 
-    def keep(self, model: PreTrainedModel) -> None:
-        """Write a base that was just quantized, unless another process does or has; a run never fails by it."""
+    def keep(self, model: PreTrainedModel, new: Collection[str]) -> None:
+        """Write a base that was just quantized, unless another process does or has; a run never fails by it.
+
+        Args:
+            new: weights that are this run's own, drawn from its seed.
+        """
         needed = sum(tensor.nbytes for tensor in model.state_dict().values())
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -81,14 +86,14 @@ class CachedBase:
                 for left in self.folder.parent.glob(f".{self.folder.name}.????????*"):  # by a process that died
                     shutil.rmtree(left, ignore_errors=True)
                 with new_folder(self.folder) as fresh:
-                    self._write(model, fresh)
+                    self._write(model, new, fresh)
         except (OSError, SafetensorError) as error:
             logger.warning("the quantized base is not kept in %s (%s); the run goes on", self.folder.parent, error)
 
-    def _write(self, model: PreTrainedModel, folder: Path) -> None:
+    def _write(self, model: PreTrainedModel, new: Collection[str], folder: Path) -> None:
         quantizer = model.hf_quantizer
         assert isinstance(quantizer, QloraLabQuantizer)  # only such models are kept
-        with quantizer.saving("held"):
+        with quantizer.saving("held"), _without(model, new):
             model.save_pretrained(folder)
         write_held(model, folder)
         (folder / "config.json").unlink()  # the original's is used
@@ -100,8 +105,24 @@ class CachedBase:
             path.chmod(manifest.stat().st_mode)  # safetensors lets nobody else read its files
 
 
+@contextmanager
+def _without(model: PreTrainedModel, names: Collection[str]) -> Iterator[None]:
+    """Let `save_pretrained` leave weights out."""
+    before = model._keys_to_ignore_on_save
+    model._keys_to_ignore_on_save = {*(before or ()), *names}
+    try:
+        yield
+    finally:
+        model._keys_to_ignore_on_save = before
+
+
 def cached_base(
-    cache_dir: Path, content: str | None, config: PreTrainedConfig, quantization: QloraLabConfig, device: str
+    cache_dir: Path,
+    content: str | None,
+    config: PreTrainedConfig,
+    quantization: QloraLabConfig,
+    device: str,
+    task: str,
 ) -> CachedBase | None:
     """Return the place of a quantized model; None where nothing stands for its content.
 
@@ -118,6 +139,8 @@ def cached_base(
         "format": BASE_FORMAT,
         "transformers": transformers.__version__,
     }
+    if task == CLASSIFICATION:  # other layers of the same files
+        described["task"] = task
     held = copy.deepcopy(config)
     held.quantization_config = {**quantization.to_dict(), "as_held": True}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -72,7 +72,7 @@ def load_model(
         seed: of random weights: all of them when model.source is random, those of a classifier's new head otherwise.
         labels: the classes, when model.task is classification.
         cache_bases: whether a base that is quantized here is kept in the cache, and taken from there the next time;
-            not so for random weights and for classifiers, whose heads are new.
+            not so for random weights. A classifier's new head is drawn anew each time.
 
     Raises:
         ConfigError: model.task is none that the architecture does.
@@ -95,8 +95,8 @@ def load_model(
             if getattr(config, "quantization_config", None) is not None:
                 config.quantization_config = quantization.to_dict() if quantization is not None else None
                 quantization = None  # the checkpoint's own; transformers takes no second one
-            elif cache_bases and quantization is not None and model.task != CLASSIFICATION:
-                base = cached_base(cache_dir, _content(model, location), config, quantization, device)
+            elif cache_bases and quantization is not None:
+                base = cached_base(cache_dir, _content(model, location), config, quantization, device, model.task)
             loaded = _model_of(location, Wanted(config, model.task, quantization, compute_dtype, device), base)
             # where transformers once had it, and what it never saves
             loaded.config._commit_hash = location.revision if location.snapshot is not None else None
@@ -185,20 +185,21 @@ def _content(model: ModelConfig, location: Location) -> str | None:
 def _model_of(location: Location, wanted: Wanted, base: CachedBase | None) -> PreTrainedModel:
     """Load a model from where it lies, or from the cache of quantized bases, and keep it there otherwise."""
     if base is not None and base.is_whole():
-        loaded = _pretrained_model(base.location, replace(wanted, config=base.config, quantization=None))
+        loaded, _ = _pretrained_model(base.location, replace(wanted, config=base.config, quantization=None))
         loaded.name_or_path = loaded.config.name_or_path = location.name
         check_own_head(loaded, location.name)
         return loaded
-    loaded = _pretrained_model(location, wanted)
+    loaded, new = _pretrained_model(location, wanted)
     check_own_head(loaded, location.name)
     check_weight_files(location)
     check_values(loaded, location)
     if base is not None:
-        base.keep(loaded)
+        base.keep(loaded, new)
     return loaded
 
 
-def _pretrained_model(location: Location, wanted: Wanted) -> PreTrainedModel:
+def _pretrained_model(location: Location, wanted: Wanted) -> tuple[PreTrainedModel, set[str]]:
+    """Return the model, and the weights that no file has: those of a classifier's new head."""
     with explained(location, "model"):
         pair: Any = AUTO_CLASSES[wanted.task].from_pretrained(
             location.name,
@@ -212,9 +213,9 @@ def _pretrained_model(location: Location, wanted: Wanted) -> PreTrainedModel:
         )
     loaded, report = pair
     # transformers gives weights that it does not find random values, and goes on.
-    absent = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
-    if wanted.task == CLASSIFICATION:  # the head is new
-        absent = [name for name in absent if name.partition(".")[0] not in CLASSIFIER_HEADS]
+    not_found = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    heads = CLASSIFIER_HEADS if wanted.task == CLASSIFICATION else ()
+    absent = sorted(name for name in not_found if name.partition(".")[0] not in heads)
     if absent:
         shown = ", ".join(absent[:SHOWN_NAMES]) + (", ..." if len(absent) > SHOWN_NAMES else "")
         raise ModelError(
@@ -228,7 +229,7 @@ def _pretrained_model(location: Location, wanted: Wanted) -> PreTrainedModel:
             f"{location.name} holds more layers than its config.json says ({extra}), which would be left out; "
             f"{location.remedy}"
         )
-    return loaded
+    return loaded, not_found
 
 
 def _is_beyond_the_layers(name: str, model: PreTrainedModel) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM, T5Config, T5ForConditionalGeneration
@@ -41,11 +42,9 @@ def flan(folder: Path, *, own_head: bool = True) -> Path:
 
 def loaded(folder: Path, quant: QuantConfig = PLAIN, **changes: Any) -> PreTrainedModel:
     values = {"name": "t", "source": "folder", "task": "seq2seq", "path": str(folder), "max_length_tokens": 64}
-    seed, labels = changes.pop("seed", 0), changes.pop("labels", ())
-    model = ModelConfig(**{**values, **changes})
-    return load_model(
-        model, quant, compute_dtype=torch.float32, device="cpu", cache_dir=Path(), seed=seed, labels=labels
-    )
+    given = {"seed": 0, "labels": (), "cache_dir": Path(), "cache_bases": False}
+    options = {name: changes.pop(name, default) for name, default in given.items()}
+    return load_model(ModelConfig(**{**values, **changes}), quant, compute_dtype=torch.float32, device="cpu", **options)
 
 
 def batch() -> dict[str, Tensor]:
@@ -130,6 +129,19 @@ def test_the_new_head_of_a_classifier_is_drawn_from_the_seed(encoder: Path) -> N
 
     first, again, other = head(0), head(0), head(1)
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_classifiers_share_a_quantized_base_and_no_head(encoder: Path, tmp_path: Path) -> None:
+    def model(seed: int, labels: list[str], *, cached: bool = True) -> PreTrainedModel:
+        options = {"task": "classification", "labels": labels, "max_length_tokens": 32}
+        return loaded(encoder, QuantConfig(), seed=seed, cache_bases=cached, cache_dir=tmp_path / "cache", **options)
+
+    for number, (seed, labels) in enumerate([(0, ["a", "b"]), (0, ["a", "b"]), (1, ["a", "b"]), (0, ["a", "b", "c"])]):
+        found, right = model(seed, labels).state_dict(), model(seed, labels, cached=False).state_dict()
+        assert found.keys() == right.keys() and all(torch.equal(found[name], right[name]) for name in right), number
+    (base,) = [path for path in (tmp_path / "cache" / "bases").iterdir() if path.is_dir()]
+    with safe_open(base / "model.safetensors", framework="pt") as file:
+        assert not [name for name in file.keys() if name.startswith("classifier")]  # noqa: SIM118  # no mapping
 
 
 def test_weights_that_an_encoder_lacks_are_not_made_up(encoder: Path) -> None:
