@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from qlora_lab.config.schema import LauncherConfig
-from qlora_lab.errors import LaunchError
 from qlora_lab.sweep.scheduler import ENDED, PENDING, Ending, Job
 from qlora_lab.sweep.slurm.inventory import Node
 from qlora_lab.sweep.slurm.limits import SiteLimits
@@ -22,8 +21,6 @@ class Scheduler:
         self.books: dict[str, Ending] = {}
         self.answers: list[tuple[Exception, bool]] = []
         self.cancelled: list[str] = []
-        self.throttled: list[tuple[str, int]] = []
-        self.refuses_to_throttle = False
         self.keeps_books = False
         self.nodes: list[Node] = []
 
@@ -51,11 +48,6 @@ class Scheduler:
 
     def cancel(self, ids: Sequence[str]) -> None:
         self.cancelled += ids
-
-    def throttle(self, job: str, parallel: int) -> None:
-        if self.refuses_to_throttle:
-            raise LaunchError("scontrol refused (Job/step already completing or completed)")
-        self.throttled.append((job, parallel))
 
     def end(self, word: str = "COMPLETED") -> None:
         self.queue = [replace(job, state=ENDED, word=word) for job in self.queue]

@@ -59,12 +59,6 @@ def test_many_jobs_are_told_in_few_commands(commands: Path, action: str, command
     assert len(said) == 3 and said[0].startswith(first)
 
 
-def test_an_array_is_given_another_throttle(commands: Path) -> None:
-    put(commands, "scontrol", f'echo "$@" >> {commands}/said')
-    SlurmScheduler().throttle("41", 24)
-    assert (commands / "said").read_text() == "update JobId=41 ArrayTaskThrottle=24\n"
-
-
 def test_jobs_of_all_users_count_where_the_controller_keeps_so_many(commands: Path) -> None:
     put(commands, "scontrol", "echo 'MaxJobCount             = 10000'")
     put(commands, "squeue", 'case "$*" in *--user*) ;; *--all*--states=all*) echo N/A; echo 0-9899%64; echo 7;; esac')

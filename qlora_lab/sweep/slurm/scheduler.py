@@ -95,10 +95,6 @@ class SlurmScheduler:
         """Let held jobs start."""
         self._each("scontrol", ids, "release")
 
-    def throttle(self, job: str, parallel: int) -> None:
-        """Let another number of an array's tasks run at once."""
-        run("scontrol", "update", f"JobId={job}", f"ArrayTaskThrottle={parallel}")
-
     def _each(self, command: str, ids: Sequence[str], *words: str) -> None:
         for start in range(0, len(ids), IDS_A_COMMAND):
             some = ids[start : start + IDS_A_COMMAND]

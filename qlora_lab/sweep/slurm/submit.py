@@ -34,7 +34,6 @@ from qlora_lab.sweep.slurm.outcome import Outcome
 from qlora_lab.sweep.slurm.reconcile import executed_runs, queued_by_other_plans, queued_runs, reconcile
 from qlora_lab.sweep.slurm.scheduler import SlurmScheduler
 from qlora_lab.sweep.slurm.script import batch_script, nonce_of
-from qlora_lab.sweep.slurm.throttle import throttles
 from qlora_lab.sweep.slurm.unbegun import record_unbegun
 from qlora_lab.sweep.states import read_records
 
@@ -110,12 +109,9 @@ class Submission:
         outcome.elsewhere = {plan: len(queued - own) for plan, queued in others.items() if queued - own}
         free = [run for run in runs if run.run_id not in taken]
         to_do, outcome.given_up = due(free, self._scheduler, beyond_rules=beyond_rules, log=self._log)
-        earlier = self._own(queue)
         if to_do:
             outcome.excluded = bad_nodes((run.status() for run in everything or runs), datetime.now(UTC))
             self._submit(to_do, queue, outcome, lease)
-        if self._launcher.max_parallel is not None and earlier:
-            self._share_anew(self._launcher.max_parallel)
         return outcome
 
     @property
@@ -132,23 +128,8 @@ class Submission:
 
     def jobs(self) -> list[Job]:
         """Return the jobs of this plan that run, or wait for their turn."""
-        return self._own(self._scheduler.query())
-
-    def _own(self, queue: Sequence[Job]) -> list[Job]:
         own = self._journal.entries()
-        return [job for job in queue if job.goes_on and nonce_of(job.comment) in own]
-
-    def _share_anew(self, parallel: int) -> None:
-        """Divide what may run at once among the arrays of this launch and those that earlier ones left.
-
-        It makes the study quicker and no more: where SLURM does not have it, the arrays go on as they were submitted.
-        """
-        try:
-            for change in throttles(self._scheduler.query(), self._journal.entries(), parallel):
-                self._scheduler.throttle(change.job, change.parallel)
-                self._journal.append(SUBMITTED, change.nonce, job=change.job, parallel=change.parallel)
-        except LaunchError as error:
-            self._log(f"max_parallel is not divided anew among the arrays in the queue: {error}")
+        return [job for job in self._scheduler.query() if job.goes_on and nonce_of(job.comment) in own]
 
     def _submit(self, runs: list[RunFolder], queue: list[Job], outcome: Outcome, lease: Lease) -> None:
         launcher, limits = self._launcher, self._scheduler.limits
