@@ -64,7 +64,12 @@ def asked_of_server(options: argparse.Namespace) -> Path:
     file: Path = options.db.with_name(f"{options.db.name}.answers.jsonl")
     systems = [name.strip() for name in options.systems.split(",") if name.strip()]
     with stopping("answers") as stop:
-        ask_server(options.server, systems, read_questions(options.questions), file, stop.event)
+        try:
+            ask_server(options.server, systems, read_questions(options.questions), file, stop.event)
+        except DataError as error:  # as when the signal went to the server too
+            if stop.signal is None:
+                raise
+            print(error, file=sys.stderr)
     if stop.signal is not None:
         print(f"this command was stopped; {file} has what was answered, and the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.signal)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from analysis.report.figures.axes import MOST_LINES, difference_figure
+from analysis.report.figures.axes import MOST_LINES, difference_figure, drawable
 from analysis.report.figures.settings import MOST_VALUES, axis_figure
 from analysis.report.figures.style import to_svg
 from analysis.report.overview import Overview
@@ -75,7 +75,7 @@ def _pictures(answer: Answer, overview: Overview, compared: AxisComparison) -> l
             "Each value minus the best one: the difference over the blocks that both have (large mark), its 95 % "
             "interval, and each block as a dot. Filled marks are separated after Holm's correction, hollow ones not."
         )
-        if len(compared.of_the_best) > MOST_LINES:
-            caption += f" Of {len(compared.of_the_best)} differences the first {MOST_LINES} are drawn."
+        if (known := len(drawable(compared))) > MOST_LINES:
+            caption += f" Of {known} differences the first {MOST_LINES} are drawn."
         content.append(figure(to_svg(differences, f"Differences between values of {axis.name}"), caption))
     return content

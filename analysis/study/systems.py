@@ -22,6 +22,7 @@ from qlora_lab.errors import ConfigError, RunFolderError
 from qlora_lab.runs.files import read_json
 
 RATING = "rating"
+SAME_SCORE = 1e-6  # relative: measured in training and again, or written with other digits
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,12 @@ def scores_and_ratings(counted: pd.DataFrame, told: Mapping[str, Any]) -> Scores
         systems = [rated[name] for name, owner in owners.items() if owner == arm]
         rows.append({"arm": arm, **_rating(systems), **means.loc[arm].to_dict()})
     table = pd.DataFrame(rows).sort_values(RATING, ascending=False, na_position="last", ignore_index=True)
-    notes = _left_out([name for name in rated if name not in owners], table)
+    notes = _left_out([name for name in rated if name not in owners], table, benchmarks)
+    seeds_of = runs.groupby("arm")["seed"].nunique().to_dict()
+    for row in table.to_dict("records"):
+        arm, systems, seeds = row["arm"], row["systems"], seeds_of[row["arm"]]
+        if 0 < systems < seeds:
+            notes.append(f"Of {seeds} seeds of {arm}, {systems} are rated; its scores are means over all of them.")
     return ScoresAndRatings(table, correlate_with(table, RATING, benchmarks), notes)
 
 
@@ -103,17 +109,21 @@ def _rating(systems: list[Mapping[str, Any]]) -> dict[str, Any]:
     return {"systems": found.n, RATING: found.mean, "low": low, "high": high}
 
 
-def _left_out(others: list[str], table: pd.DataFrame) -> list[str]:
+def _left_out(others: list[str], table: pd.DataFrame, benchmarks: Sequence[str]) -> list[str]:
     notes = []
     if others:
         notes.append(f"Rated, but no counted run of this study, and left out: {', '.join(others)}.")
     if without := table.loc[table[RATING].isna(), "arm"].tolist():
         notes.append(f"Without a rating, and left out of the correlations: {', '.join(without)}.")
+    rated = table[table[RATING].notna()]
+    for benchmark in benchmarks:
+        if without := rated.loc[rated[benchmark].isna(), "arm"].tolist():
+            notes.append(f"Rated, but without {benchmark}, and left out of its correlation: {', '.join(without)}.")
     return notes
 
 
 def _with_evaluations(counted: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-    """Return the runs with the metrics of their evaluations, and the name and arm of each run that has one."""
+    """Return the runs with the scores of their evaluations, and the name and arm of each run that has one."""
     names: dict[tuple[str, str], None] = {}
     rows = []
     for run in counted.to_dict("records"):
@@ -121,7 +131,8 @@ def _with_evaluations(counted: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[s
         for file in sorted(Path(str(run["folder"])).glob("evaluations/*/result.json")):
             result = _result(file)
             names[str(result["system"]), str(run["arm"])] = None
-            for name, value in result["metrics"].items():
+            for name in task_scores(list(result["metrics"])).values():
+                value = result["metrics"][name]
                 if value is None:  # a missing metric stays missing
                     continue
                 if (before := found.setdefault(name, run.get(name))) is not None and not _same(before, value):
@@ -137,7 +148,7 @@ def _with_evaluations(counted: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[s
 
 
 def _same(before: Any, value: Any) -> bool:
-    return bool(pd.isna(before) or before == value)
+    return bool(pd.isna(before) or math.isclose(before, value, rel_tol=SAME_SCORE))
 
 
 def _result(file: Path) -> Mapping[str, Any]:

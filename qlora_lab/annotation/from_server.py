@@ -36,7 +36,9 @@ def ask_server(
         import openai
     except ImportError as error:
         raise DataError("asking a server needs the openai package; pip install 'qlora_lab[judge]'") from error
-    client: Any = openai.OpenAI(base_url=address, api_key=os.environ.get(TOKEN_VARIABLE) or NO_TOKEN, timeout=TIMEOUT_S)
+    key = os.environ.get(TOKEN_VARIABLE) or NO_TOKEN
+    # the same command goes on; a client that asks again by itself would not end when it is stopped
+    client: Any = openai.OpenAI(base_url=address, api_key=key, timeout=TIMEOUT_S, max_retries=0)
 
     failed = threading.Event()
 

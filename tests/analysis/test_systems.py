@@ -66,12 +66,23 @@ def test_several_seeds_are_one_arm_and_three_arms_are_too_few(tmp_path: Path) ->
     assert "Without a rating, and left out of the correlations: c." in found.words
 
 
+def test_what_is_scored_or_rated_in_part_is_said(tmp_path: Path) -> None:
+    for run_id, score in (("a0", 0.3), ("a1", 0.5), ("b0", None)):
+        evaluated(tmp_path, run_id, score)
+    notes = put_together(tmp_path, rated(a0=1000.0, b0=900.0)).notes
+    assert f"Rated, but without {MMLU}, and left out of its correlation: b." in notes
+    assert "Of 2 seeds of a, 1 are rated; its scores are means over all of them." in notes
+
+
 def test_a_score_of_the_run_itself_is_kept_and_one_of_two_values_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun("a0", "a", 0, rows=1, steps=1, metrics={MMLU: 0.4}))
     evaluated(tmp_path, "b0", 0.3)
     write_json(tmp_path / "a0" / "evaluations" / "probes-0" / "result.json", {"system": "a0", "metrics": {}})
+    for number, (name, answers) in enumerate([("probes", 30), ("vicuna", 80)]):  # each has its own count
+        metrics = {"answers": answers, MMLU: 0.4 + 1e-9 * number}
+        write_json(tmp_path / "a0" / "evaluations" / name / "result.json", {"system": "a0", "metrics": metrics})
     told = rated(a0=1000.0, b0=900.0)
-    assert put_together(tmp_path, told).table[MMLU].tolist() == [0.4, 0.3]
+    assert put_together(tmp_path, told).table[MMLU].tolist() == pytest.approx([0.4, 0.3])
     write_json(tmp_path / "a0" / "evaluations" / "mmlu-1" / "result.json", {"system": "a0", "metrics": {MMLU: 0.35}})
     with pytest.raises(ConfigError, match=rf"run a0 has two values of {MMLU}, 0.4 and 0.35 \(in .*mmlu-1\)"):
         put_together(tmp_path, told)

@@ -18,12 +18,18 @@ from analysis.report.figures.style import (
 )
 from analysis.study.answer import Answer
 from analysis.study.axes import AxisComparison
+from analysis.study.comparison import Comparison
 from analysis.study.metrics import describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_LINES = 40
+
+
+def drawable(compared: AxisComparison) -> list[Comparison]:
+    """Return the pairs of the best value that have a difference which means something."""
+    return [pair for pair in compared.of_the_best if pair.difference is not None and pair.refused is None]
 
 
 @styled()
@@ -33,8 +39,7 @@ def difference_figure(answer: Answer, compared: AxisComparison) -> "Figure | Non
     Returns:
         None where the best value has no difference from another that means something.
     """
-    pairs = [pair for pair in compared.of_the_best if pair.difference is not None and pair.refused is None]
-    pairs = pairs[:MOST_LINES]
+    pairs = drawable(compared)[:MOST_LINES]
     if not pairs:
         return None
     metric = describe(answer.metric)
