@@ -59,6 +59,10 @@ class Weights:
         return to_nf4(self.dense, 64, math.gcd(self.dense.numel() // 64, 256))
 
     @property
+    def dtype_name(self) -> str:
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dense.dtype)
+
+    @property
     def dense_bytes(self) -> int:
         return self.dense.nbytes
 
@@ -94,10 +98,6 @@ def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
     yield Cell(f"{name} dequantize nested out=", work, weights.packed_bytes(nested=True), *least[1:])
 
 
-def dtype_of(name: str) -> str:
-    return name.split()[0]
-
-
 def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
     x = torch.randn(rows, weights.dense.shape[1]).to(weights.dense.dtype)
     packed, state = weights.bitsandbytes
@@ -117,7 +117,7 @@ def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
         weights.packed_bytes() + x.nbytes,
         written,
         2 * rows * weights.dense.numel(),
-        dtype=dtype_of(name),
+        dtype=weights.dtype_name,
     )
 
 
@@ -139,7 +139,7 @@ def training_cell(name: str, weights: Weights, rows: int) -> Cell:
     read = 2 * weights.packed_bytes() + x.nbytes + gradient.nbytes
     flops = 4 * rows * weights.dense.numel()
     return Cell(
-        f"{name} forward+backward {rows} rows", work, read, x.nbytes + gradient.nbytes, flops, dtype=dtype_of(name)
+        f"{name} forward+backward {rows} rows", work, read, x.nbytes + gradient.nbytes, flops, dtype=weights.dtype_name
     )
 
 
@@ -170,7 +170,7 @@ def adapter_cell(name: str, weights: Weights, rows: int) -> Cell:
     written = x.nbytes + gradient.nbytes + 4 * adapter
     # Products with the weight and the adapter in both directions, and two for the adapter's own gradients.
     flops = 4 * rows * weights.dense.numel() + 6 * rows * adapter
-    return Cell(f"{name} the same with rank {RANK}", work, read, written, flops, dtype=dtype_of(name))
+    return Cell(f"{name} the same with rank {RANK}", work, read, written, flops, dtype=weights.dtype_name)
 
 
 def cells(wanted: str) -> Iterator[Cell]:

@@ -25,8 +25,8 @@ constexpr int64_t DECODED_AT_ONCE = 512;  // weights of a row whose blocks have 
 inline bool multiplies_pairs(int dtype) { return HAS_BFLOAT16_UNITS && dtype == QLK_BFLOAT16; }
 
 inline int64_t few_rows_at_once(int64_t rows, int dtype, const qlk_weight &weight) {
-    if (!multiplies_pairs(dtype)) return rows <= MOST_FEW_ROWS ? rows : 0;
-    if (rows > MOST_FEW_PAIRED_ROWS || !has_whole_blocks(weight)) return 0;
+    if (!multiplies_pairs(dtype) || !has_whole_blocks(weight)) return rows <= MOST_FEW_ROWS ? rows : 0;
+    if (rows > MOST_FEW_PAIRED_ROWS) return 0;
     return rows <= PAIRED_ROWS_AT_ONCE ? rows : (rows + 1) / 2;
 }
 
@@ -52,8 +52,15 @@ inline void lay_out_few_rows(const float *x, int64_t x_stride, int64_t rows, con
     }
 }
 
-// Rows of bfloat16 whose blocks are whole: group by group, row by row.
+// Of bfloat16: group by group, row by row, where rows are made of whole blocks; otherwise as above.
 inline void lay_out_few_pairs(const uint16_t *x, int64_t rows, const qlk_weight &weight, uint16_t *out) {
+    if (!has_whole_blocks(weight)) {
+        const int64_t stride = few_rows_stride(weight);
+        for (int64_t row = 0; row < rows; ++row, x += weight.in_features, out += stride) {
+            for (int64_t i = 0; i < stride; ++i) out[i] = i < weight.in_features ? x[i] : uint16_t{0};
+        }
+        return;
+    }
     for (int64_t begin = 0; begin < weight.in_features; begin += GROUP) {
         for (int64_t row = 0; row < rows; ++row, out += GROUP) {
             std::memcpy(out, x + row * weight.in_features + begin, GROUP * sizeof(uint16_t));
@@ -150,6 +157,30 @@ void dot_decoded(const float *x, const qlk_weight &weight, const Decoder &decode
     for (int r = 0; r < ROWS; ++r) dots[r] = sum(sums[r]);
 }
 
+// The same of bfloat16.
+template <int ROWS>
+void dot_decoded_pairs(const uint16_t *x, const qlk_weight &weight, const Decoder &decoder, int64_t column,
+                       float dots[ROWS][1]) {
+    const int64_t stride = few_rows_stride(weight);
+    alignas(64) uint16_t decoded[DECODED_AT_ONCE];
+    Floats sums[ROWS];
+    for (Floats &sum : sums) sum = broadcast(0.0f);
+    for (int64_t begin = 0; begin < weight.in_features; begin += DECODED_AT_ONCE) {
+        const int64_t rest = weight.in_features - begin;
+        const int64_t count = rest < DECODED_AT_ONCE ? rest : DECODED_AT_ONCE;
+        decoder.decode(column * weight.in_features + begin, count, decoded);
+        for (int64_t i = count; i % GROUP != 0; ++i) decoded[i] = 0;
+        for (int64_t i = 0; i < count; i += GROUP) {
+            const Pairs values = load_pairs(reinterpret_cast<const uint32_t *>(decoded + i));
+            for (int r = 0; r < ROWS; ++r) {
+                const uint16_t *row = x + r * stride + begin + i;
+                sums[r] = add_products(sums[r], values, load_pairs(reinterpret_cast<const uint32_t *>(row)));
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; ++r) dots[r][0] = sum(sums[r]);
+}
+
 inline float dot(const float *a, const float *b, int64_t count) {
     Floats sums = broadcast(0.0f);
     for (int64_t i = 0; i < count; i += WIDTH) {
@@ -207,7 +238,8 @@ void multiply_paired_rows(const FewRows &product, int64_t begin, int64_t end) {
     const Decoder decoder(weight);
     const Table16 levels = load_table(FORMATS[weight.format].value);
     constexpr int COUNT = PAIRED_COLUMNS<ROWS>;
-    for (; begin + COUNT <= end; begin += COUNT) {
+    const bool whole_blocks = has_whole_blocks(weight);
+    for (; whole_blocks && begin + COUNT <= end; begin += COUNT) {
         float dots[ROWS][COUNT];
         dot_block_pairs<ROWS, COUNT>(product.x_bfloat16, weight, decoder, levels, begin, dots);
         for (int r = 0; r < ROWS; ++r) {
@@ -216,7 +248,11 @@ void multiply_paired_rows(const FewRows &product, int64_t begin, int64_t end) {
     }
     for (; begin < end; ++begin) {
         float dots[ROWS][1];
-        dot_block_pairs<ROWS, 1>(product.x_bfloat16, weight, decoder, levels, begin, dots);
+        if (whole_blocks) {
+            dot_block_pairs<ROWS, 1>(product.x_bfloat16, weight, decoder, levels, begin, dots);
+        } else {
+            dot_decoded_pairs<ROWS>(product.x_bfloat16, weight, decoder, begin, dots);
+        }
         for (int r = 0; r < ROWS; ++r) store_dot(product, r, begin, dots[r][0]);
     }
 }

@@ -1,6 +1,7 @@
 """A saved adapter in PEFT's format: what its folder holds, and whether it fits a model."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class SavedAdapter:
     @property
     def base_name(self) -> str | None:
         """What it says that it was trained on."""
-        return self.settings.get("base_model_name_or_path") or None
+        name = self.settings.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
 
     @property
     def trained_modules(self) -> list[str]:
@@ -116,6 +118,7 @@ def check_base_name(adapter: str, saved: SavedAdapter, names: Sequence[str]) -> 
         adapter: how it is called in the refusal.
         names: what the base at hand is called, its usual name first. Folders that names lie in do not count, and
             owners only where both are known: ORG/NAME may be a copy in a folder NAME, but not OTHER/NAME of the hub.
+            A relative FOLDER/NAME that is not here reads as one of the hub.
 
     Raises:
         ModelError: names both.
@@ -135,7 +138,7 @@ def check_base_name(adapter: str, saved: SavedAdapter, names: Sequence[str]) -> 
 
 def _has_owner(name: str) -> bool:
     """Whether a name is one of the hub, ORG/NAME; a folder that is there is a folder."""
-    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+    return HUB_NAME.fullmatch(name) is not None and not os.path.exists(name)  # noqa: PTH110  # no error for any text
 
 
 def check_fits(model: nn.Module, folder: Path, saved: SavedAdapter, linears: Sequence[str]) -> None:

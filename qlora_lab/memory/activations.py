@@ -94,16 +94,18 @@ def saved_bytes(
     vectors += sum(width[kind] for kind in inputs)
     if works_out_again(profile, numbers, adapted):
         vectors -= 2 * width[FEED_FORWARD]
+    if numbers.emulated and profile.masked:  # attention in float32 has a mask in it, and shares its output
+        vectors -= width[QUERY]
     exact = profile.exact_hidden * width[HIDDEN] + profile.exact_query * width[QUERY]
     of_source = [name for name in adapted if profile.cross_attention and name.endswith(CROSS_INPUTS)]
     exact += profile.exact_key_value * width[KEY_VALUE]
     exact += 0 if profile.dropout else architecture.num_heads  # what attention of another kind sums for each token
-    # batches of one row have no padding, so transformers leaves the mask out
-    mask = shape.tokens if profile.masked and shape.rows > 1 else 0
+    mask = _mask_places(profile, shape)
     seen = (shape.tokens if from_attention else 0) + (source_tokens if profile.cross_attention else 0)
     scores = profile.scores[numbers.short] * architecture.num_heads * seen
     low = (len(adapted) - len(of_source)) * numbers.rank * numbers.adapter_bytes
-    kept = shape.positions * ((vectors + mask) * numbers.compute_bytes + exact * FLOAT32_BYTES + low + scores)
+    mask *= FLOAT32_BYTES if numbers.emulated else numbers.compute_bytes
+    kept = shape.positions * (vectors * numbers.compute_bytes + mask + exact * FLOAT32_BYTES + low + scores)
     if profile.cross_attention:
         pair = 2 * width[QUERY] * (numbers.compute_bytes if numbers.on_gpu else FLOAT32_BYTES)
         kept += shape.rows * source_tokens * (pair + len(of_source) * numbers.rank * numbers.adapter_bytes)
@@ -128,24 +130,28 @@ def _autocast_bytes(
     seen = shape.tokens + (source_tokens if profile.cross_attention else 0)
     scores = 0 if profile.dropout and numbers.on_gpu else profile.autocast_scores * seen
     of_token += architecture.num_heads * (FLOAT32_BYTES + scores)
+    mask = _mask_places(profile, shape)
     if numbers.on_gpu or numbers.emulated:
-        of_token += _mask_bytes(profile, shape)
+        of_token += FLOAT32_BYTES * mask
     else:
-        of_token -= profile.autocast_of_emulation * width[QUERY]
+        of_token += numbers.compute_bytes * mask - profile.autocast_of_emulation * width[QUERY]
     # key and value of the encoder's tokens, and two copies of those
     pair = 2 * (width[QUERY] * FLOAT32_BYTES + width[HIDDEN] * numbers.compute_bytes) if profile.cross_attention else 0
     return shape.positions * of_token + shape.rows * source_tokens * pair
 
 
-def shared_bytes(profile: Profile, shape: Shape, numbers: Numbers) -> int:
-    """Return what the layers of a stack keep together: with autocast on a CPU that multiplies 16 bits, one mask."""
-    alone = not (numbers.trained and numbers.short) or numbers.on_gpu or numbers.emulated
-    return 0 if alone else shape.positions * _mask_bytes(profile, shape)
+def shared_bytes(profile: Profile, shape: Shape, numbers: Numbers, *, checkpointing: bool) -> int:
+    """Return what the layers of a stack keep together: a mask of truth values, where each is given it again.
+
+    That is with gradient checkpointing, and with autocast on a CPU that multiplies 16 bits.
+    """
+    autocast = numbers.trained and numbers.short and not numbers.on_gpu and not numbers.emulated
+    return shape.positions * _mask_places(profile, shape) if checkpointing or autocast else 0
 
 
-def _mask_bytes(profile: Profile, shape: Shape) -> int:
-    """Return the bytes of a token's row of the mask, which batches of one row have none of."""
-    return shape.tokens * FLOAT32_BYTES if profile.masked and shape.rows > 1 else 0
+def _mask_places(profile: Profile, shape: Shape) -> int:
+    """Return the places of a token's row of the mask, which batches of one row have none of: they have no padding."""
+    return shape.tokens if profile.masked and shape.rows > 1 else 0
 
 
 def _any_of(names: tuple[str, ...], adapted: Collection[str]) -> bool:

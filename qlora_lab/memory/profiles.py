@@ -75,7 +75,7 @@ LLAMA = Profile(
     inputs=LLAMA_INPUTS,
     trained_norms=2,
     autocast=(26, 8, 18, 0),
-    autocast_of_emulation=8,
+    autocast_of_emulation=10,
     norm_workspace=5.0,
 )
 T5_BLOCK_INPUTS = ((("wi_0", "wi_1"), HIDDEN), (("wo",), FEED_FORWARD))
@@ -146,7 +146,6 @@ PROFILES = {
         feed_forward=1,
         query=4,
         inputs=((("q_proj", "k_proj", "v_proj"), HIDDEN), (("fc1",), HIDDEN)),
-        autocast_of_emulation=-2,
         autocast=(36, 0, 0, 0),  # its feed-forward block is always four times as wide as hidden
         workspace=(1.8, 1.8),
     ),
@@ -156,7 +155,7 @@ PROFILES = {
         query=6,
         inputs=NEOX_INPUTS,
         autocast=(42, 0, 0, 0),
-        autocast_of_emulation=2,
+        autocast_of_emulation=4,
         workspace=(1.0, 1.1),
     ),
     "bloom": Profile(

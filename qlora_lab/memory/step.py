@@ -14,7 +14,9 @@ def activation_bytes(run: PlannedRun) -> int:
     """Return what is kept: nothing below the first adapter, since no gradient goes there."""
     hidden = run.architecture.hidden_size
     kept, inputs, checkpointed, reached_before = 0, 0, 0, run.modules.embeddings
-    copies = run.adapter_copies_bytes + sum(shared_bytes(s.profile, s.shape, run.numbers) for s in run.stacks)
+    copies = run.adapter_copies_bytes
+    checkpointing = run.config.trainer.gradient_checkpointing
+    shared = sum(shared_bytes(s.profile, s.shape, run.numbers, checkpointing=checkpointing) for s in run.stacks)
     adapted = max(1, sum(bool(names) for stack in run.stacks for names in stack.adapted))
     for number_of_stack, stack in enumerate(run.stacks):
         first = 0 if reached_before else stack.first_adapted
@@ -45,9 +47,9 @@ def activation_bytes(run: PlannedRun) -> int:
         again = inputs + max(of_a_layer.values()) + copies // adapted + _between_stacks(run, number_of_stack)
         checkpointed = max(checkpointed, again)
         reached_before = True  # what an encoder wrote goes into every layer of the decoder
-    if run.config.trainer.gradient_checkpointing:
-        return checkpointed
-    return kept + copies + _between_stacks(run, len(run.stacks) - 1)
+    if checkpointing:
+        return checkpointed + shared
+    return kept + shared + copies + _between_stacks(run, len(run.stacks) - 1)
 
 
 def _between_stacks(run: PlannedRun, last_stack: int) -> int:

@@ -139,8 +139,8 @@ def cached_base(
         "format": BASE_FORMAT,
         "transformers": transformers.__version__,
     }
-    if task == CLASSIFICATION:  # other layers of the same files
-        described["task"] = task
+    if task == CLASSIFICATION:  # other layers of the same files, whose own head may fit so many classes or not
+        described |= {"task": task, "labels": config.num_labels}
     held = copy.deepcopy(config)
     held.quantization_config = {**quantization.to_dict(), "as_held": True}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -40,11 +40,13 @@ def link_or_copy(source: Path, path: Path, lease: Lease | None = None) -> None:
         OSError: `source` cannot be read, or the disk is full or not writable; `path` is unchanged.
     """
     if path.exists() and path.samefile(source):
+        if lease is not None:
+            lease.check()
         return  # renaming a file over another name of itself does nothing, and would leave both
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _staged(path, lease) as temporary:
-            os.link(source, temporary)
+            os.link(source.resolve(), temporary)
             with source.open("rb") as file:
                 os.fsync(file.fileno())
     except OSError as error:

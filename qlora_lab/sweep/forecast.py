@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -211,9 +212,9 @@ def _predicted_size(run: PlannedRun) -> Sizes | None:
 
 
 def _size_of(folder: Path) -> Sizes:
-    """Return the bytes on disk and the inodes of a run's folder, itself included."""
+    """Return the bytes on disk and the inodes of a run's folder, itself included; not of files that runs share."""
     entries: Iterable[Path] = [folder, *folder.rglob("*")]
-    found = [path.lstat() for path in entries]
+    found = [each for each in (path.lstat() for path in entries) if stat.S_ISDIR(each.st_mode) or each.st_nlink == 1]
     return sum(each.st_blocks * 512 for each in found), len(found)
 
 

@@ -28,6 +28,7 @@ from tests.helpers import composed
 from tests.memory.live_bytes import LiveBytes
 
 BASE = {"h": 64, "layers": 3, "heads": 4, "kv": 2, "f": 192, "vocab": 256, "rows": 3, "tokens": 64, "target": 40}
+LONG = {"rows": 4, "tokens": 400, "layers": 6}
 FULL = ["adapter=none", "quant=none"]
 EMBEDDINGS = "adapter.trained_modules=[embed_tokens]"
 OVERRIDES = ["model=tiny_random", "trainer.device=cpu", "trainer.loss_chunk_tokens=16", "tracking=none"]
@@ -222,6 +223,12 @@ COMBINATIONS: list[tuple[str, list[str], dict[str, int]]] = [
     ("llama", FULL, {"vocab": 4000, "tied": 0}),
     ("llama", FULL, {"vocab": 4000}),
     ("qwen3", FULL, {"rows": 1, "tokens": 200, "f": 384}),
+    # rows much longer than the model is wide, where masks weigh as much as vectors
+    *((model_type, [*FULL, "trainer.compute_dtype=bfloat16"], LONG) for model_type in ("llama", "opt", "gpt_neox")),
+    *((model_type, ["trainer.compute_dtype=bfloat16"], LONG) for model_type in ("llama", "opt", "gpt_neox")),
+    ("llama", ["trainer.compute_dtype=bfloat16", "trainer.gradient_checkpointing=true"], LONG),
+    ("opt", ["trainer.compute_dtype=bfloat16", "trainer.gradient_checkpointing=true"], LONG),
+    ("llama", ["trainer.gradient_checkpointing=true"], LONG),
 ]
 
 

@@ -9,7 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from qlora_lab.adapters.lora import train_everything
 from qlora_lab.adapters.peft_format import save_full
@@ -139,9 +146,29 @@ def test_classifiers_share_a_quantized_base_and_no_head(encoder: Path, tmp_path:
     for number, (seed, labels) in enumerate([(0, ["a", "b"]), (0, ["a", "b"]), (1, ["a", "b"]), (0, ["a", "b", "c"])]):
         found, right = model(seed, labels).state_dict(), model(seed, labels, cached=False).state_dict()
         assert found.keys() == right.keys() and all(torch.equal(found[name], right[name]) for name in right), number
-    (base,) = [path for path in (tmp_path / "cache" / "bases").iterdir() if path.is_dir()]
-    with safe_open(base / "model.safetensors", framework="pt") as file:
-        assert not [name for name in file.keys() if name.startswith("classifier")]  # noqa: SIM118  # no mapping
+    files = list((tmp_path / "cache" / "bases").glob("*/model.safetensors"))
+    assert len(files) == 2, "one for each number of classes"
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            assert not [name for name in file.keys() if name.startswith("classifier")]  # noqa: SIM118  # no mapping
+
+
+def test_a_classifiers_own_head_is_kept_whoever_filled_the_cache(tmp_path: Path) -> None:
+    """A run with another number of classes draws a head, and leaves the checkpoint's own to those whose it is."""
+    config = RobertaConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, num_labels=2
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path / "tuned")
+
+    def head(labels: list[str], *, cached: bool) -> Tensor:
+        options = {"task": "classification", "labels": labels, "max_length_tokens": 32}
+        where = {"cache_bases": cached, "cache_dir": tmp_path / "cache"}
+        return loaded(tmp_path / "tuned", QuantConfig(), **where, **options).classifier.out_proj.weight
+
+    own = load_file(tmp_path / "tuned" / "model.safetensors")["classifier.out_proj.weight"]
+    for labels in (["a", "b", "c"], ["a", "b"], ["a", "b"], ["a", "b", "c"]):
+        assert torch.equal(head(labels, cached=True), head(labels, cached=False))
+        assert len(labels) == 3 or torch.equal(head(labels, cached=True), own)
 
 
 def test_weights_that_an_encoder_lacks_are_not_made_up(encoder: Path) -> None:
