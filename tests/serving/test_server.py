@@ -229,7 +229,10 @@ def test_clients_can_tell_what_was_refused(server: Served, client: openai.OpenAI
         client.completions.create(model="a", prompt=["x", "y"], max_tokens=1)
     with pytest.raises(openai.BadRequestError, match="each from 0 to 383"):
         client.completions.create(model="a", prompt=[5, 384], max_tokens=1)
-    assert httpx.get(f"{server.address}/v1/nothing").json()["error"]["message"] == "GET /v1/nothing: not found"
+    assert (
+        httpx.get(f"{server.address}/v1/nothing", timeout=WAIT_S).json()["error"]["message"]
+        == "GET /v1/nothing: not found"
+    )
 
 
 def test_only_this_machines_own_pages_are_answered(server: Served) -> None:
@@ -271,7 +274,7 @@ def test_a_token_is_asked_for_where_there_is_one(shared: SharedBase) -> None:
         with client_of(server, TOKEN) as client:
             assert client.models.retrieve("a").id == "a"
         assert raw(server, chat_body())[0] == 401
-        assert httpx.get(server.address).status_code == 200, "the page itself holds no secret"
+        assert httpx.get(server.address, timeout=WAIT_S).status_code == 200, "the page itself holds no secret"
 
 
 def test_the_judge_asks_this_server(server: Served, shared: SharedBase) -> None:
