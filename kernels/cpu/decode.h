@@ -34,6 +34,13 @@ class Decoder {
         return decode_absmax(code, weight_.nested_absmax[block >> nested_shift_], *weight_.offset);
     }
 
+    // The absmax of the `count` blocks from number `block` on: where they lie, or decoded into `room`.
+    const float *absmaxes(int64_t block, int64_t count, float *room) const {
+        if (weight_.nested_absmax == nullptr) return static_cast<const float *>(weight_.absmax) + block;
+        for (int64_t i = 0; i < count; ++i) room[i] = absmax(block + i);
+        return room;
+    }
+
     // Write the `count` weights from number `begin` on, in the order in which they lie, as float or as bfloat16
     // (uint16_t). Streamed: `out` lies on a multiple of 64 bytes and `begin` is a multiple of 32.
     template <typename Write = Stored, typename Out>

@@ -30,7 +30,9 @@ bool available(const Isa &candidate) {
         return available(isa_avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     }
-    if (&candidate == &isa_avx512_bf16) return available(isa_avx512) && __builtin_cpu_supports("avx512bf16");
+    if (&candidate == &isa_avx512_bf16) {
+        return available(isa_avx512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+    }
 #endif
     return &candidate == &isa_scalar;
 }

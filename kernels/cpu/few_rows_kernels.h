@@ -20,6 +20,8 @@ constexpr int COLUMNS = 4;
 constexpr int COLUMNS = 2;
 #endif
 constexpr int GROUP = 2 * WIDTH;  // weights of one load of packed bytes
+constexpr int QUARTER = 4, QUARTERS = GROUP / QUARTER;  // codes of a 64-bit lane as lookup_pairs finds them
+constexpr int64_t BLOCKS_AT_ONCE = 64;  // of a row, whose absmax is decoded before them
 constexpr int64_t DECODED_AT_ONCE = 512;  // weights of a row whose blocks have to be decoded one by one
 
 inline bool multiplies_pairs(int dtype) { return HAS_BFLOAT16_UNITS && dtype == QLK_BFLOAT16; }
@@ -52,7 +54,8 @@ inline void lay_out_few_rows(const float *x, int64_t x_stride, int64_t rows, con
     }
 }
 
-// Of bfloat16: group by group, row by row, where rows are made of whole blocks; otherwise as above.
+// Of bfloat16, where rows are made of whole blocks: group by group, row by row, quarters in the order of lookup_pairs.
+// Otherwise as above.
 inline void lay_out_few_pairs(const uint16_t *x, int64_t rows, const qlk_weight &weight, uint16_t *out) {
     if (!has_whole_blocks(weight)) {
         const int64_t stride = few_rows_stride(weight);
@@ -62,8 +65,11 @@ inline void lay_out_few_pairs(const uint16_t *x, int64_t rows, const qlk_weight 
         return;
     }
     for (int64_t begin = 0; begin < weight.in_features; begin += GROUP) {
-        for (int64_t row = 0; row < rows; ++row, out += GROUP) {
-            std::memcpy(out, x + row * weight.in_features + begin, GROUP * sizeof(uint16_t));
+        for (int64_t row = 0; row < rows; ++row) {
+            const uint16_t *from = x + row * weight.in_features + begin;
+            for (int i = 0; i < QUARTERS; ++i, out += QUARTER) {
+                std::memcpy(out, from + (i % 2) * (GROUP / 2) + (i / 2) * QUARTER, QUARTER * sizeof(uint16_t));
+            }
         }
     }
 }
@@ -107,7 +113,7 @@ void dot_blocks(const float *x, const qlk_weight &weight, const Decoder &decoder
     }
 }
 
-// The same of bfloat16.
+// The same of bfloat16. Rows of the weight share tables two by two.
 template <int ROWS, int COLUMN_COUNT>
 void dot_block_pairs(const uint16_t *x, const qlk_weight &weight, const Decoder &decoder, const Table16 &levels,
                      int64_t first, float dots[ROWS][COLUMN_COUNT]) {
@@ -118,18 +124,40 @@ void dot_block_pairs(const uint16_t *x, const qlk_weight &weight, const Decoder 
     for (auto &row : sums) {
         for (Floats &sum : row) sum = broadcast(0.0f);
     }
-    for (int64_t block = 0; block < blocks; ++block) {
-        PairTable scaled[COLUMN_COUNT];
+    for (int64_t begin = 0; begin < blocks; begin += BLOCKS_AT_ONCE) {
+        const int64_t count = blocks - begin < BLOCKS_AT_ONCE ? blocks - begin : BLOCKS_AT_ONCE;
+        float room[COLUMN_COUNT][BLOCKS_AT_ONCE];
+        const float *absmax[COLUMN_COUNT];
         for (int c = 0; c < COLUMN_COUNT; ++c) {
-            scaled[c] = pair_table(scale_table(levels, decoder.absmax((first + c) * blocks + block)));
-            __builtin_prefetch(packed + (COLUMN_COUNT + c) * row_bytes);  // the rows that come after these
+            absmax[c] = decoder.absmaxes((first + c) * blocks + begin, count, room[c]);
         }
-        for (int64_t byte = 0; byte < bytes_per_block; byte += WIDTH, packed += WIDTH, x += ROWS * GROUP) {
-            Pairs weights[COLUMN_COUNT];
-            for (int c = 0; c < COLUMN_COUNT; ++c) weights[c] = lookup_pairs(scaled[c], packed + c * row_bytes);
-            for (int r = 0; r < ROWS; ++r) {
-                const Pairs values = load_pairs(reinterpret_cast<const uint32_t *>(x + r * GROUP));
-                for (int c = 0; c < COLUMN_COUNT; ++c) sums[r][c] = add_products(sums[r][c], values, weights[c]);
+        for (int64_t block = 0; block < count; ++block) {
+            PairTables tables[(COLUMN_COUNT + 1) / 2];
+            for (int c = 0; c < COLUMN_COUNT; c += 2) {
+                const float *second = absmax[c + 1 < COLUMN_COUNT ? c + 1 : c];
+                tables[c / 2] = pair_tables(scale_table(levels, absmax[c][block]), scale_table(levels, second[block]));
+            }
+            if (block * bytes_per_block % CACHE_LINE == 0) {  // the rows that come after these
+                for (int c = 0; c < COLUMN_COUNT; ++c) __builtin_prefetch(packed + (COLUMN_COUNT + c) * row_bytes);
+            }
+            const auto add_group = [&] {
+                Pairs weights[COLUMN_COUNT];
+                for (int c = 0; c < COLUMN_COUNT; ++c) {
+                    const uint8_t *bytes = packed + c * row_bytes;
+                    weights[c] = c % 2 == 0 ? lookup_pairs<0>(tables[c / 2], bytes) : lookup_pairs<1>(tables[c / 2], bytes);
+                }
+                for (int r = 0; r < ROWS; ++r) {
+                    const Pairs values = load_pairs(reinterpret_cast<const uint32_t *>(x + r * GROUP));
+                    for (int c = 0; c < COLUMN_COUNT; ++c) sums[r][c] = add_products(sums[r][c], values, weights[c]);
+                }
+                packed += WIDTH;
+                x += ROWS * GROUP;
+            };
+            if (bytes_per_block == 2 * WIDTH) {  // the usual size, without a loop
+                add_group();
+                add_group();
+            } else {
+                for (int64_t byte = 0; byte < bytes_per_block; byte += WIDTH) add_group();
             }
         }
     }

@@ -29,22 +29,29 @@ inline Pairs pair_up(Floats first, Floats second) {
     return _mm512_permutexvar_epi16(_mm512_or_si512(of_second, lane_numbers()), halves);
 }
 
-// 16 bfloat16 to choose from by the low four bits of an index.
-struct PairTable {
+// The levels of two blocks, rounded to bfloat16.
+struct PairTables {
     __m512i values;
 };
 
-inline PairTable pair_table(const Table16 &table) {
-    return {_mm512_broadcast_i64x4(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(table.values)))};
+inline PairTables pair_tables(const Table16 &first, const Table16 &second) {
+    return {reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second.values, first.values))};
 }
 
-// The values of the 32 codes in 16 bytes, in order: the high half of each byte first.
-inline Pairs lookup_pairs(const PairTable &table, const uint8_t *p) {
+// The values of the 32 codes in 16 bytes of block NUMBER (0, 1), in quarters: quarter i is of the bytes from
+// 8 (i % 2) + 2 (i / 2) on, of each its high half first.
+template <int NUMBER>
+inline Pairs lookup_pairs(const PairTables &tables, const uint8_t *p) {
     const __m512i bytes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-    const __m512i number = mul_low(lane_numbers(), broadcast_int(0x10001)), empty = broadcast_int(INT32_MIN | 0x8000);
-    const __m512i words = _mm512_shuffle_epi8(bytes, _mm512_or_si512(number, empty));  // two of each byte
-    const __m512i codes = _mm512_srlv_epi16(words, broadcast_int(4));
-    return _mm512_permutexvar_epi16(codes, table.values);  // bit 4 chooses between equal halves of the table
+    // The bits of a 64-bit lane at which each of its four codes begins; what follows a code is cut off after it.
+    constexpr int64_t begins = 0x0008'000C'0000'0004, next = 0x0010'0010'0010'0010;
+    const __m512i codes = _mm512_multishift_epi64_epi8(
+        _mm512_set_epi64(begins + 3 * next, begins + 3 * next, begins + 2 * next, begins + 2 * next, begins + next,
+                         begins + next, begins, begins),
+        bytes);
+    const __m512i code = broadcast_int(0x000F'000F), offset = broadcast_int(NUMBER * 0x0010'0010);
+    constexpr int and_then_or = 0xEA;
+    return _mm512_permutexvar_epi16(_mm512_ternarylogic_epi32(codes, code, offset, and_then_or), tables.values);
 }
 
 #else
@@ -52,14 +59,15 @@ inline Pairs lookup_pairs(const PairTable &table, const uint8_t *p) {
 constexpr bool HAS_BFLOAT16_UNITS = false;
 
 struct Pairs {};
-struct PairTable {};
+struct PairTables {};
 Pairs load_pairs(const uint32_t *p);
 void store_pairs(uint32_t *p, Pairs x);
 Pairs broadcast_pair(const uint16_t *p);
 Floats add_products(Floats sum, Pairs a, Pairs b);
 Pairs pair_up(Floats first, Floats second);
-PairTable pair_table(const Table16 &table);
-Pairs lookup_pairs(const PairTable &table, const uint8_t *p);
+PairTables pair_tables(const Table16 &first, const Table16 &second);
+template <int NUMBER>
+Pairs lookup_pairs(const PairTables &tables, const uint8_t *p);
 
 #endif
 
