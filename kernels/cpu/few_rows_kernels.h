@@ -13,7 +13,7 @@ namespace qlk::QLK_ISA {
 constexpr int64_t MOST_FEW_ROWS = 6;
 // Of bfloat16, where units multiply it; and as many as meet a decoded weight together.
 constexpr int64_t MOST_FEW_PAIRED_ROWS = 24, PAIRED_ROWS_AT_ONCE = 12;
-// Rows of the weight that share what is loaded of x, as many as registers hold the sums of.
+// Rows of the weight that share what is loaded of floats, as many as registers hold the sums of.
 #if defined(QLK_ISA_AVX512)
 constexpr int COLUMNS = 4;
 #else
@@ -21,6 +21,7 @@ constexpr int COLUMNS = 2;
 #endif
 constexpr int GROUP = 2 * WIDTH;  // weights of one load of packed bytes
 constexpr int QUARTER = 4, QUARTERS = GROUP / QUARTER;  // codes of a 64-bit lane as lookup_pairs finds them
+constexpr int USUAL_GROUPS = 64 / GROUP;  // of a block of the usual size
 constexpr int64_t BLOCKS_AT_ONCE = 64;  // of a row, whose absmax is decoded before them
 constexpr int64_t DECODED_AT_ONCE = 512;  // weights of a row whose blocks have to be decoded one by one
 
@@ -74,101 +75,118 @@ inline void lay_out_few_pairs(const uint16_t *x, int64_t rows, const qlk_weight 
     }
 }
 
-// dots[row][column]: of ROWS rows of x and COLUMN_COUNT rows of the weight from number `first` on.
-template <int ROWS, int COLUMN_COUNT>
-void dot_blocks(const float *x, const qlk_weight &weight, const Decoder &decoder, const Table16 &levels, int64_t first,
-                float dots[ROWS][COLUMN_COUNT]) {
-    constexpr int CHAINS = ROWS == 1 ? 2 : 1;  // sums of one dot product: enough in all to hide an addition's latency
+// What COUNT rows of the weight, a block of each, add to sums with rows of x: of floats.
+template <int COUNT>
+class FloatBlocks {
+  public:
+    using Element = float;
+
+    static const Element *rows_of(const FewRows &product) { return product.x; }
+
+    void scale(const Table16 &levels, const float *const (&absmax)[COUNT], int64_t block) {
+        for (int c = 0; c < COUNT; ++c) scaled_[c] = scale_table(levels, absmax[c][block]);
+    }
+
+    template <int ROWS, int CHAINS>
+    void add_group(const Element *x, const uint8_t *packed, int64_t row_bytes,
+                   Floats (&sums)[ROWS][COUNT][CHAINS]) const {
+        for (int c = 0; c < COUNT; ++c) {
+            const Ints bytes = load_bytes(packed + c * row_bytes);
+            const Floats even = lookup(scaled_[c], shift_right<4>(bytes)), odd = lookup(scaled_[c], bytes);
+            for (int r = 0; r < ROWS; ++r) {
+                Floats *to = sums[r][c];
+                to[0] = fma(even, load(x + r * GROUP), to[0]);
+                to[CHAINS - 1] = fma(odd, load(x + r * GROUP + WIDTH), to[CHAINS - 1]);
+            }
+        }
+    }
+
+  private:
+    Table16 scaled_[COUNT];
+};
+
+// The same of bfloat16. Rows of the weight share tables two by two.
+template <int COUNT>
+class PairBlocks {
+  public:
+    using Element = uint16_t;
+
+    static const Element *rows_of(const FewRows &product) { return product.x_bfloat16; }
+
+    void scale(const Table16 &levels, const float *const (&absmax)[COUNT], int64_t block) {
+        for (int c = 0; c < COUNT; c += 2) {
+            const float *second = absmax[c + 1 < COUNT ? c + 1 : c];
+            tables_[c / 2] = pair_tables(scale_table(levels, absmax[c][block]), scale_table(levels, second[block]));
+        }
+    }
+
+    template <int ROWS, int CHAINS>
+    void add_group(const Element *x, const uint8_t *packed, int64_t row_bytes,
+                   Floats (&sums)[ROWS][COUNT][CHAINS]) const {
+        Pairs weights[COUNT];
+        for (int c = 0; c < COUNT; ++c, packed += row_bytes) {
+            weights[c] = c % 2 == 0 ? lookup_pairs<0>(tables_[c / 2], packed) : lookup_pairs<1>(tables_[c / 2], packed);
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            const Pairs values = load_pairs(reinterpret_cast<const uint32_t *>(x + r * GROUP));
+            for (int c = 0; c < COUNT; ++c) sums[r][c][0] = add_products(sums[r][c][0], values, weights[c]);
+        }
+    }
+
+  private:
+    PairTables tables_[(COUNT + 1) / 2];
+};
+
+// dots[row][column]: of ROWS rows of x and COUNT rows of the weight from number `first` on.
+template <typename Blocks, int ROWS, int COUNT>
+void dot_blocks(const typename Blocks::Element *x, const qlk_weight &weight, const Decoder &decoder,
+                const Table16 &levels, int64_t first, float (&dots)[ROWS][COUNT]) {
+    // Sums of one dot product: enough in all to hide an addition's latency.
+    constexpr int CHAINS = ROWS == 1 && sizeof(*x) == sizeof(float) ? 2 : 1;
     const int64_t blocks = weight.in_features / weight.block_size, bytes_per_block = weight.block_size / 2;
     const int64_t row_bytes = weight.in_features / 2;
     const uint8_t *packed = weight.packed + first * row_bytes;
-    Floats sums[ROWS][COLUMN_COUNT][CHAINS];
+    Floats sums[ROWS][COUNT][CHAINS];
     for (auto &row : sums) {
         for (auto &column : row) {
             for (Floats &chain : column) chain = broadcast(0.0f);
         }
     }
-    for (int64_t block = 0; block < blocks; ++block) {
-        Table16 scaled[COLUMN_COUNT];
-        for (int c = 0; c < COLUMN_COUNT; ++c) {
-            scaled[c] = scale_table(levels, decoder.absmax((first + c) * blocks + block));
-            __builtin_prefetch(packed + (COLUMN_COUNT + c) * row_bytes);  // the rows that come after these
-        }
-        for (int64_t byte = 0; byte < bytes_per_block; byte += WIDTH, packed += WIDTH, x += ROWS * GROUP) {
-            for (int c = 0; c < COLUMN_COUNT; ++c) {
-                const Ints bytes = load_bytes(packed + c * row_bytes);
-                const Floats even = lookup(scaled[c], shift_right<4>(bytes)), odd = lookup(scaled[c], bytes);
-                for (int r = 0; r < ROWS; ++r) {
-                    Floats *to = sums[r][c];
-                    to[0] = fma(even, load(x + r * GROUP), to[0]);
-                    to[CHAINS - 1] = fma(odd, load(x + r * GROUP + WIDTH), to[CHAINS - 1]);
-                }
-            }
-        }
-    }
-    for (int r = 0; r < ROWS; ++r) {
-        for (int c = 0; c < COLUMN_COUNT; ++c) {
-            dots[r][c] = sum(CHAINS == 1 ? sums[r][c][0] : add(sums[r][c][0], sums[r][c][CHAINS - 1]));
-        }
-    }
-}
-
-// The same of bfloat16. Rows of the weight share tables two by two.
-template <int ROWS, int COLUMN_COUNT>
-void dot_block_pairs(const uint16_t *x, const qlk_weight &weight, const Decoder &decoder, const Table16 &levels,
-                     int64_t first, float dots[ROWS][COLUMN_COUNT]) {
-    const int64_t blocks = weight.in_features / weight.block_size, bytes_per_block = weight.block_size / 2;
-    const int64_t row_bytes = weight.in_features / 2;
-    const uint8_t *packed = weight.packed + first * row_bytes;
-    Floats sums[ROWS][COLUMN_COUNT];
-    for (auto &row : sums) {
-        for (Floats &sum : row) sum = broadcast(0.0f);
-    }
     for (int64_t begin = 0; begin < blocks; begin += BLOCKS_AT_ONCE) {
         const int64_t count = blocks - begin < BLOCKS_AT_ONCE ? blocks - begin : BLOCKS_AT_ONCE;
-        float room[COLUMN_COUNT][BLOCKS_AT_ONCE];
-        const float *absmax[COLUMN_COUNT];
-        for (int c = 0; c < COLUMN_COUNT; ++c) {
-            absmax[c] = decoder.absmaxes((first + c) * blocks + begin, count, room[c]);
-        }
+        float room[COUNT][BLOCKS_AT_ONCE];
+        const float *absmax[COUNT];
+        for (int c = 0; c < COUNT; ++c) absmax[c] = decoder.absmaxes((first + c) * blocks + begin, count, room[c]);
         for (int64_t block = 0; block < count; ++block) {
-            PairTables tables[(COLUMN_COUNT + 1) / 2];
-            for (int c = 0; c < COLUMN_COUNT; c += 2) {
-                const float *second = absmax[c + 1 < COLUMN_COUNT ? c + 1 : c];
-                tables[c / 2] = pair_tables(scale_table(levels, absmax[c][block]), scale_table(levels, second[block]));
-            }
+            Blocks of_weight;
+            of_weight.scale(levels, absmax, block);
             if (block * bytes_per_block % CACHE_LINE == 0) {  // the rows that come after these
-                for (int c = 0; c < COLUMN_COUNT; ++c) __builtin_prefetch(packed + (COLUMN_COUNT + c) * row_bytes);
+                for (int c = 0; c < COUNT; ++c) __builtin_prefetch(packed + (COUNT + c) * row_bytes);
             }
             const auto add_group = [&] {
-                Pairs weights[COLUMN_COUNT];
-                for (int c = 0; c < COLUMN_COUNT; ++c) {
-                    const uint8_t *bytes = packed + c * row_bytes;
-                    weights[c] = c % 2 == 0 ? lookup_pairs<0>(tables[c / 2], bytes) : lookup_pairs<1>(tables[c / 2], bytes);
-                }
-                for (int r = 0; r < ROWS; ++r) {
-                    const Pairs values = load_pairs(reinterpret_cast<const uint32_t *>(x + r * GROUP));
-                    for (int c = 0; c < COLUMN_COUNT; ++c) sums[r][c] = add_products(sums[r][c], values, weights[c]);
-                }
+                of_weight.add_group(x, packed, row_bytes, sums);
                 packed += WIDTH;
                 x += ROWS * GROUP;
             };
-            if (bytes_per_block == 2 * WIDTH) {  // the usual size, without a loop
-                add_group();
-                add_group();
+            if (bytes_per_block == USUAL_GROUPS * WIDTH) {  // without a loop
+#pragma GCC unroll 8
+                for (int i = 0; i < USUAL_GROUPS; ++i) add_group();
             } else {
                 for (int64_t byte = 0; byte < bytes_per_block; byte += WIDTH) add_group();
             }
         }
     }
     for (int r = 0; r < ROWS; ++r) {
-        for (int c = 0; c < COLUMN_COUNT; ++c) dots[r][c] = sum(sums[r][c]);
+        for (int c = 0; c < COUNT; ++c) {
+            dots[r][c] = sum(CHAINS == 1 ? sums[r][c][0] : add(sums[r][c][0], sums[r][c][CHAINS - 1]));
+        }
     }
 }
 
 // dots[row] with one row of the weight whose blocks may lie anywhere.
 template <int ROWS>
-void dot_decoded(const float *x, const qlk_weight &weight, const Decoder &decoder, int64_t column, float dots[ROWS]) {
+void dot_decoded(const float *x, const qlk_weight &weight, const Decoder &decoder, int64_t column,
+                 float (&dots)[ROWS][1]) {
     const int64_t stride = few_rows_stride(weight);
     alignas(64) float decoded[DECODED_AT_ONCE];
     Floats sums[ROWS];
@@ -182,13 +200,13 @@ void dot_decoded(const float *x, const qlk_weight &weight, const Decoder &decode
             for (int r = 0; r < ROWS; ++r) sums[r] = fma(values, load(x + r * stride + begin + i), sums[r]);
         }
     }
-    for (int r = 0; r < ROWS; ++r) dots[r] = sum(sums[r]);
+    for (int r = 0; r < ROWS; ++r) dots[r][0] = sum(sums[r]);
 }
 
 // The same of bfloat16.
 template <int ROWS>
-void dot_decoded_pairs(const uint16_t *x, const qlk_weight &weight, const Decoder &decoder, int64_t column,
-                       float dots[ROWS][1]) {
+void dot_decoded(const uint16_t *x, const qlk_weight &weight, const Decoder &decoder, int64_t column,
+                 float (&dots)[ROWS][1]) {
     const int64_t stride = few_rows_stride(weight);
     alignas(64) uint16_t decoded[DECODED_AT_ONCE];
     Floats sums[ROWS];
@@ -232,44 +250,16 @@ inline void store_dot(const FewRows &product, int64_t row, int64_t column, float
     }
 }
 
-template <int ROWS>
+template <template <int> class Blocks, int ROWS, int COUNT>
 void multiply_rows(const FewRows &product, int64_t begin, int64_t end) {
     const qlk_weight &weight = *product.weight;
+    const auto *x = Blocks<1>::rows_of(product);
     const Decoder decoder(weight);
     const Table16 levels = load_table(FORMATS[weight.format].value);
-    const bool whole_blocks = has_whole_blocks(weight);
-    for (; whole_blocks && begin + COLUMNS <= end; begin += COLUMNS) {
-        float dots[ROWS][COLUMNS];
-        dot_blocks<ROWS, COLUMNS>(product.x, weight, decoder, levels, begin, dots);
-        for (int r = 0; r < ROWS; ++r) {
-            for (int c = 0; c < COLUMNS; ++c) store_dot(product, r, begin + c, dots[r][c]);
-        }
-    }
-    for (; begin < end; ++begin) {
-        float dots[ROWS][1];
-        if (whole_blocks) {
-            dot_blocks<ROWS, 1>(product.x, weight, decoder, levels, begin, dots);
-        } else {
-            dot_decoded<ROWS>(product.x, weight, decoder, begin, &dots[0][0]);
-        }
-        for (int r = 0; r < ROWS; ++r) store_dot(product, r, begin, dots[r][0]);
-    }
-}
-
-// Rows of the weight beside so many of x: as many as registers hold the sums of.
-template <int ROWS>
-constexpr int PAIRED_COLUMNS = ROWS <= 6 ? 4 : ROWS <= 8 ? 3 : 2;
-
-template <int ROWS>
-void multiply_paired_rows(const FewRows &product, int64_t begin, int64_t end) {
-    const qlk_weight &weight = *product.weight;
-    const Decoder decoder(weight);
-    const Table16 levels = load_table(FORMATS[weight.format].value);
-    constexpr int COUNT = PAIRED_COLUMNS<ROWS>;
     const bool whole_blocks = has_whole_blocks(weight);
     for (; whole_blocks && begin + COUNT <= end; begin += COUNT) {
         float dots[ROWS][COUNT];
-        dot_block_pairs<ROWS, COUNT>(product.x_bfloat16, weight, decoder, levels, begin, dots);
+        dot_blocks<Blocks<COUNT>>(x, weight, decoder, levels, begin, dots);
         for (int r = 0; r < ROWS; ++r) {
             for (int c = 0; c < COUNT; ++c) store_dot(product, r, begin + c, dots[r][c]);
         }
@@ -277,36 +267,39 @@ void multiply_paired_rows(const FewRows &product, int64_t begin, int64_t end) {
     for (; begin < end; ++begin) {
         float dots[ROWS][1];
         if (whole_blocks) {
-            dot_block_pairs<ROWS, 1>(product.x_bfloat16, weight, decoder, levels, begin, dots);
+            dot_blocks<Blocks<1>>(x, weight, decoder, levels, begin, dots);
         } else {
-            dot_decoded_pairs<ROWS>(product.x_bfloat16, weight, decoder, begin, dots);
+            dot_decoded(x, weight, decoder, begin, dots);
         }
         for (int r = 0; r < ROWS; ++r) store_dot(product, r, begin, dots[r][0]);
     }
 }
 
+// Rows of the weight beside so many rows of bfloat16: as many as registers hold the sums of.
+template <int ROWS>
+constexpr int PAIRED_COLUMNS = ROWS <= 6 ? 4 : ROWS <= 8 ? 3 : 2;
+
 using FewRowsFunction = void (*)(const FewRows &, int64_t, int64_t);
 
 template <int... ROWS>
-constexpr std::array<FewRowsFunction, sizeof...(ROWS)> paired_rows_functions(std::integer_sequence<int, ROWS...>) {
-    return {multiply_paired_rows<ROWS + 1>...};
+constexpr std::array<FewRowsFunction, sizeof...(ROWS)> float_functions(std::integer_sequence<int, ROWS...>) {
+    return {multiply_rows<FloatBlocks, ROWS + 1, COLUMNS>...};
+}
+
+template <int... ROWS>
+constexpr std::array<FewRowsFunction, sizeof...(ROWS)> pair_functions(std::integer_sequence<int, ROWS...>) {
+    return {multiply_rows<PairBlocks, ROWS + 1, PAIRED_COLUMNS<ROWS + 1>>...};
 }
 
 inline void multiply_few_rows(const FewRows &product, int64_t begin, int64_t end) {
     if constexpr (HAS_BFLOAT16_UNITS) {
         if (product.x_bfloat16 != nullptr) {
-            constexpr auto FUNCTIONS = paired_rows_functions(std::make_integer_sequence<int, PAIRED_ROWS_AT_ONCE>());
-            return FUNCTIONS[product.rows - 1](product, begin, end);
+            constexpr auto PAIRS = pair_functions(std::make_integer_sequence<int, PAIRED_ROWS_AT_ONCE>());
+            return PAIRS[product.rows - 1](product, begin, end);
         }
     }
-    switch (product.rows) {
-        case 1: return multiply_rows<1>(product, begin, end);
-        case 2: return multiply_rows<2>(product, begin, end);
-        case 3: return multiply_rows<3>(product, begin, end);
-        case 4: return multiply_rows<4>(product, begin, end);
-        case 5: return multiply_rows<5>(product, begin, end);
-        case 6: return multiply_rows<6>(product, begin, end);
-    }
+    constexpr auto FLOATS = float_functions(std::make_integer_sequence<int, MOST_FEW_ROWS>());
+    FLOATS[product.rows - 1](product, begin, end);
 }
 
 }  // namespace qlk::QLK_ISA
