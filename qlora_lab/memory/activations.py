@@ -11,7 +11,9 @@ from qlora_lab.memory.profiles import (
     GATED_WORKSPACE,
     HIDDEN,
     KEY_VALUE,
+    PROFILES,
     QUERY,
+    UNGATED_WORKSPACE,
     WIDENED_ATTENTION,
     Profile,
 )
@@ -61,6 +63,11 @@ class Numbers:
     def short(self) -> bool:
         return self.compute_bytes < FLOAT32_BYTES
 
+    @property
+    def stream_bytes(self) -> int:
+        """Return the bytes of a number between layers: 4 also with autocast, which adds to float32 what is shorter."""
+        return FLOAT32_BYTES if self.trained else self.compute_bytes
+
 
 def saved_bytes(
     architecture: ArchitectureConfig,
@@ -80,8 +87,9 @@ def saved_bytes(
             as in the lowest layer with adapters where those are in the block alone.
         source_tokens: of a row that an encoder has read, for the layers of a decoder.
     """
+    biases = _bias_bytes(architecture, profile, shape, numbers, source_tokens) if from_attention else 0
     if numbers.trained and numbers.short:
-        return _autocast_bytes(architecture, profile, shape, numbers, source_tokens)
+        return _autocast_bytes(architecture, profile, shape, numbers, source_tokens) + biases
     if numbers.trained:
         profile = _trained(profile)
     elif not from_attention:
@@ -94,6 +102,9 @@ def saved_bytes(
     vectors += sum(width[kind] for kind in inputs)
     if works_out_again(profile, numbers, adapted):
         vectors -= 2 * width[FEED_FORWARD]
+    # heads of keys are not repeated where there is no mask, and a single one is without a copy
+    if profile.masked and not numbers.emulated and (shape.rows == 1 or architecture.num_kv_heads == 1):
+        vectors -= 2 * (width[QUERY] - width[KEY_VALUE])
     if numbers.emulated and profile.masked:  # attention in float32 has a mask in it, and shares its output
         vectors -= width[QUERY]
     exact = profile.exact_hidden * width[HIDDEN] + profile.exact_query * width[QUERY]
@@ -106,10 +117,28 @@ def saved_bytes(
     low = (len(adapted) - len(of_source)) * numbers.rank * numbers.adapter_bytes
     mask *= FLOAT32_BYTES if numbers.emulated else numbers.compute_bytes
     kept = shape.positions * (vectors * numbers.compute_bytes + mask + exact * FLOAT32_BYTES + low + scores)
+    kept += biases
     if profile.cross_attention:
         pair = 2 * width[QUERY] * (numbers.compute_bytes if numbers.on_gpu else FLOAT32_BYTES)
         kept += shape.rows * source_tokens * (pair + len(of_source) * numbers.rank * numbers.adapter_bytes)
     return kept
+
+
+def _bias_bytes(
+    architecture: ArchitectureConfig, profile: Profile, shape: Shape, numbers: Numbers, source_tokens: int
+) -> int:
+    """Return what kernels of a GPU keep instead of attention weights where positions have a bias: a layer's copy of it.
+
+    They give it a gradient where it wants one, and take it as it is read otherwise; a copy is made in each layer, with
+    the mask of each row in it (transformers' create_position_bias_mask).
+    """
+    if not (profile.position_bias and numbers.on_gpu):
+        return 0
+    padded = shape.rows > 1
+    # of a decoder, which sees no padding, one for all rows
+    seen = shape.tokens // shape.rows if profile.cross_attention else shape.tokens
+    seen += source_tokens if padded else 0  # zeros, which are there without a copy where nothing is masked
+    return shape.positions * architecture.num_heads * seen * numbers.compute_bytes
 
 
 def _widths(architecture: ArchitectureConfig) -> dict[str, int]:
@@ -140,13 +169,28 @@ def _autocast_bytes(
     return shape.positions * of_token + shape.rows * source_tokens * pair
 
 
-def shared_bytes(profile: Profile, shape: Shape, numbers: Numbers, *, checkpointing: bool) -> int:
-    """Return what the layers of a stack keep together: a mask of truth values, where each is given it again.
+def shared_bytes(
+    profile: Profile, shape: Shape, numbers: Numbers, *, layers: int, checkpointing: bool, source_tokens: int = 0
+) -> int:
+    """Return what `layers` of a stack keep together: a mask, where each is given it again.
 
-    That is with gradient checkpointing, and with autocast on a CPU that multiplies 16 bits.
+    That is with gradient checkpointing, and with autocast on a CPU that multiplies 16 bits. The mask is one of truth
+    values, of batches with padding; attention written out in Python has one of numbers to add, of every batch.
     """
+    kinds = 2 if 1 < profile.sees_all_every <= layers else 1
+    if checkpointing and any(profile.written_masks):
+        return shape.positions * kinds * _written_mask_bytes(profile, shape, numbers)
+    if checkpointing and profile.dropout and shape.rows > 1:
+        return shape.positions * (source_tokens if profile.cross_attention else shape.tokens)
     autocast = numbers.trained and numbers.short and not numbers.on_gpu and not numbers.emulated
-    return shape.positions * _mask_places(profile, shape) if checkpointing or autocast else 0
+    if checkpointing or autocast:
+        return shape.positions * kinds * _mask_places(profile, shape)
+    return 0
+
+
+def _written_mask_bytes(profile: Profile, shape: Shape, numbers: Numbers) -> int:
+    """Return the bytes of a token's row of the mask that attention written out in Python is given."""
+    return profile.written_masks[numbers.stream_bytes < FLOAT32_BYTES] * shape.tokens
 
 
 def _mask_places(profile: Profile, shape: Shape) -> int:
@@ -190,22 +234,171 @@ def without_attention(profile: Profile) -> Profile:
 
 
 def workspace_bytes(
-    architecture: ArchitectureConfig, profile: Profile, shape: Shape, numbers: Numbers, *, again: bool
+    architecture: ArchitectureConfig,
+    profile: Profile,
+    shape: Shape,
+    numbers: Numbers,
+    adapted: Collection[str],
+    *,
+    block_bytes: int,
+    cross_bytes: int = 0,
+    source_tokens: int = 0,
+    checkpointing: bool = False,
 ) -> int:
-    """Return what the backward pass of one layer takes at its peak beyond what its forward pass kept, gradients too.
+    """Return what one layer takes at its peak beyond what its forward pass keeps.
+
+    That is in the backward pass of its feed-forward block, or in that of its attention, when what was kept for the
+    block is gone, or while attention computes, when that is not there yet.
 
     Args:
-        again: what `works_out_again` says of the layer.
+        adapted: the linears of the layer with an adapter, by their paths in it.
+        block_bytes: kept for the feed-forward block.
+        cross_bytes: kept for the attention to an encoder, which comes between the layer's own and the block.
+        source_tokens: of a row that the encoder has read.
     """
+    width = _widths(architecture)
+    of_block = _block_vectors(profile, numbers, adapted) * width[FEED_FORWARD] * numbers.compute_bytes
+    of_norm = profile.norm_workspace * width[HIDDEN] * FLOAT32_BYTES
+    incoming = width[HIDDEN] * numbers.stream_bytes  # the gradient of the layer's output
+    at_once = [shape.positions * max(of_block, of_norm - incoming)]
+    own = _attention_workspace(architecture, profile, shape, numbers, shape.tokens, checkpointing)
+    at_once.append(own - block_bytes - cross_bytes)
+    if profile.cross_attention:
+        other = _attention_workspace(
+            architecture, profile, shape, numbers, source_tokens, checkpointing, of_itself=False
+        )
+        at_once.append(other - block_bytes)
+    return round(shape.positions * incoming + max(at_once))
+
+
+def _block_vectors(profile: Profile, numbers: Numbers, adapted: Collection[str]) -> float:
+    """Return what the backward pass of a feed-forward block takes, in vectors of its width."""
     vectors = profile.workspace[numbers.short]
-    if again:
-        vectors += GATED_WORKSPACE[numbers.short]
-    elif profile.gated and numbers.quantized:
-        vectors += FROZEN_GATED_WORKSPACE[numbers.short]
-    hidden = architecture.hidden_size
-    blocks = vectors * architecture.feed_forward_size * numbers.compute_bytes
-    scores = profile.score_workspace[numbers.short] * architecture.num_heads * shape.tokens
-    widened = WIDENED_ATTENTION * architecture.num_heads * head_size(architecture) * FLOAT32_BYTES
-    of_its_own = numbers.emulated and not any(profile.score_workspace) and not profile.dropout
-    of_block = max(blocks, widened if of_its_own else scores) + hidden * numbers.compute_bytes  # with its input's
-    return round(shape.positions * max(of_block, profile.norm_workspace * hidden * FLOAT32_BYTES))
+    if works_out_again(profile, numbers, adapted):
+        return vectors + GATED_WORKSPACE[numbers.short]
+    if profile.gated:
+        return vectors + (FROZEN_GATED_WORKSPACE[numbers.short] if numbers.quantized else 0)
+    if numbers.trained:
+        return vectors
+    last = [names for names, kind in profile.inputs if kind == FEED_FORWARD]
+    is_adapted = any(_any_of(names, adapted) for names in last) if last else not numbers.quantized
+    lacks_input = not is_adapted and last
+    return vectors + (UNGATED_WORKSPACE if lacks_input or (is_adapted and not numbers.quantized) else 0)
+
+
+def _attention_workspace(
+    architecture: ArchitectureConfig,
+    profile: Profile,
+    shape: Shape,
+    numbers: Numbers,
+    seen: int,
+    checkpointing: bool,
+    *,
+    of_itself: bool = True,
+) -> int:
+    """Return what attention to `seen` tokens takes at its peak beyond what it keeps, where that may be a layer's peak.
+
+    It may where it holds weights: matrices of tokens x tokens are more than all else in rows that are much longer than
+    a vector is wide. Kernels of a GPU with dropout, and of all machines without, hold none, so that the feed-forward
+    block needs more; attention that is written out in Python does on a GPU what it does on a CPU.
+    """
+    heads, query = architecture.num_heads, architecture.num_heads * head_size(architecture)
+    if not any(profile.scores):
+        return shape.positions * WIDENED_ATTENTION * query * FLOAT32_BYTES if numbers.emulated else 0
+    if profile.dropout and numbers.on_gpu:  # but a bias may have a gradient, and with checkpointing zeros have one too
+        has_gradient = profile.position_bias and (numbers.trained or (checkpointing and not of_itself))
+        return shape.positions * heads * seen * numbers.compute_bytes if has_gradient else 0
+    backward = heads * seen * profile.score_backward[numbers.short]
+    if profile.dropout:
+        computing = _computing_with_dropout(profile, shape, numbers, heads * seen, seen, of_itself=of_itself)
+        backward += query * numbers.compute_bytes  # gradients of its output and value, where the next layer's input was
+    else:
+        computing = heads * seen * profile.score_forward[numbers.short]
+        if not checkpointing:  # the masks that the model holds; with checkpointing they are counted as shared
+            computing += _written_mask_bytes(profile, shape, numbers)
+        elif profile.returns_weights:  # those of the layer before, in the first forward pass
+            computing += heads * seen * numbers.compute_bytes
+        backward -= query * numbers.compute_bytes  # the next layer's input is gone, and value, for its gradient
+    return shape.positions * max(computing + profile.forward_query[numbers.short] * query, backward)
+
+
+def _computing_with_dropout(
+    profile: Profile, shape: Shape, numbers: Numbers, weights: int, seen: int, *, of_itself: bool
+) -> int:
+    """Return the bytes of a token's row of weights, masks and biases while a CPU works out attention with dropout.
+
+    Args:
+        weights: of all heads.
+        of_itself: whether it is not the attention of a decoder to the encoder.
+    """
+    rounded = numbers.short and not numbers.emulated
+    taken = weights * numbers.compute_bytes if rounded else 0  # for the product with value
+    # a decoder sees no padding: what it reads is padded at the end
+    padded = shape.rows > 1 and not (of_itself and profile.cross_attention)
+    if numbers.emulated and padded:
+        taken += FLOAT32_BYTES * seen  # the mask as numbers
+    if not profile.position_bias:
+        return taken
+    # The bias comes for all rows: learnt, in the dtype of its weights, or zeros for the encoder, in that of the query.
+    if numbers.emulated and not (numbers.trained and of_itself):
+        taken += weights * FLOAT32_BYTES // shape.rows  # is widened
+    copied = FLOAT32_BYTES if numbers.emulated else numbers.compute_bytes
+    if rounded and numbers.trained and of_itself:
+        copied += numbers.stream_bytes  # autocast rounds the copy
+    if padded:  # with the mask of each row in it
+        taken += weights * copied
+    elif of_itself:  # with the causal mask, or into the order of heads
+        taken += weights * copied // shape.rows
+    return taken
+
+
+def block_bytes(
+    architecture: ArchitectureConfig,
+    profile: Profile,
+    shape: Shape,
+    numbers: Numbers,
+    adapted: Collection[str],
+    block: Collection[str],
+) -> int:
+    """Return what of `saved_bytes` a layer keeps for its feed-forward block.
+
+    Args:
+        adapted: the linears of the layer with an adapter, by their paths in it.
+        block: the linears of such blocks, likewise.
+    """
+    blocks = 3 if profile.cross_attention else 2
+    only = replace(
+        profile,
+        hidden=profile.hidden // blocks,
+        exact_hidden=profile.exact_hidden // blocks,
+        trained_norms=profile.trained_norms // blocks,
+        query=0,
+        exact_query=0,
+        exact_key_value=0,
+        inputs=tuple((names, kind) for names, kind in profile.inputs if _any_of(names, block)),
+        # of the bytes that autocast keeps, those of vectors of hidden width are taken to be shared alike
+        autocast=(profile.autocast[0] // blocks, profile.autocast[1], 0, 0),
+        autocast_scores=0,
+        autocast_of_emulation=0,
+        masked=False,
+        scores=(0, 0),
+        position_bias=False,
+        cross_attention=False,
+    )
+    return saved_bytes(architecture, only, shape, numbers, [name for name in adapted if name in set(block)])
+
+
+def cross_bytes(
+    architecture: ArchitectureConfig,
+    profile: Profile,
+    shape: Shape,
+    numbers: Numbers,
+    adapted: Collection[str],
+    source_tokens: int,
+) -> int:
+    """Return what of `saved_bytes` a layer of a decoder keeps for its attention to the encoder."""
+    if not profile.cross_attention:
+        return 0
+    without = [name for name in adapted if "EncDecAttention" not in name]
+    own = saved_bytes(architecture, PROFILES[architecture.model_type], shape, numbers, without)
+    return saved_bytes(architecture, profile, shape, numbers, adapted, source_tokens=source_tokens) - own

@@ -14,7 +14,7 @@ from qlora_lab.memory.evaluation import evaluation_bytes
 from qlora_lab.memory.optimizer import on_card, optimizer_bytes
 from qlora_lab.memory.planned_run import PlannedRun, classifier_parameters, planned_run
 from qlora_lab.memory.process import process_bytes
-from qlora_lab.memory.step import activation_bytes, backward_bytes, loss_bytes
+from qlora_lab.memory.step import backward_bytes, bytes_of_layers, loss_bytes
 from qlora_lab.memory.weights import weight_bytes
 
 BASE = ("packed_weights", "absmax", "nested_absmax", "embeddings", "head", "dense_weights")
@@ -73,15 +73,15 @@ def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
     """
     run = planned_run(config, shape)
     trained = run.trained_bytes
-    activations = activation_bytes(run)
+    layers = bytes_of_layers(run)
     plan = MemoryPlan(
         **_weights(run),
         adapters=0 if run.numbers.trained else trained,
         gradients=trained,
         optimizer=on_card(config, optimizer_bytes(config, run.trained_parameters)),
-        activations=activations,
+        activations=layers.kept,
         loss=loss_bytes(run),
-        workspace=backward_bytes(run, activations),
+        workspace=backward_bytes(run, layers),
         process=process_bytes(config, run.architecture, shape, run.numbers.compute_bytes),
     )
     held = plan.base + plan.adapters + plan.optimizer

@@ -10,6 +10,10 @@ from dataclasses import dataclass, replace
 HIDDEN, FEED_FORWARD, QUERY, KEY_VALUE = "hidden", "feed_forward", "query", "key_value"  # widths of vectors
 # Attention as kernels of a GPU compute it keeps no weights, with dropout or a bias either; on a CPU those two do.
 SCORE_BYTES_WITH_DROPOUT = (12, 12)
+SCORE_BACKWARD_WITH_DROPOUT = (4, 4)  # the gradient of what dropout left
+# ... and, beyond query, key and value as they are kept, these as they came (in 16 bits all three, and in float32 too),
+# query before it is divided, and what attention gives
+FORWARD_QUERY_WITH_DROPOUT = (16, 26)
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,24 @@ class Profile:
     dropout: bool = False
     cross_attention: bool = False  # to an encoder, of whose tokens it keeps key and value; the scores are there twice
     decoder: "Profile | None" = None  # of an encoder-decoder, whose encoder this is
-    # what the backward pass of one layer takes at its peak beyond what was kept, in vectors of feed-forward width, and
-    # in bytes of attention weights; each in float32 and in 16 bits
+    # what the backward pass of a feed-forward block takes at its peak beyond what was kept, in vectors of its width, in
+    # float32 and in 16 bits
     workspace: tuple[float, float] = (2.0, 2.5)
-    score_workspace: tuple[float, float] = (0.0, 0.0)
+    parallel: bool = False  # the block reads what attention reads, not what that gives
+    # bytes of attention weights that are there at once beyond `scores`, while attention written out in Python computes,
+    # and in the backward pass of any that keeps weights, in float32 also where it computes in 16 bits: what comes of
+    # one step and of the next, and the gradients of both
+    score_forward: tuple[int, int] = (0, 0)
+    score_backward: tuple[int, int] = (0, 0)
+    # bytes of a number of query width that are there beyond what is kept while attention computes that keeps weights
+    forward_query: tuple[int, int] = (0, 0)
+    position_bias: bool = False  # attention with dropout adds one to the scores of each row, as wide as these
+    # a layer gives its attention weights to the model, which holds them until the next layer is done, also if no layer
+    # keeps them
+    returns_weights: bool = False
+    # bytes of a place in the mask that attention written out in Python is given, in float32 and in 16 bits
+    written_masks: tuple[int, int] = (0, 0)
+    sees_all_every: int = 1  # so many layers; the others see a window, and have a mask of their own
     norm_workspace: float = 0.0  # of a norm, in vectors of hidden in float32
     logits_bytes: tuple[int, int] = (4, 6)  # of one logit in the chunk at hand
 
@@ -53,8 +71,12 @@ class Profile:
 GATED_WORKSPACE = (1.9, 1.4)
 # What one takes beyond it that keeps them and is quantized, without an adapter at its end.
 FROZEN_GATED_WORKSPACE = (0.75, 0.0)
-# Where a CPU emulates 16 bits, attention's backward pass runs in float32: vectors of query width that it makes.
-WIDENED_ATTENTION = 5.2
+# What one that is not gated takes beyond it where the input of its last layer is not kept, whose place its gradient
+# takes otherwise; and where that layer has an adapter without being quantized, for two gradients that are added up.
+UNGATED_WORKSPACE = 1.0
+# Where a CPU emulates 16 bits, attention's backward pass runs in float32: query, key, value, output, its gradient, and
+# the three that it makes.
+WIDENED_ATTENTION = 8
 
 LLAMA_INPUTS = (
     (("q_proj", "k_proj", "v_proj"), HIDDEN),
@@ -91,6 +113,9 @@ T5_ENCODER = Profile(
     trained_norms=2,
     masked=False,
     scores=SCORE_BYTES_WITH_DROPOUT,
+    score_backward=SCORE_BACKWARD_WITH_DROPOUT,
+    forward_query=FORWARD_QUERY_WITH_DROPOUT,
+    position_bias=True,
     dropout=True,
     autocast=(30, 16, 14, 0),
     autocast_scores=12,
@@ -129,7 +154,10 @@ PROFILES = {
         inputs=(*LLAMA_INPUTS, (("o_proj",), QUERY)),
         masked=False,
         scores=(8, 8),
-        score_workspace=(5.7, 4.3),
+        score_forward=(4, 4),
+        score_backward=(8, 6),
+        written_masks=(4, 2),
+        sees_all_every=2,
         logits_bytes=(12, 12),
     ),
     "gemma3_text": replace(
@@ -140,6 +168,7 @@ PROFILES = {
         exact_key_value=1,
         head_norms=True,
         autocast=(42, 8, 26, 8),
+        sees_all_every=6,
     ),
     "opt": Profile(
         hidden=4,
@@ -147,7 +176,7 @@ PROFILES = {
         query=4,
         inputs=((("q_proj", "k_proj", "v_proj"), HIDDEN), (("fc1",), HIDDEN)),
         autocast=(36, 0, 0, 0),  # its feed-forward block is always four times as wide as hidden
-        workspace=(1.8, 1.8),
+        workspace=(2.0, 2.0),
     ),
     "gpt_neox": Profile(
         hidden=1,
@@ -157,6 +186,7 @@ PROFILES = {
         autocast=(42, 0, 0, 0),
         autocast_of_emulation=4,
         workspace=(1.0, 1.1),
+        parallel=True,
     ),
     "bloom": Profile(
         hidden=2,
@@ -168,7 +198,11 @@ PROFILES = {
         autocast=(36, 0, 0, 0),
         autocast_scores=6,
         workspace=(5.0, 5.1),
-        score_workspace=(7.5, 5.3),
+        score_forward=(8, 6),
+        score_backward=(8, 6),
+        forward_query=(12, 6),  # query, key and value in one, of which there are copies
+        returns_weights=True,
+        written_masks=(4, 2),
     ),
     "mpt": Profile(
         hidden=2,
@@ -185,7 +219,10 @@ PROFILES = {
         autocast=(36, 0, 0, 0),
         autocast_scores=6,
         workspace=(1.0, 1.1),
-        score_workspace=(5.2, 4.6),
+        score_forward=(4, 4),
+        score_backward=(8, 6),
+        returns_weights=True,
+        written_masks=(1, 1),  # of truth values
     ),
     "t5": replace(T5_ENCODER, decoder=T5_DECODER),
     "roberta": Profile(
@@ -200,6 +237,8 @@ PROFILES = {
         ),
         masked=False,
         scores=SCORE_BYTES_WITH_DROPOUT,
+        score_backward=SCORE_BACKWARD_WITH_DROPOUT,
+        forward_query=FORWARD_QUERY_WITH_DROPOUT,
         dropout=True,
         autocast=(34, 4, 0, 0),
         autocast_scores=12,

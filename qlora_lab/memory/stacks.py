@@ -18,6 +18,7 @@ class Stack:
     profile: Profile
     adapted: tuple[tuple[str, ...], ...]  # of each layer, the linears with an adapter, by their paths in it
     attention: frozenset[int]  # layers with one in their attention
+    block: frozenset[str]  # the linears of a layer's feed-forward block, by their paths in it
     shape: Shape  # of what it reads
     source_tokens: int = 0  # of what the encoder before it reads
 
@@ -46,6 +47,11 @@ def stacks_of(
     for number, (family, num_layers) in enumerate(stacks(architecture)):
         of_layers: list[list[str]] = [[] for _ in range(num_layers)]
         in_attention = set()
+        block = {
+            path.removeprefix(f"{family.layers}.").partition(".")[2]
+            for path, *_ in linears
+            if path.startswith(f"{family.layers}.") and path not in attention
+        }
         for path in adapted:
             if path.startswith(f"{family.layers}."):
                 index, _, name = path.removeprefix(f"{family.layers}.").partition(".")
@@ -58,6 +64,7 @@ def stacks_of(
             profile,
             tuple(tuple(sorted(names)) for names in of_layers),
             frozenset(in_attention),
+            frozenset(block),
             source if number == 0 else target,
             0 if number == 0 else source.tokens,
         )

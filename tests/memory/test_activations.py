@@ -29,7 +29,10 @@ from tests.memory.live_bytes import LiveBytes
 
 BASE = {"h": 64, "layers": 3, "heads": 4, "kv": 2, "f": 192, "vocab": 256, "rows": 3, "tokens": 64, "target": 40}
 LONG = {"rows": 4, "tokens": 400, "layers": 6}
+WIDE = {"rows": 2, "tokens": 256, "layers": 4, "h": 128, "f": 512}
 FULL = ["adapter=none", "quant=none"]
+CHECKPOINTING = "trainer.gradient_checkpointing=true"
+HOLD_WEIGHTS = ("gemma2", "bloom", "mpt", "t5", "roberta")
 EMBEDDINGS = "adapter.trained_modules=[embed_tokens]"
 OVERRIDES = ["model=tiny_random", "trainer.device=cpu", "trainer.loss_chunk_tokens=16", "tracking=none"]
 
@@ -226,9 +229,30 @@ COMBINATIONS: list[tuple[str, list[str], dict[str, int]]] = [
     # rows much longer than the model is wide, where masks weigh as much as vectors
     *((model_type, [*FULL, "trainer.compute_dtype=bfloat16"], LONG) for model_type in ("llama", "opt", "gpt_neox")),
     *((model_type, ["trainer.compute_dtype=bfloat16"], LONG) for model_type in ("llama", "opt", "gpt_neox")),
-    ("llama", ["trainer.compute_dtype=bfloat16", "trainer.gradient_checkpointing=true"], LONG),
-    ("opt", ["trainer.compute_dtype=bfloat16", "trainer.gradient_checkpointing=true"], LONG),
-    ("llama", ["trainer.gradient_checkpointing=true"], LONG),
+    *((model_type, [CHECKPOINTING], LONG) for model_type in OF_ITS_OWN),
+    *(
+        (model_type, ["trainer.compute_dtype=bfloat16", CHECKPOINTING], LONG)
+        for model_type in ("llama", "gemma3_text", "opt", "bloom", "t5", "roberta")
+    ),
+    # ... and where attention holds its weights, which are more than all else: with checkpointing of one layer at a time
+    *((model_type, [], LONG) for model_type in HOLD_WEIGHTS),
+    *((model_type, [*FULL, CHECKPOINTING], LONG) for model_type in ("bloom", "t5")),
+    *((m, [*FULL, "trainer.compute_dtype=bfloat16", CHECKPOINTING], LONG) for m in ("gpt_neox", "t5", "roberta")),
+    *(
+        ("t5", [CHECKPOINTING, *others], {"rows": rows, "tokens": tokens, "target": target})
+        for rows, tokens, target, *others in (
+            (2, 60, 400),
+            (2, 60, 400, "trainer.compute_dtype=bfloat16"),
+            (4, 200, 200),
+            (1, 250, 250),
+        )
+    ),
+    # ... of one row, which has no mask, and with one head of keys: these are not repeated
+    ("llama", [], {"rows": 1, "tokens": 450, "layers": 4}),
+    ("llama", [], {"rows": 3, "tokens": 150, "layers": 4, "h": 96, "heads": 3, "kv": 1, "f": 320}),
+    # feed-forward blocks that are not gated, without an adapter and without being quantized
+    *((model_type, [CHECKPOINTING, "adapter=attention"], WIDE) for model_type in ("gpt_neox", "bloom", "roberta")),
+    *((model_type, [CHECKPOINTING, "quant=none"], WIDE) for model_type in ("opt", "gpt_neox")),
 ]
 
 
