@@ -10,11 +10,11 @@ from qlora_lab.memory.activations import (
     cross_bytes,
     saved_bytes,
     shared_bytes,
-    workspace_bytes,
 )
 from qlora_lab.memory.planned_run import PlannedRun
 from qlora_lab.memory.profiles import PROFILES
 from qlora_lab.memory.stacks import Stack
+from qlora_lab.memory.workspace import workspace_bytes
 
 HEAD_ROWS_AT_ONCE = 2048  # of the output head, widened for a product (models/head_products.py)
 BUCKET_BYTES = 8  # of a bias of positions, for each place
