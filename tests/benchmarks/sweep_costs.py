@@ -21,80 +21,10 @@ import sys
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-AXES = {
-    "adapter": "all_linear,attention,feed_forward,query_value,qlora_paper",
-    "quant": "none,nf4,fp4_e2m1,fp4_e3m0,int4,int8,nf3,nf2",
-    "data": "procedural_clean_128,procedural_half_wrong_2048",
-    "optim": "adamw,qlora_paper",
-    "optim.learning_rate": "1e-4,2e-4,3e-4,5e-4,1e-3,2e-3,3e-3",
-}
-COMBINATIONS, LEARNING_RATES = 160, 7
-FIXED = ["model=tiny_random", "tracking=none", "trainer.device=cpu", "trainer.compute_dtype=float32"]
-COMMANDS = {
-    "sbatch": """script=$(mktemp -p $FAKE_SLURM script.XXXXXX); number=$(ls $FAKE_SLURM | wc -l)
-if [ "$1" = --parsable ]; then cat > $script; echo $number; exit; fi
-cp "$1" $script; echo Submitted batch job $number""",
-    "squeue": "cat $FAKE_SLURM/queue 2> /dev/null || true",
-    "scontrol": "echo 'MaxArraySize            = 20001'",
-    "sacct": ":",
-}
-# What a stock application is: a no-op task on the same configuration. Nothing ever runs, so nothing is waited for.
-STOCK_APP = """
-import sys, time
-import hydra, submitit
-from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.sweeper import Sweeper
-from qlora_lab.config.command import PLUGINS
-from qlora_lab.config.schema import RunConfig
-sys.path.append(str(PLUGINS))
-ConfigStore.instance().store(name="run_schema", node=RunConfig)
-submitit.Job.results = lambda job: [JobReturn(status=JobStatus.COMPLETED)]
-
-def timed(self, batch, plain=Sweeper.validate_batch_is_legal):
-    began = time.process_time()
-    plain(self, batch)
-    print("COMPOSED", time.process_time() - began)
-
-Sweeper.validate_batch_is_legal = timed
-
-@hydra.main(version_base="1.3", config_path={conf!r}, config_name="train")
-def task(node):
-    pass
-
-task()
-"""
-# Stands in for qlora_lab.run in the workers of this benchmark: what a run records, and no work.
-NO_OP_RUN = """
-import sys, types
-from pathlib import Path
-
-def execute(path, attempts_before=None, *, lease, stop_cause, bases=None, config=None):
-    from qlora_lab.config import hardware
-    from qlora_lab.runs.environment import environment
-    from qlora_lab.runs.folder import FINISHED, RunFolder
-    from qlora_lab.runs.metrics_file import MetricsFile
-    folder = RunFolder(Path(path))
-    with folder.holding(lease):
-        folder.begin()
-        config or folder.config()
-        folder.write_environment({"cpu": "none"})
-        MetricsFile(folder, lambda: 1.0).append(1, {"train/loss": 1.0})
-        folder.write_result({"metrics": METRICS})
-        folder.end(FINISHED, 1.0)
-    return FINISHED
-
-METRICS = {"eval/loss": 1.0, "eval/bits_per_byte": 1.0, "eval/target_tokens": 10, "eval/rows": 8, "train/steps": 30}
-CONTENTS = {"qlora_lab.run": {"execute": execute}, "qlora_lab.models.warm": {"WarmBase": lambda: None}}
-for name, content in CONTENTS.items():
-    module = types.ModuleType(name)
-    module.__dict__.update(content)
-    sys.modules[name] = module
-"""
+from sweep_bench import COMBINATIONS, LEARNING_RATES, ROOT, Bench, Cost, disk
+from sweep_stock import in_words, stock
 
 EXECUTES = """
 import sys, time
@@ -129,139 +59,6 @@ from qlora_lab.sweep.run_folders import create_run_folders
 runs_dir, rows = Path(sys.argv[1]), read_plan_file(Path(sys.argv[2])).rows
 create_run_folders(runs_dir, ((run_id, config) for run_id, _, config in rows if not (runs_dir / run_id).exists()))
 """
-
-
-@dataclass(frozen=True)
-class Cost:
-    cpu_s: float
-    peak_bytes: int
-    printed: str
-
-
-@dataclass(frozen=True)
-class Stock:
-    """What a run costs Hydra's basic sweeper and hydra-submitit-launcher."""
-
-    plan_s: float  # composing it in the launcher
-    submit_s: float  # the rest: its place in the list of jobs, its pickle, its part of sbatch
-    memory_bytes: float
-    disk_bytes: float
-    inodes: float
-    job_s: float  # of a no-op run
-    finished_inodes: int
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where everything happens."""
-
-    folder: Path
-    runs: int
-    sample: int
-    stock: Path | None
-
-    def command(self, command: list[str], log: Path | None = None, **variables: str) -> Cost:
-        """Return what a command took that must succeed, and what it printed, unless that goes into a log."""
-        paths = [
-            str(ROOT),
-            *([str(self.stock)] if self.stock else []),
-            *filter(None, [variables.pop("PYTHONPATH", "")]),
-        ]
-        environment = {
-            **os.environ,
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-            "FAKE_SLURM": str(self.folder / "slurm"),
-            "PYTHONPATH": os.pathsep.join(reversed(paths)),
-            **variables,
-        }
-        (self.folder / "printed").touch()
-        with (log or self.folder / "printed").open("wb") as printed:
-            process = subprocess.Popen(
-                command, stdout=printed, stderr=subprocess.STDOUT, env=environment, cwd=self.folder
-            )
-            _, status, used = os.wait4(process.pid, 0)
-        text = (self.folder / "printed").read_text(errors="replace")
-        if os.waitstatus_to_exitcode(status):
-            sys.exit(f"{' '.join(command)[:300]} failed:\n{text[-3000:]}")
-        return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss << 10, text)
-
-    def ours(self, *overrides: str) -> Cost:
-        """Run the study's command, for SLURM."""
-        seeds = self.runs // (COMBINATIONS * LEARNING_RATES)
-        axes = [*(f"{key}={values}" for key, values in AXES.items()), f"seed=range({seeds})"]
-        where = [f"paths.runs_dir={self.folder / 'runs'}", "launcher=slurm", "launcher.slurm.gpus_per_run=0"]
-        return self.command([sys.executable, "-m", "qlora_lab.sweep", *FIXED, *where, *axes, *overrides])
-
-    def steer(self, action: str) -> Cost:
-        """Run a command about the study."""
-        runs_dir = str(self.folder / "runs")
-        return self.command([sys.executable, "-m", "qlora_lab.sweep", action, "study", "--runs-dir", runs_dir])
-
-    def prepare(self) -> None:
-        for name in ("bin", "slurm", "no_op"):
-            (self.folder / name).mkdir()
-        for name, script in COMMANDS.items():
-            (self.folder / "bin" / name).write_text(f"#!/bin/bash\n{script}\n")
-            (self.folder / "bin" / name).chmod(0o755)
-        (self.folder / "no_op" / "sitecustomize.py").write_text(NO_OP_RUN)
-
-
-def disk(*folders: Path) -> tuple[int, int, int]:
-    """Return the bytes, the bytes in whole blocks, and the inodes below folders."""
-    found = [path.lstat() for folder in folders for path in folder.rglob("*")]
-    files = sum(each.st_size for each in found if each.st_nlink == 1)
-    return files, sum(each.st_blocks * 512 for each in found), len(found)
-
-
-def stock_submit(bench: Bench, count: int) -> tuple[Cost, float]:
-    """Submit runs with Hydra's basic sweeper and hydra-submitit-launcher; return the seconds of composing, too."""
-    code = STOCK_APP.format(conf=str(ROOT / "conf"))
-    axes = {key: values.split(",")[0] for key, values in AXES.items()}
-    fixed = [*FIXED, *(f"{key}={value}" for key, value in axes.items())]
-    folder = bench.folder / f"stock{count}"
-    hydra = ["--multirun", "hydra/launcher=submitit_slurm", f"hydra.sweep.dir={folder}", f"seed=range({count})"]
-    cost = bench.command([sys.executable, "-c", code, *hydra, *fixed], HYDRA_FULL_ERROR="1")
-    (composed_s,) = (float(line.split()[1]) for line in cost.printed.splitlines() if line.startswith("COMPOSED "))
-    return cost, composed_s
-
-
-def stock(bench: Bench) -> Stock:
-    sizes = bench.sample // 4, bench.sample
-    (few, few_composed_s), (many, many_composed_s) = (stock_submit(bench, count) for count in sizes)
-    more = sizes[1] - sizes[0]
-    _, blocks, inodes = disk(bench.folder / f"stock{bench.sample}")
-    done, left = stock_worker(bench, bench.sample)
-    return Stock(
-        plan_s=(many_composed_s - few_composed_s) / more,
-        submit_s=(many.cpu_s - many_composed_s - few.cpu_s + few_composed_s) / more,
-        memory_bytes=(many.peak_bytes - few.peak_bytes) / more,
-        disk_bytes=blocks / bench.sample,
-        inodes=inodes / bench.sample,
-        job_s=done.cpu_s,
-        finished_inodes=left,
-    )
-
-
-def stock_worker(bench: Bench, count: int) -> tuple[Cost, int]:
-    """Execute one job of `stock_submit`, and count what a finished run leaves."""
-    folder = bench.folder / f"stock{count}"
-    pickles = sorted((folder / ".submitit").glob("*/*_submitted.pkl"))
-    job = pickles[0].name.removesuffix("_submitted.pkl")
-    array, _, task = job.partition("_")
-    before = disk(folder)[2]
-    cost = bench.command(
-        [sys.executable, "-u", "-m", "submitit.core._submit", str(pickles[0].parent)],
-        PYTHONPATH=str(ROOT / "qlora_lab" / "plugins"),
-        SLURM_JOB_ID=job,
-        SLURM_ARRAY_JOB_ID=array,
-        SLURM_ARRAY_TASK_ID=task,
-        **dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0"),
-        **dict.fromkeys(("SLURM_JOB_NUM_NODES", "SLURM_NTASKS"), "1"),
-        SLURM_JOB_NODELIST="node",
-        SUBMITIT_EXECUTOR="slurm",
-    )
-    logs = 2  # stdout and stderr, which SLURM opens
-    return cost, disk(folder)[2] - before + 2 + logs  # its job's folder and its pickle were there before
 
 
 def worker(bench: Bench, pool_runs: int) -> tuple[list[float], float, int]:
@@ -407,24 +204,6 @@ def ours(bench: Bench, only: list[str]) -> dict[str, str]:
         here, elsewhere = dead(bench, "pass"), dead(bench, ON_ANOTHER_MACHINE)
         found["a killed run is noticed after"] = f"{here:.1f} s, {elsewhere:.1f} s where locks do not cross nodes"
     return found
-
-
-def in_words(measured: Stock, runs: int, sample: int) -> dict[str, str]:
-    """Return what is to be said of the stock launcher, by the rows of the table."""
-    plan_s, submit_s = runs * measured.plan_s, runs * measured.submit_s
-    return {
-        "plan": f"{plan_s:,.0f} s ({1e3 * measured.plan_s:.0f} ms a run, of {sample})",
-        "plan and submit": f"{plan_s + submit_s:,.0f} s",
-        "submit": f"{submit_s:,.0f} s ({1e3 * measured.submit_s:.1f} ms a run)",
-        "memory of that": f"{runs * measured.memory_bytes / 1e6:,.0f} MB ({measured.memory_bytes / 1e3:.0f} kB a run)",
-        "disk of that": f"{runs * measured.disk_bytes / 1e6:,.0f} MB and {runs * measured.inodes:,.0f} inodes",
-        "the same command, all finished": "starts every run again",
-        "status": "none",
-        "a killed run is noticed after": "up to 600 s (from its code)",
-        "a run that does nothing": f"{measured.job_s:.2f} s",
-        "the same in a warm pool": "none",
-        "inodes of it": f"{measured.finished_inodes}",
-    }
 
 
 def main() -> None:
