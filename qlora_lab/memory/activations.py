@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from qlora_lab.config.families import head_size
+from qlora_lab.config.hardware import SHORT_ROW_TOKENS
 from qlora_lab.config.schema import ArchitectureConfig
 from qlora_lab.memory.profiles import (
     FEED_FORWARD,
@@ -59,6 +60,14 @@ class Numbers:
     def short(self) -> bool:
         return self.compute_bytes < FLOAT32_BYTES
 
+    def attends_in_float32(self, tokens: int) -> bool:
+        """Return whether attention without dropout or bias does, given 16 bits, where layers are not trained.
+
+        Args:
+            tokens: of a row.
+        """
+        return self.emulated or (self.short and not self.on_gpu and tokens < SHORT_ROW_TOKENS)
+
     @property
     def stream_bytes(self) -> int:
         """Return the bytes of a number between layers: 4 also with autocast, which adds to float32 what is shorter."""
@@ -98,10 +107,11 @@ def saved_bytes(
     vectors += sum(width[kind] for kind in inputs)
     if works_out_again(profile, numbers, adapted):
         vectors -= 2 * width[FEED_FORWARD]
+    widened = numbers.attends_in_float32(shape.tokens)
     # heads of keys are not repeated where there is no mask, and a single one is without a copy
-    if profile.masked and not numbers.emulated and (shape.rows == 1 or architecture.num_kv_heads == 1):
+    if profile.masked and not widened and (shape.rows == 1 or architecture.num_kv_heads == 1):
         vectors -= 2 * (width[QUERY] - width[KEY_VALUE])
-    if numbers.emulated and profile.masked:  # attention in float32 has a mask in it, and shares its output
+    if widened and profile.masked:  # attention in float32 has a mask in it, and shares its output
         vectors -= width[QUERY]
     exact = profile.exact_hidden * width[HIDDEN] + profile.exact_query * width[QUERY]
     of_source = [name for name in adapted if profile.cross_attention and name.endswith(CROSS_INPUTS)]
@@ -111,7 +121,7 @@ def saved_bytes(
     seen = (shape.tokens if from_attention else 0) + (source_tokens if profile.cross_attention else 0)
     scores = profile.scores[numbers.short] * architecture.num_heads * seen
     low = (len(adapted) - len(of_source)) * numbers.rank * numbers.adapter_bytes
-    mask *= FLOAT32_BYTES if numbers.emulated else numbers.compute_bytes
+    mask *= FLOAT32_BYTES if widened else numbers.compute_bytes
     kept = shape.positions * (vectors * numbers.compute_bytes + mask + exact * FLOAT32_BYTES + low + scores)
     kept += biases
     if profile.cross_attention:

@@ -74,8 +74,8 @@ FROZEN_GATED_WORKSPACE = (0.75, 0.0)
 # What one that is not gated takes beyond it where the input of its last layer is not kept, whose place its gradient
 # takes otherwise; and where that layer has an adapter without being quantized, for two gradients that are added up.
 UNGATED_WORKSPACE = 1.0
-# Where a CPU emulates 16 bits, attention's backward pass runs in float32: query, key, value, output, its gradient, and
-# the three that it makes.
+# Where a CPU emulates 16 bits, and in short rows on any, attention's backward pass runs in float32: query, key, value,
+# output, its gradient, and the three that it makes.
 WIDENED_ATTENTION = 8
 
 LLAMA_INPUTS = (

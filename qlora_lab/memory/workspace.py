@@ -95,7 +95,8 @@ def _attention_workspace(
     """
     heads, query = architecture.num_heads, architecture.num_heads * head_size(architecture)
     if not any(profile.scores):
-        return shape.positions * WIDENED_ATTENTION * query * FLOAT32_BYTES if numbers.emulated else 0
+        widened = numbers.attends_in_float32(shape.tokens)
+        return shape.positions * WIDENED_ATTENTION * query * FLOAT32_BYTES if widened else 0
     if profile.dropout and numbers.on_gpu:  # but a bias may have a gradient, and with checkpointing zeros have one too
         has_gradient = profile.position_bias and (numbers.trained or (checkpointing and not of_itself))
         return shape.positions * heads * seen * numbers.compute_bytes if has_gradient else 0

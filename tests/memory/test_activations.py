@@ -12,18 +12,17 @@ import torch
 from torch import nn
 
 from qlora_lab.adapters.lora import add_adapters, train_everything
-from qlora_lab.config import hardware
 from qlora_lab.config.families import FAMILIES
 from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, SEQ2SEQ, ArchitectureConfig, ModelConfig, RunConfig
 from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.plan import MemoryPlan, plan_memory
 from qlora_lab.memory.profiles import PROFILES
-from qlora_lab.models import precision
 from qlora_lab.models.load import load_model
 from qlora_lab.models.loss import target_loss
 from qlora_lab.models.precision import computing_in
 from qlora_lab.train.offload import OffloadedActivations
 from qlora_lab.train.optimizer import build_optimizer
+from tests.bfloat16 import bfloat16_units
 from tests.helpers import composed
 from tests.memory.live_bytes import LiveBytes
 
@@ -234,6 +233,9 @@ COMBINATIONS: list[tuple[str, list[str], dict[str, int]]] = [
         (model_type, ["trainer.compute_dtype=bfloat16", CHECKPOINTING], LONG)
         for model_type in ("llama", "gemma3_text", "opt", "bloom", "t5", "roberta")
     ),
+    # ... and not quite so long: the longest that attention multiplies in float32 on every CPU
+    *((m, ["trainer.compute_dtype=bfloat16", *how], {"tokens": 191}) for m in ("llama", "opt") for how in ([], FULL)),
+    ("llama", ["trainer.compute_dtype=bfloat16", CHECKPOINTING], {"tokens": 191}),
     # ... and where attention holds its weights, which are more than all else: with checkpointing of one layer at a time
     *((model_type, [], LONG) for model_type in HOLD_WEIGHTS),
     *((model_type, [*FULL, CHECKPOINTING], LONG) for model_type in ("bloom", "t5")),
@@ -257,13 +259,10 @@ COMBINATIONS: list[tuple[str, list[str], dict[str, int]]] = [
 
 
 @pytest.fixture
-def emulates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+def emulates(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether products in bfloat16 are computed in float32, whatever the machine would do."""
-    units = frozenset() if request.param else hardware.detect().cpu_flags
-    monkeypatch.setattr(hardware, "BFLOAT16_CPU_FLAGS", units)
-    precision.product_dtype.cache_clear()
-    yield request.param
-    precision.product_dtype.cache_clear()
+    with bfloat16_units(not request.param):
+        yield request.param
 
 
 def ways(overrides: list[str]) -> tuple[bool, ...]:

@@ -1,6 +1,6 @@
 """Attention on the CPU: as transformers' own, closer to the exact result in bfloat16, and with less kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qlora_lab.models import attention
+from qlora_lab.config.hardware import SHORT_ROW_TOKENS
 from qlora_lab.models.attention import NAME, cpu_attention, use_fast_attention
+from tests.bfloat16 import bfloat16_units
 from tests.tiny_models import LLAMA
 
 ROWS, HEADS, KEY_HEADS, TOKENS, SIZE = 2, 4, 2, 37, 16
@@ -25,12 +26,10 @@ class Attention(nn.Module):
 
 
 @pytest.fixture(params=[True, False], ids=["emulated", "native"])
-def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+def emulated(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether bfloat16 is emulated on the machine of the test."""
-    slow: bool = request.param
-    widened = {torch.bfloat16: torch.float32} if slow else {}
-    monkeypatch.setattr(attention, "product_dtype", lambda _device, dtype: widened.get(dtype, dtype))
-    return slow
+    with bfloat16_units(not request.param):
+        yield request.param
 
 
 def problem(dtype: torch.dtype, tokens: int = TOKENS) -> tuple[list[Tensor], Tensor]:
@@ -84,10 +83,15 @@ def test_bfloat16_is_closer_to_the_exact_result_than_torchs(emulated: bool, opti
     errors = [
         [float((found - right).norm()) for found, right in zip(each, exact, strict=True)] for each in (ours, theirs)
     ]
-    if emulated:
-        assert all(our < their for our, their in zip(*errors, strict=True))
-    else:
-        assert errors[0] == pytest.approx(errors[1], rel=0.3)
+    assert all(our < their for our, their in zip(*errors, strict=True))
+
+
+def test_long_rows_are_left_to_units_for_bfloat16() -> None:
+    inputs, gradient = problem(torch.bfloat16, SHORT_ROW_TOKENS)
+    with bfloat16_units(True):
+        ours = run(cpu_attention, inputs, gradient)
+    theirs = run(sdpa_attention_forward, inputs, gradient)
+    assert all(torch.equal(found, right) for found, right in zip(ours, theirs, strict=True))
 
 
 def test_one_token_after_others_as_in_generation(emulated: bool) -> None:
@@ -97,16 +101,15 @@ def test_one_token_after_others_as_in_generation(emulated: bool) -> None:
     torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_it_keeps_each_input_once_in_its_own_dtype(emulated: bool, dtype: torch.dtype) -> None:
-    inputs, _ = problem(dtype)
+def test_it_keeps_each_input_once_in_bfloat16(emulated: bool) -> None:
+    inputs, _ = problem(torch.bfloat16)
     storages: dict[int, Tensor] = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: storages.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
     ):
         cpu_attention(Attention(), *[tensor.requires_grad_() for tensor in inputs], None, scaling=0.3)
     kept = sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
-    per_head = ROWS * TOKENS * SIZE * dtype.itemsize
+    per_head = ROWS * TOKENS * SIZE * 2
     assert kept == (2 * HEADS + 2 * KEY_HEADS) * per_head + ROWS * HEADS * TOKENS * 4  # and logsumexp in float32
 
 
@@ -133,11 +136,11 @@ def test_a_model_gives_the_loss_and_gradients_it_gave() -> None:
     [(torch.bfloat16, "sdpa", NAME), (torch.float32, "sdpa", "sdpa"), (torch.bfloat16, "eager", "eager")],
     ids=["bfloat16", "float32", "its own"],
 )
-def test_only_models_in_an_emulated_dtype_get_it(emulated: bool, dtype: torch.dtype, before: str, after: str) -> None:
+def test_only_models_in_bfloat16_get_it(emulated: bool, dtype: torch.dtype, before: str, after: str) -> None:
     config = LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
         attn_implementation=before,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(dtype)
     use_fast_attention(model, dtype)
-    assert model.config._attn_implementation == (after if emulated else before)
+    assert model.config._attn_implementation == after
