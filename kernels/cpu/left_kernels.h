@@ -1,4 +1,4 @@
-// The left operand of a matrix product as floats, with dropout where the adapter's input has it.
+// The left operand of a matrix product in the type that is multiplied, with dropout where the adapter's input has it.
 #pragma once
 
 #include <cstring>
@@ -56,6 +56,13 @@ inline void rows_to_float(const void *in, int dtype, int64_t first_row, int64_t 
         row_to_float(in, dtype, row * columns, columns, out);
         if (dropout.share > 0) drop(out, columns, static_cast<uint64_t>((first_row + row) * columns), dropout);
         for (int64_t column = columns; column < stride; ++column) out[column] = 0.0f;
+    }
+}
+
+inline void row_to_bfloat16(const float *in, int64_t count, uint16_t *out) {
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const int lanes = count - i < WIDTH ? static_cast<int>(count - i) : WIDTH;
+        store_bfloat16_first(out + i, load_first(in + i, lanes), lanes);
     }
 }
 

@@ -8,15 +8,6 @@
 namespace qlk {
 namespace {
 
-constexpr Dropout NO_DROPOUT = {0.0f, 0};
-
-bool is_dtype(int dtype) { return dtype == QLK_FLOAT32 || dtype == QLK_BFLOAT16; }
-
-bool product_fits(int64_t a, int64_t b) {
-    int64_t product;
-    return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, &product) && is_size(product);
-}
-
 int check_call(int dtype, int64_t rows, const qlk_weight *weight) {
     if (!is_dtype(dtype)) return QLK_BAD_DTYPE;
     int64_t numel;
@@ -44,15 +35,6 @@ Dropout dropout_of(const qlk_adapter *adapter) {
 Right dense(const float *values, int64_t stride) { return {Layout::dense, values, stride, nullptr}; }
 Right transposed(const float *values, int64_t stride) { return {Layout::dense_transposed, values, stride, nullptr}; }
 
-bool multiplies_bfloat16(const Call &call, int dtype) {
-    return dtype == QLK_BFLOAT16 && call.kernels.has_bfloat16_units;
-}
-
-Term weight_term(bool in_bfloat16, const LeftRows &floats, const LeftBfloat16 &bfloat16, Right right, int64_t inner) {
-    if (in_bfloat16) return {nullptr, bfloat16.get(), bfloat16.stride(), right, inner, nullptr};
-    return {floats.get(), nullptr, floats.stride(), right, inner, nullptr};
-}
-
 // out[i] = in[i] * factor
 void scale(const float *in, int64_t count, float factor, float *out) {
     for (int64_t i = 0; i < count; ++i) out[i] = in[i] * factor;
@@ -72,8 +54,8 @@ class Forward {
   public:
     Forward(const Call &call, const void *x, int dtype, int64_t rows, const qlk_weight &weight, const void *bias,
             const qlk_adapter *adapter, float *low, void *out)
-        : call_(call), dtype_(dtype), rows_(rows), weight_(weight), bias_(bias), adapter_(adapter), low_(low),
-          out_(out), rank_(adapter != nullptr ? adapter->rank : 0),
+        : call_(call), dtype_(dtype), rows_(rows), weight_(weight), adapter_(adapter), low_(low), out_(out),
+          bias_(call, bias, dtype, weight.out_features), rank_(adapter != nullptr ? adapter->rank : 0),
           x_given_(static_cast<const uint16_t *>(x)),
           x_(x, dtype, weight.in_features, NO_DROPOUT),
           dropped_(x, dtype, weight.in_features, dropout_of(adapter)),
@@ -83,7 +65,6 @@ class Forward {
 
     int run() {
         if (!allocate()) return QLK_NO_MEMORY;
-        convert_bias();
         for (int64_t row = 0; row < rows_; row += ROWS_AT_ONCE) {
             const int64_t count = smaller(ROWS_AT_ONCE, rows_ - row);
             if (needs_floats()) x_.load(call_, row, count);
@@ -104,7 +85,7 @@ class Forward {
         if (in_bfloat16_ && few_rows_ == 0 && !x_bfloat16_.allocate(rows)) return false;
         if (drops() && !dropped_.allocate(rows)) return false;
         if (few_rows_ > 0 && !laid_out_.allocate(call_.kernels.few_rows_floats(few_rows_, weight_))) return false;
-        if (bias_ != nullptr && !bias_floats_.allocate(bias_floats())) return false;
+        if (!bias_.is_ready()) return false;
         if (few_rows_ == 0 && !sums_.allocate(call_.sums_floats())) return false;
         return scaled_low_.allocate(rows * rank_);
     }
@@ -112,14 +93,6 @@ class Forward {
     bool drops() const { return dropout_of(adapter_).share > 0; }
     // The adapter's own product is one of floats, of the same input unless it is dropped.
     bool needs_floats() const { return !in_bfloat16_ || (adapter_ != nullptr && !drops()); }
-
-    int64_t bias_floats() const { return round_up(weight_.out_features, call_.kernels.panel_columns); }
-
-    void convert_bias() {
-        if (bias_ == nullptr) return;
-        float *out = bias_floats_.get();
-        call_.kernels.rows_to_float(bias_, dtype_, 0, 1, weight_.out_features, NO_DROPOUT, out, bias_floats());
-    }
 
     void multiply_low(int64_t row, int64_t count) {
         LeftRows &input = drops() ? dropped_ : x_;
@@ -146,7 +119,7 @@ class Forward {
         product.terms[product.term_count++] = weight_term(in_bfloat16_, x_, x_bfloat16_, right, weight_.in_features);
         product.rows = count;
         product.columns = weight_.out_features;
-        product.bias = bias_floats_.get();
+        product.bias = bias_.get();
         product.out = row_of(out_, dtype_, row, weight_.out_features);
         product.dtype = dtype_;
         call_.multiply(product, sums_.get());
@@ -164,7 +137,7 @@ class Forward {
         }
         product.rows = count;
         product.weight = &weight_;
-        product.bias = bias_floats_.get();
+        product.bias = bias_.get();
         product.scaled_low = adapter_ != nullptr ? scaled_low_.get() + row * rank_ : nullptr;
         product.adapter = adapter_;
         product.out = row_of(out_, dtype_, row, weight_.out_features);
@@ -177,17 +150,17 @@ class Forward {
     const int dtype_;
     const int64_t rows_;
     const qlk_weight &weight_;
-    const void *bias_;
     const qlk_adapter *adapter_;
     float *low_;
     void *out_;
+    const Bias bias_;
     const int64_t rank_;
     const uint16_t *x_given_;
     LeftRows x_, dropped_;
     LeftBfloat16 x_bfloat16_;
     const int64_t few_rows_;  // that are multiplied at once; 0 if there are many
     const bool in_bfloat16_;
-    Buffer laid_out_, bias_floats_, sums_, scaled_low_;
+    Buffer laid_out_, sums_, scaled_low_;
 };
 
 // The gradients of x, lora_A and lora_B; only that of x where there is no adapter.
@@ -305,9 +278,6 @@ class Backward {
     int64_t lows_stride_ = 0;
     Buffer sums_, grad_low_, lows_, grad_lows_, grad_lora_B_transposed_;
 };
-
-constexpr int MOST_THREADS = 1024;
-int threads_of(int threads) { return threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads; }
 
 }  // namespace
 }  // namespace qlk

@@ -27,6 +27,7 @@ struct Right {
     const float *values;
     int64_t stride;
     const qlk_weight *weight;
+    const uint16_t *values_bfloat16 = nullptr;  // or instead of `values`
 };
 
 // left (rows, inner) times right (inner, columns). The left operand is float, row by row; or bfloat16, for kernels with
@@ -76,6 +77,8 @@ struct LinearKernels {
     // out[r * stride + c] = dropout(in[r * columns + c]), zeros up to the stride. Rows are counted from first_row.
     void (*rows_to_float)(const void *in, int dtype, int64_t first_row, int64_t rows, int64_t columns, Dropout dropout,
                           float *out, int64_t stride);
+    // out[i] = in[i] rounded to bfloat16.
+    void (*row_to_bfloat16)(const float *in, int64_t count, uint16_t *out);
     // One rectangle; `sums` has room for its floats; it may be null if out is float.
     void (*multiply)(const Product &product, const Rectangle &part, float *sums);
     // How many of so many rows multiply_few_rows takes at once; 0 where they are too many for it.

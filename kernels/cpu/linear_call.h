@@ -64,6 +64,19 @@ inline int64_t stride_of(int64_t columns) {
     return (lines % 2 == 0 ? lines + 1 : lines) * CACHE_LINE_FLOATS;
 }
 
+inline bool is_dtype(int dtype) { return dtype == QLK_FLOAT32 || dtype == QLK_BFLOAT16; }
+
+// Whether a matrix of a rows and b columns can be.
+inline bool product_fits(int64_t a, int64_t b) {
+    int64_t product;
+    return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, &product) && is_size(product);
+}
+
+constexpr Dropout NO_DROPOUT = {0.0f, 0};
+
+constexpr int MOST_THREADS = 1024;
+inline int threads_of(int threads) { return threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads; }
+
 struct Split {
     int64_t rows, panels, row_count, column_count;
 
@@ -173,6 +186,32 @@ class LeftBfloat16 {
     const uint16_t *values_;
     int64_t columns_, stride_;
     Buffer buffer_;
+};
+
+inline bool multiplies_bfloat16(const Call &call, int dtype) {
+    return dtype == QLK_BFLOAT16 && call.kernels.has_bfloat16_units;
+}
+
+inline Term weight_term(bool in_bfloat16, const LeftRows &floats, const LeftBfloat16 &bfloat16, Right right,
+                        int64_t inner) {
+    if (in_bfloat16) return {nullptr, bfloat16.get(), bfloat16.stride(), right, inner, nullptr};
+    return {floats.get(), nullptr, floats.stride(), right, inner, nullptr};
+}
+
+// A bias as floats, in whole panels; null where there is none.
+class Bias {
+  public:
+    Bias(const Call &call, const void *values, int dtype, int64_t columns) : is_there_(values != nullptr) {
+        const int64_t stride = round_up(columns, call.kernels.panel_columns);
+        if (!is_there_ || !floats_.allocate(stride)) return;
+        call.kernels.rows_to_float(values, dtype, 0, 1, columns, NO_DROPOUT, floats_.get(), stride);
+    }
+    bool is_ready() const { return !is_there_ || floats_.get() != nullptr; }
+    float *get() const { return floats_.get(); }
+
+  private:
+    const bool is_there_;
+    Buffer floats_;
 };
 
 }  // namespace qlk

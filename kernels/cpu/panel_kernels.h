@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "decode.h"
+#include "left_kernels.h"
 #include "linear.h"
 #include "simd_bfloat16.h"
 
@@ -43,12 +44,18 @@ class PanelWriter {
     void write(int64_t inner, int64_t count, int64_t column, int columns, float *panel) const {
         if (right_.layout == Layout::weight_transposed && has_whole_blocks_) {
             write_transposed_blocks(inner, count, column, columns, panel);
+        } else if (right_.layout == Layout::dense_transposed && right_.values != nullptr && count % 4 == 0) {
+            write_transposed_words(right_.values + column * right_.stride + inner, right_.stride, count, columns, panel);
         } else if (right_.layout == Layout::weight_transposed || right_.layout == Layout::dense_transposed) {
             write_transposed(inner, count, column, columns, panel);
         } else if (right_.layout == Layout::weight && has_whole_blocks_ && columns == PANEL) {
             write_blocks(inner, count, column, panel);
         } else if (right_.layout == Layout::dense && columns == PANEL) {
-            copy_rows(inner, count, column, panel);
+            if (right_.values != nullptr) {
+                copy_rows(right_.values, inner, count, column, panel);
+            } else {
+                copy_rows(right_.values_bfloat16, inner, count, column, panel);
+            }
         } else {
             write_rows(inner, count, column, columns, panel);
         }
@@ -62,6 +69,11 @@ class PanelWriter {
                 write_transposed_blocks(inner, length, column, columns, panel);
             } else if (right_.layout == Layout::weight && has_whole_blocks_ && columns == PANEL) {
                 write_block_pairs(inner, length, column, panel);
+            } else if (right_.layout == Layout::dense_transposed && has_whole_pairs(length)) {
+                const uint16_t *from = right_.values_bfloat16 + column * right_.stride + inner;
+                write_transposed_words(from, right_.stride, length / 2, columns, panel);
+            } else if (right_.layout == Layout::dense && right_.values_bfloat16 != nullptr && columns == PANEL) {
+                pair_dense_rows(inner, length, column, panel);
             } else {
                 alignas(64) float floats[(PANEL_INNER + 1) * PANEL];
                 write(inner, length, column, columns, floats);
@@ -75,18 +87,66 @@ class PanelWriter {
     void copy_run(int64_t row, int64_t begin, int64_t count, float *out) const {
         if (right_.weight != nullptr) {
             decoder_.decode(row * right_.weight->in_features + begin, count, out);
+        } else if (right_.values_bfloat16 != nullptr) {
+            row_to_float(right_.values_bfloat16, QLK_BFLOAT16, row * right_.stride + begin, count, out);
         } else {
             std::memcpy(out, right_.values + row * right_.stride + begin, count * sizeof(float));
         }
     }
 
-    void copy_rows(int64_t inner, int64_t count, int64_t column, float *panel) const {
-        const float *row = right_.values + inner * right_.stride + column;
+    static Floats load_floats(const float *from) { return load(from); }
+    static Floats load_floats(const uint16_t *from) { return load_bfloat16(from); }
+
+    template <typename Element>
+    void copy_rows(const Element *values, int64_t inner, int64_t count, int64_t column, float *panel) const {
+        const Element *row = values + inner * right_.stride + column;
         for (int64_t i = 0; i < count; ++i, row += right_.stride, panel += PANEL) {
 #pragma GCC unroll 3
             for (int v = 0; v < PANEL; v += WIDTH) {
                 __builtin_prefetch(row + PREFETCHED_ROWS * right_.stride + v);
-                store(panel + v, load(row + v));
+                store(panel + v, load_floats(row + v));
+            }
+        }
+    }
+
+    // Rows 2 i and 2 i + 1 of bfloat16 as pairs; after an odd one, zeros.
+    void pair_dense_rows(int64_t inner, int64_t count, int64_t column, uint32_t *panel) const {
+        const uint16_t *row = right_.values_bfloat16 + inner * right_.stride + column;
+        for (int64_t i = 0; i < count; i += 2, row += 2 * right_.stride, panel += PANEL) {
+            __builtin_prefetch(row + PREFETCHED_ROWS * right_.stride);
+            __builtin_prefetch(row + (PREFETCHED_ROWS + 1) * right_.stride);
+#pragma GCC unroll 3
+            for (int v = 0; v < PANEL; v += WIDTH) {
+                const Ints second = i + 1 < count ? as_ints(load_bfloat16(row + right_.stride + v)) : broadcast_int(0);
+                const Ints first = shift_right<16>(as_ints(load_bfloat16(row + v)));
+                store_ints(reinterpret_cast<int32_t *>(panel + v), bit_xor(first, second));
+            }
+        }
+    }
+
+    // Whether so many elements of a row lie in memory as pairs, in fours.
+    bool has_whole_pairs(int64_t count) const { return right_.values_bfloat16 != nullptr && count % 8 == 0; }
+
+    // Of each of the columns, which lie `stride` elements apart, `words` words of 32 bits, a multiple of four: floats,
+    // or pairs of bfloat16.
+    template <typename Element, typename Word>
+    static void write_transposed_words(const Element *from, int64_t stride, int64_t words, int columns, Word *panel) {
+        static_assert(sizeof(Word) == sizeof(uint32_t), "a lane is a word");
+        const int64_t ahead = PANEL * stride * static_cast<int64_t>(sizeof(Element));
+        for (int lanes = 0; lanes < columns; lanes += WIDTH) {
+            const uint8_t *rows[WIDTH];  // beyond the last column: that column again
+            for (int i = 0; i < WIDTH; ++i) {
+                const int64_t row = lanes + i < columns ? lanes + i : columns - 1;
+                rows[i] = reinterpret_cast<const uint8_t *>(from + row * stride);
+            }
+            for (int64_t k = 0; k < words; k += 4) {
+                const int64_t offset = k * static_cast<int64_t>(sizeof(Word));
+                if (offset % CACHE_LINE == 0) prefetch_next_panel(rows, offset + ahead);
+                Ints four[4];
+                transpose_words(rows, offset, four);
+                for (int j = 0; j < 4; ++j) {
+                    store_ints(reinterpret_cast<int32_t *>(panel + (k + j) * PANEL + lanes), four[j]);
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define QLK_API __attribute__((visibility("default")))
-#define QLK_VERSION 4 /* raised whenever a signature, an op's name or the meaning of an argument changes */
+#define QLK_VERSION 5 /* raised whenever a signature, an op's name or the meaning of an argument changes */
 
 enum qlk_status {
     QLK_OK = 0,
@@ -100,6 +100,13 @@ QLK_API int qlk_cpu_lora_linear(const void *x, int dtype, int64_t rows, const ql
 QLK_API int qlk_cpu_lora_linear_backward(const void *grad_output, const void *x, const float *low, int dtype,
                                          int64_t rows, const qlk_weight *weight, const qlk_adapter *adapter,
                                          void *grad_input, float *grad_lora_A, float *grad_lora_B, int threads);
+
+/* out (rows, out_features) = x (rows, in_features) weight^T + bias, of a dense weight (out_features, in_features); all
+ * of `dtype` but out. The other: out (rows, in_features) = grad_output (rows, out_features) weight. */
+QLK_API int qlk_cpu_dense_linear(const void *x, int64_t rows, const void *weight, int dtype, int64_t out_features,
+                                 int64_t in_features, const void *bias, float *out, int threads);
+QLK_API int qlk_cpu_dense_grad_input(const float *grad_output, int64_t rows, const void *weight, int dtype,
+                                     int64_t out_features, int64_t in_features, float *out, int threads);
 
 /* The norm of all gradients together times |gradient_scale|, summed in double and in one order whatever the threads,
  * and the index of the first tensor with a value that is not finite, -1 if there is none. Only `gradient`, `numel`

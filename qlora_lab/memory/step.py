@@ -16,7 +16,6 @@ from qlora_lab.memory.profiles import PROFILES
 from qlora_lab.memory.stacks import Stack
 from qlora_lab.memory.workspace import workspace_bytes
 
-HEAD_ROWS_AT_ONCE = 2048  # of the output head, widened for a product (models/head_products.py)
 BUCKET_BYTES = 8  # of a bias of positions, for each place
 # Vectors of each token that embeddings with dropout keep with checkpointing, which gives them a gradient: what is
 # dropped, and where.
@@ -129,14 +128,14 @@ def loss_bytes(run: PlannedRun) -> int:
     if run.config.model.task == CLASSIFICATION:
         return 2 * shape.rows * architecture.hidden_size * FLOAT32_BYTES
     chunk = min(run.config.trainer.loss_chunk_tokens, shape.positions)
-    in_float32 = numbers.emulated or (run.modules.head and not numbers.trained)
+    # a CPU's kernels give logits in float32; with autocast torch multiplies, which copies them and their gradient
+    in_float32 = numbers.emulated if numbers.trained else run.modules.head or not numbers.on_gpu
     bytes_of_one = PROFILES[architecture.model_type].logits_bytes[numbers.short and not in_float32]
     logits = chunk * architecture.vocab_size * bytes_of_one
     states = 2 * shape.positions * architecture.hidden_size * numbers.stream_bytes  # the last, and their gradient
     if run.modules.head:  # its gradient, which is scaled into another one
         return states + run.embedding_bytes + max(logits, run.embedding_bytes)
-    widened = min(HEAD_ROWS_AT_ONCE, architecture.vocab_size) * architecture.hidden_size * FLOAT32_BYTES
-    return logits + states + (widened if numbers.emulated else 0)
+    return logits + states
 
 
 def backward_bytes(run: PlannedRun, layers: Layers) -> int:

@@ -1,7 +1,7 @@
-"""Products with the output head, in float32 where the machine is slow in the head's dtype.
+"""Products with the output head: by the CPU's own kernels, or by torch, in float32 where that is slow in its dtype.
 
-The head is converted a few rows at a time, just before they are multiplied: a float32 copy of the whole would be the
-largest matrix in memory.
+For torch the head is converted a few rows at a time, just before they are multiplied: a float32 copy of the whole would
+be the largest matrix in memory.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from qlora_lab.models.precision import has_slow_products, without_slow_autocast
+from qlora_lab.ops.native.dense import NativeDense
+from qlora_lab.ops.registry import KERNELS
 
 ROWS_AT_ONCE = 2048  # of 576 columns: 4.7 MB in float32
 
@@ -26,6 +28,9 @@ def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight: (vocabulary, hidden size).
         bias: (vocabulary,) or None.
     """
+    native = _native(weight)
+    if native is not None and hidden.dtype == weight.dtype:
+        return native.linear(hidden, weight, bias)
     if not has_slow_products(weight):
         with without_slow_autocast(weight.device.type):
             logits = functional.linear(hidden.to(weight.dtype), weight, bias)
@@ -39,6 +44,9 @@ def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def head_input_gradient(grad_logits: Tensor, weight: Tensor) -> Tensor:
     """Return grad_logits @ weight: (N, hidden size), for grad_logits (N, vocabulary) in float32 at least."""
+    native = _native(weight)
+    if native is not None and grad_logits.dtype == torch.float32:
+        return native.grad_input(grad_logits, weight)
     if not has_slow_products(weight):
         with without_slow_autocast(weight.device.type):
             return grad_logits.to(weight.dtype) @ weight
@@ -46,6 +54,13 @@ def head_input_gradient(grad_logits: Tensor, weight: Tensor) -> Tensor:
     for rows in _slices(weight):
         gradient.addmm_(grad_logits[:, rows], weight[rows].float())
     return gradient
+
+
+def _native(weight: Tensor) -> NativeDense | None:
+    """Return the kernels for products with this head; none where autocast says in which dtype it is multiplied."""
+    if KERNELS.library is None or not NativeDense.takes(weight) or torch.is_autocast_enabled("cpu"):
+        return None
+    return NativeDense(KERNELS.library)
 
 
 @contextmanager

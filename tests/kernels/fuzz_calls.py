@@ -202,6 +202,34 @@ def one_product(case: Case, left: str) -> Built:
     return arguments, [*PRODUCT_SPOILERS, *nulls(left, "out")]
 
 
+def dense_linear(case: Case) -> Built:
+    return dense_product(case, "x")
+
+
+def dense_grad_input(case: Case) -> Built:
+    return dense_product(case, "grad_output")
+
+
+def dense_product(case: Case, left: str) -> Built:
+    rows = case.count(1200) if case.random.random() < 0.05 else case.count(80)
+    out_features, in_features = case.count(4000 if case.random.random() < 0.05 else 200), case.count(700)
+    forward, dtype = left == "x", case.random.randrange(2)
+    read, written = (in_features, out_features) if forward else (out_features, in_features)
+    arguments = {
+        left: case.values(rows * read, DTYPES[dtype] if forward else torch.float32),
+        "rows": rows,
+        "weight": case.values(out_features * in_features, DTYPES[dtype]),
+        "dtype": dtype,
+        "out_features": out_features,
+        "in_features": in_features,
+    }
+    if forward:
+        arguments["bias"] = case.values(out_features, DTYPES[dtype]) if case.random.random() < 0.5 else None
+    arguments["out"] = case.output(rows * written)
+    sizes: Spoilers = [(name, TOO_LARGE, BAD_SIZE) for name in ("rows", "out_features", "in_features")]
+    return arguments, [*nulls(left, "weight", "out"), ("dtype", (2, *BAD_DTYPES), BAD_DTYPE), *sizes]
+
+
 def adapter(case: Case, out_features: int, in_features: int) -> tuple[AdapterView, list[Tensor]]:
     rank = case.count(100)
     matrices = [case.values(rank * in_features), case.values(out_features * rank)]
@@ -298,6 +326,6 @@ ENTRIES: dict[str, Callable[[Case], Built]] = {
     f"qlk_cpu_{build.__name__}": build
     for build in (
         *(quantize, dequantize, quantize_absmax, dequantize_absmax, linear, linear_grad_input),
-        *(lora_linear, lora_linear_backward, gradient_norm, adamw),
+        *(lora_linear, lora_linear_backward, dense_linear, dense_grad_input, gradient_norm, adamw),
     )
 }
