@@ -102,7 +102,7 @@ int multiply_backward(const Call &call, const float *grad_output, int64_t rows, 
         int64_t begin = 0;
         do {  // at least once: the sum of nothing is zero
             const int64_t inner = smaller(width, weight.out_features - begin);
-            slab.load(call, gradient + begin, weight.out_features, count, inner);
+            if (inner > 0) slab.load(call, gradient + begin, weight.out_features, count, inner);
             Product product = {};
             product.terms[0] = slab.term(weight.right(Layout::dense, begin), inner);
             product.term_count = 1;
