@@ -9,8 +9,8 @@ from qlora_lab.config.command import command
 from qlora_lab.config.load import from_hydra
 from qlora_lab.config.resolve import resolve
 from qlora_lab.config.schema import AUTO, RunConfig
-from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import CARDS_GB, RESERVED_GB, largest_rows, longest_tokens
+from qlora_lab.memory.layer import Shape
 from qlora_lab.memory.plan import paged_bytes, plan_memory
 from qlora_lab.memory.room import largest_micro_batch_size, room_of
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from qlora_lab.config.architecture import stacks
 from qlora_lab.config.families import Linear, head_size
 from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, BenchmarkConfig, EvaluationConfig, RunConfig
-from qlora_lab.memory.activations import FLOAT32_BYTES
+from qlora_lab.memory.layer import FLOAT32_BYTES
 from qlora_lab.memory.profiles import PROFILES
 
 DENSE_LIMIT_BYTES = 2_000_000_000  # of expanded weights that evaluation keeps (evaluation/weights.py)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from qlora_lab.config.schema import RunConfig
-from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.layer import Shape
 from qlora_lab.memory.plan import plan_memory
 
 CARDS_GB = (16, 24, 40, 48, 80)

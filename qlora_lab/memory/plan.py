@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 
 from qlora_lab.config.families import CLASSES
 from qlora_lab.config.schema import RunConfig
-from qlora_lab.memory.activations import FLOAT32_BYTES, Shape
 from qlora_lab.memory.evaluation import evaluation_bytes
+from qlora_lab.memory.layer import FLOAT32_BYTES, Shape
 from qlora_lab.memory.optimizer import on_card, optimizer_bytes
 from qlora_lab.memory.planned_run import PlannedRun, classifier_parameters, planned_run
 from qlora_lab.memory.process import process_bytes

@@ -10,7 +10,7 @@ from qlora_lab.config.model_file import architecture_on_disk
 from qlora_lab.config.placement import match_linears
 from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, RunConfig
 from qlora_lab.errors import ConfigError
-from qlora_lab.memory.activations import FLOAT32_BYTES, Numbers, Shape
+from qlora_lab.memory.layer import FLOAT32_BYTES, Numbers, Shape
 from qlora_lab.memory.profiles import PROFILES
 from qlora_lab.memory.stacks import Stack, stacks_of
 from qlora_lab.memory.trained_modules import TrainedModules, trained_modules

@@ -7,7 +7,7 @@ unquantized first.
 """
 
 from qlora_lab.config.schema import BYTE_LEVEL, CLASSIFICATION, ArchitectureConfig, RunConfig
-from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.layer import Shape
 
 LIBRARIES_BYTES = 510_000_000  # Python, torch and the other libraries
 SHARED_BYTES = 134_000_000  # of these, in pages of files

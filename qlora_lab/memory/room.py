@@ -8,8 +8,8 @@ from typing import Any
 from qlora_lab.config.hardware import Hardware, gpu_memory_bytes
 from qlora_lab.config.schema import AUTO, RunConfig
 from qlora_lab.errors import ConfigError
-from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import RESERVED_GB, longest_tokens
+from qlora_lab.memory.layer import Shape
 from qlora_lab.memory.plan import MemoryPlan, plan_memory
 from qlora_lab.memory.process import shared_bytes
 

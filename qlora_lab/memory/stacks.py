@@ -7,7 +7,7 @@ from qlora_lab.config.architecture import stacks
 from qlora_lab.config.families import Linear
 from qlora_lab.config.placement import match_linears
 from qlora_lab.config.schema import SEQ2SEQ, ArchitectureConfig, RunConfig
-from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.layer import Shape
 from qlora_lab.memory.profiles import PROFILES, Profile
 
 

@@ -4,13 +4,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from qlora_lab.config.schema import CLASSIFICATION
-from qlora_lab.memory.activations import (
-    FLOAT32_BYTES,
-    block_bytes,
-    cross_bytes,
-    saved_bytes,
-    shared_bytes,
-)
+from qlora_lab.memory.activations import block_bytes, cross_bytes, saved_bytes, shared_bytes
+from qlora_lab.memory.layer import FLOAT32_BYTES, Layer
 from qlora_lab.memory.planned_run import PlannedRun
 from qlora_lab.memory.profiles import PROFILES
 from qlora_lab.memory.stacks import Stack
@@ -33,15 +28,8 @@ def bytes_of_layers(run: PlannedRun) -> Layers:
     """Return what is kept: nothing below the first adapter, since no gradient goes there."""
     checkpointing = run.config.trainer.gradient_checkpointing
     shared = sum(
-        shared_bytes(
-            s.profile,
-            s.shape,
-            run.numbers,
-            layers=len(s.adapted),
-            checkpointing=checkpointing,
-            source_tokens=s.source_tokens,
-        )
-        for s in run.stacks
+        shared_bytes(_layer_of(run, stack), layers=len(stack.adapted), checkpointing=checkpointing)
+        for stack in run.stacks
     )
     copies = run.adapter_copies_bytes
     adapted = max(1, sum(bool(names) for stack in run.stacks for names in stack.adapted))
@@ -79,20 +67,23 @@ def _layers_of(run: PlannedRun, stack: Stack, *, reached_before: bool) -> Counte
     )
     found: Counter[Layers] = Counter()
     for (names, from_input, in_attention), count in kinds.items():
-        layer = (run.architecture, stack.profile, stack.shape, run.numbers, names)
-        kept = saved_bytes(*layer, from_attention=from_input or in_attention, source_tokens=stack.source_tokens)
-        of_block = block_bytes(*layer, stack.block)
+        layer = _layer_of(run, stack, names)
+        kept = saved_bytes(layer, from_attention=from_input or in_attention)
+        of_block = block_bytes(layer, stack.block)
         if stack.profile.parallel and not from_input and stack.block.isdisjoint(names):  # no gradient goes there
             kept -= of_block
         workspace = workspace_bytes(
-            *layer,
+            layer,
             block_bytes=of_block,
-            cross_bytes=cross_bytes(*layer, source_tokens=stack.source_tokens),
-            source_tokens=stack.source_tokens,
+            cross_bytes=cross_bytes(layer),
             checkpointing=run.config.trainer.gradient_checkpointing,
         )
         found[Layers(kept, workspace)] += count
     return found
+
+
+def _layer_of(run: PlannedRun, stack: Stack, adapted: tuple[str, ...] = ()) -> Layer:
+    return Layer(run.architecture, run.numbers, stack.profile, stack.shape, adapted, stack.source_tokens)
 
 
 def _between_stacks(run: PlannedRun, last_stack: int) -> int:

@@ -19,7 +19,7 @@ from qlora_lab.config.schema import (
     SourceConfig,
     TrainerConfig,
 )
-from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.layer import Shape
 
 RANK, TOKENS = 64, 512
 USUAL_SHAPE = Shape(1, TOKENS)

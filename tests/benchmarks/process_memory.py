@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.layer import Shape
 from qlora_lab.memory.plan import plan_memory
 from qlora_lab.runs.folder import RunFolder
 

@@ -13,7 +13,7 @@ from qlora_lab.config import model_file
 from qlora_lab.config.families import FAMILIES, head_size
 from qlora_lab.config.model_file import architecture_of, architecture_on_disk
 from qlora_lab.config.schema import ModelConfig, RunConfig
-from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.layer import Shape
 from qlora_lab.memory.plan import plan_memory
 from qlora_lab.models.architecture import to_transformers
 from tests.config.test_architecture import small

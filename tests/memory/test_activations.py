@@ -14,7 +14,7 @@ from torch import nn
 from qlora_lab.adapters.lora import add_adapters, train_everything
 from qlora_lab.config.families import FAMILIES
 from qlora_lab.config.schema import CAUSAL, CLASSIFICATION, SEQ2SEQ, ArchitectureConfig, ModelConfig, RunConfig
-from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.layer import Shape
 from qlora_lab.memory.plan import MemoryPlan, plan_memory
 from qlora_lab.memory.profiles import PROFILES
 from qlora_lab.models.load import load_model

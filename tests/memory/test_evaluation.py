@@ -19,7 +19,7 @@ from qlora_lab.evaluation.benchmarks.examinee import Examinee
 from qlora_lab.evaluation.benchmarks.run import run_benchmarks
 from qlora_lab.evaluation.suite import evaluate
 from qlora_lab.memory import evaluation
-from qlora_lab.memory.activations import Shape
+from qlora_lab.memory.layer import Shape
 from qlora_lab.memory.plan import plan_memory
 from qlora_lab.models.byte_level import ByteLevelTokenizer
 from qlora_lab.models.load import load_model

@@ -9,8 +9,8 @@ import pytest
 from qlora_lab.config import hardware
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.errors import ConfigError
-from qlora_lab.memory.activations import Shape
 from qlora_lab.memory.fit import largest_rows, longest_tokens
+from qlora_lab.memory.layer import Shape
 from qlora_lab.memory.optimizer import PAGED_BYTES
 from qlora_lab.memory.plan import paged_bytes, plan_memory
 from qlora_lab.ops.paging import WINDOW_BYTES
