@@ -128,7 +128,7 @@ def test_float16_rounds_as_torch_does(ops: CudaOps) -> None:
 def test_any_rectangle_of_a_weight_can_be_decoded(emulated: CudaLibrary, shape: tuple[int, int]) -> None:
     ops = CudaOps(emulated, streams=None)  # type: ignore[arg-type]
     weight = quantized("nf4", *shape)
-    dense, view = reference.dequantize_weight(*weight, torch.bfloat16), ops._view(weight)
+    dense, view = reference.dequantize_weight(*weight, torch.bfloat16), ops._view(weight, torch.device("cpu"))
     for row, rows, column, columns in ((0, 2, 0, shape[1]), (3, 4, 8, 16), (1, 1, 5, 3), (2, 5, 1, shape[1] - 1)):
         out = torch.full((rows, columns), 7.0, dtype=torch.bfloat16)
         emulated.qlk_cuda_dequantize(byref(view), 1, row, rows, column, columns, out.data_ptr(), None)
