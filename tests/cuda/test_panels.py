@@ -106,23 +106,23 @@ def test_parts_on_another_device_are_refused_before_a_kernel_reads_them(emulated
     ops, weight, x = CudaOps(emulated, streams), quantized("nf4", 8, 32), normal(2, 32)
     A, B, far = normal(4, 32), normal(8, 4), torch.device("meta")
     adapter = (0.5, 0.0, 0)
-    with pytest.raises(ShapeError, match="^packed lies on meta, and what it is used with on cpu; move it there$"):
+    with pytest.raises(ShapeError, match="packed lies on meta, and what it is used with on cpu; move it there"):
         ops.quantized_linear(x, *weight._replace(packed=weight.packed.to(far)), None)
-    with pytest.raises(ShapeError, match="^offset lies on meta"):
+    with pytest.raises(ShapeError, match="offset lies on meta"):
         ops.quantized_linear_grad_input(normal(2, 8), *weight._replace(offset=torch.zeros((), device=far)))
-    with pytest.raises(ShapeError, match="^packed lies on cpu, and what it is used with on meta"):
+    with pytest.raises(ShapeError, match="packed lies on cpu, and what it is used with on meta"):
         ops.dequantize_weight_into(*weight, torch.empty(8, 32, device=far))
-    with pytest.raises(ShapeError, match="^bias lies on meta"):
+    with pytest.raises(ShapeError, match="bias lies on meta"):
         ops.quantized_linear(x, *weight, torch.zeros(8, device=far))
-    with pytest.raises(ShapeError, match="^lora_B lies on meta"):
+    with pytest.raises(ShapeError, match="lora_B lies on meta"):
         ops.lora_linear(x, *weight, None, A, B.to(far), *adapter)
-    with pytest.raises(ShapeError, match="^absmax lies on meta"):
+    with pytest.raises(ShapeError, match="absmax lies on meta"):
         ops.lora_linear_backward(
             normal(2, 8), x, normal(2, 4), *weight._replace(absmax=weight.absmax.to(far)), A, B, *adapter, True
         )
-    with pytest.raises(ShapeError, match="^offset lies on meta"):
+    with pytest.raises(ShapeError, match="offset lies on meta"):
         ops.quantize_absmax(normal(40), torch.zeros((), device=far), 32)
-    with pytest.raises(ShapeError, match="^offset lies on meta"):
+    with pytest.raises(ShapeError, match="offset lies on meta"):
         ops.dequantize_absmax(weight.absmax, weight.nested_absmax, torch.zeros((), device=far), 32)
 
 
