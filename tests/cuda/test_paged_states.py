@@ -119,7 +119,7 @@ def test_pages_that_were_sent_to_different_places_are_nowhere(emulated: CudaLibr
 
 def paged(weights: list[Tensor], bits: int, reserve_bytes: int) -> AdamW:
     assert CUDA_KERNELS.library is not None and CUDA_KERNELS.streams is not None
-    pager = ManagedPager(CUDA_KERNELS.library, torch.device("cuda", 0))
+    pager = ManagedPager(CUDA_KERNELS.library, CUDA_KERNELS.streams, torch.device("cuda", 0))
     kernels = CudaAdamw(CUDA_KERNELS.library, CUDA_KERNELS.streams)
     return AdamW(
         weights,
