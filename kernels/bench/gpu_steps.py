@@ -69,9 +69,19 @@ def build(context: Context) -> list[list[str]]:
         *("-DQLK_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DPython_EXECUTABLE={context.python}"),
         f"-DCMAKE_CUDA_ARCHITECTURES={context.capability}",
     ]
+    jobs = str(len(os.sched_getaffinity(0)))
     return [
         [cmake, "-S", "kernels", "-B", str(context.build), *options],
-        [cmake, "--build", str(context.build), "-j", str(os.cpu_count() or 1), "--target", "qlk_cpu", "qlk_cuda"],
+        [
+            cmake,
+            "--build",
+            str(context.build),
+            "-j",
+            str(len(os.sched_getaffinity(0))),
+            "--target",
+            "qlk_cpu",
+            "qlk_cuda",
+        ],
         [context.python, "-c", LOAD],
     ]
 
