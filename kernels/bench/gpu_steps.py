@@ -72,16 +72,7 @@ def build(context: Context) -> list[list[str]]:
     jobs = str(len(os.sched_getaffinity(0)))
     return [
         [cmake, "-S", "kernels", "-B", str(context.build), *options],
-        [
-            cmake,
-            "--build",
-            str(context.build),
-            "-j",
-            str(len(os.sched_getaffinity(0))),
-            "--target",
-            "qlk_cpu",
-            "qlk_cuda",
-        ],
+        [cmake, "--build", str(context.build), "-j", jobs, "--target", "qlk_cpu", "qlk_cuda"],
         [context.python, "-c", LOAD],
     ]
 
