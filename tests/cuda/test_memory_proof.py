@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from qlora_lab.quant.linear import QuantizedLinear
 from tests.cuda.scripts import load_script
@@ -39,6 +40,21 @@ def test_training_lowers_the_loss_and_counts_its_bytes(proof: ModuleType) -> Non
     assert result["bytes"]["states"] == 8 * adapters
     assert result["bytes"]["managed"] == 0  # ordinary memory without a GPU
     assert result["loss_falls"] and len(result["losses"]) == 4
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_")
+def test_nothing_becomes_wider_than_it_was_asked_for(proof: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither norms, embeddings or head, which others widen, nor a bfloat16 adapter and its gradients."""
+    models: list[nn.Module] = []
+    build = proof.build_model
+    monkeypatch.setattr(proof, "build_model", lambda *given: models.append(build(*given)) or models[-1])
+    shape = proof.Shape(64, 160, layers=2, heads=2, vocabulary=100)
+    proof.train(shape, tokens=24, rank=4, steps=2, optim="paged_adamw_32bit", device=CPU, dtype=torch.bfloat16)
+    (model,) = models
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    wide = {name.rpartition(".")[2] for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    assert wide == {"nested_absmax", "offset", "inv_freq", "original_inv_freq"}
+    assert sum(tensor.requires_grad for tensor in tensors.values()) == 2 * 2 * 7
 
 
 def test_what_the_plan_predicts_meets_what_is_wanted(proof: ModuleType) -> None:
