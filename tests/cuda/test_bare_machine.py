@@ -44,8 +44,9 @@ def test_scripts_import(scripts: str, packages: tuple[str, ...]) -> None:
     run_without(packages, f"import {scripts}")
 
 
-def test_the_tests_of_the_kernels_are_collected() -> None:
+@pytest.mark.parametrize(("tests", "packages"), [("tests/cuda", OURS + MODELS), ("tests/train/test_offload.py", OURS)])
+def test_the_tests_of_a_gpu_are_collected(tests: str, packages: tuple[str, ...]) -> None:
     """They skip where there is no GPU; an import that fails would be an error."""
     collect = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    listed = run_without(OURS + MODELS, collect, "-m", "gpu", "-p", "no:cacheprovider", "--collect-only", "tests/cuda")
-    assert "test_streams.py" in listed and "test_paged_states.py" in listed
+    listed = run_without(packages, collect, "-m", "gpu", "-p", "no:cacheprovider", "--collect-only", tests)
+    assert "test_streams.py" in listed or "test_offload.py" in listed

@@ -1,6 +1,7 @@
 """`make gpu-check` goes on after a failure, keeps to its time, and says why it left something out."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -207,6 +208,26 @@ def test_every_step_names_its_commands(gpu_check: ModuleType, monkeypatch: pytes
         for word in words:
             if word.startswith(("kernels/", "tests/")):
                 assert (FOLDER.parents[1] / word).exists(), word
+
+
+def test_what_the_sanitizers_watch_is_compiled_once(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = sys.modules["gpu_steps"]
+    monkeypatch.setattr(steps, "needs", lambda tool: tool)
+    library, program, context = tmp_path / "libqlk_cuda.so", tmp_path / "memory_check", gpu_check.Context(tmp_path, "")
+    library.touch()
+    os.utime(library, (1000, 1000))
+    first = steps.sanitizer("memcheck")(context)
+    program.touch()
+    second = steps.sanitizer("racecheck")(context)
+    os.utime(program, (999, 999))
+    of_a_new_library = steps.sanitizer("racecheck")(context)
+    assert [[command[0] for command in commands] for commands in (first, second, of_a_new_library)] == [
+        ["nvcc", "compute-sanitizer"],
+        ["compute-sanitizer"],
+        ["nvcc", "compute-sanitizer"],
+    ]
 
 
 def test_some_steps_can_be_asked_for(
