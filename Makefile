@@ -45,7 +45,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-check:
 	$(GPU_PYTHON) kernels/bench/gpu_check.py
 
-# The CUDA kernels on a CPU, also under AddressSanitizer and UBSan, and what nvcc makes of them for every GPU: two minutes.
+# The CUDA kernels on a CPU, also under AddressSanitizer and UBSan, and what nvcc makes of them for every GPU: minutes.
 kernels-check: $(VENV)/.ready-dev
 	QLORA_LAB_SANITIZE=1 QLORA_LAB_GATE=1 $(BIN)/python -m pytest -rs tests/cuda
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qlora_lab.ops.adamw.optimizer import AdamwKernels
 from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor
 from qlora_lab.ops.blockwise.op import dequantize_weight, quantize_absmax, quantize_blockwise, quantized_linear
 from qlora_lab.ops.blockwise.weight import PackedWeight
@@ -34,6 +35,7 @@ except ImportError:
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
 ROWS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
 DTYPE = torch.bfloat16
+DEVICE = torch.device("cuda")
 PAST_CACHE_BYTES = 256 * 2**20  # what the copies take together
 CODE_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight in NF4 with double quantization
 Work = Callable[[int], Any]  # of the copy with that number
@@ -125,7 +127,7 @@ class Weights:
         self.copies = max(2, -(-PAST_CACHE_BYTES // int(self.numel * CODE_BYTES)))
         self.dense_copies = max(2, -(-PAST_CACHE_BYTES // (2 * self.numel)))
         self.shape = (out_features, in_features)
-        self.dense = [torch.randn(self.shape, device="cuda", dtype=DTYPE) * 0.02 for _ in range(self.dense_copies)]
+        self.dense = [torch.randn(self.shape, device=DEVICE, dtype=DTYPE) * 0.02 for _ in range(self.dense_copies)]
         self.ours = [self._quantized(self.dense[copy % self.dense_copies]) for copy in range(self.copies)]
         self.theirs = []
         if bnb is not None:
@@ -156,7 +158,7 @@ def weight_cells(name: str, weights: Weights) -> Iterator[Cell]:
 
 def product_cell(name: str, weights: Weights, rows: int) -> Cell:
     out_features, in_features = weights.shape
-    x = torch.randn(rows, in_features, device="cuda", dtype=DTYPE)
+    x = torch.randn(rows, in_features, device=DEVICE, dtype=DTYPE)
     work: dict[str, Work] = {
         "ours": lambda copy: quantized_linear(x, weights.ours[copy]),
         "torch dense": lambda copy: F.linear(x, weights.dense_of(copy)),
@@ -170,10 +172,10 @@ def product_cell(name: str, weights: Weights, rows: int) -> Cell:
 def training_cell(name: str, weights: Weights, rows: int, rank: int = 16) -> Cell:
     """Forward and the gradients of x and a bfloat16 rank-16 adapter, beside the dense products without one."""
     out_features, in_features = weights.shape
-    x = torch.randn(rows, in_features, device="cuda", dtype=DTYPE, requires_grad=True)
-    gradient = torch.randn(rows, out_features, device="cuda", dtype=DTYPE)
-    A = torch.randn(rank, in_features, device="cuda", requires_grad=True)
-    B = torch.randn(out_features, rank, device="cuda", requires_grad=True)
+    x = torch.randn(rows, in_features, device=DEVICE, dtype=DTYPE, requires_grad=True)
+    gradient = torch.randn(rows, out_features, device=DEVICE, dtype=DTYPE)
+    A = torch.randn(rank, in_features, device=DEVICE, requires_grad=True)
+    B = torch.randn(out_features, rank, device=DEVICE, requires_grad=True)
     short = [matrix.detach().to(DTYPE).requires_grad_() for matrix in (A, B)]
 
     def ours(copy: int, adapter: Sequence[Tensor] = (A, B)) -> Any:
@@ -203,12 +205,10 @@ def training_cell(name: str, weights: Weights, rows: int, rank: int = 16) -> Cel
     )
 
 
-def adamw_cells() -> Iterator[Cell]:
-    """Yield the update of a 7B model's adapters at rank 16 on all linears: 448 tensors."""
-    assert CUDA_KERNELS.library is not None and CUDA_KERNELS.streams is not None
-    kernels = CudaAdamw(CUDA_KERNELS.library, CUDA_KERNELS.streams)
-    widths = [4096] * 11 + [11008] * 3
-    parameters = [torch.randn(16, width, device="cuda") * 0.02 for _ in range(32) for width in widths]
+def adamw_cells(kernels: AdamwKernels, width: int = 4096, wider: int = 11008, layers: int = 32) -> Iterator[Cell]:
+    """Yield the update of a model's adapters at rank 16 on all linears: 448 tensors of 7B."""
+    widths = [width] * 11 + [wider] * 3
+    parameters = [torch.randn(16, each, device=DEVICE) * 0.02 for _ in range(layers) for each in widths]
     gradients = [torch.randn_like(parameter) for parameter in parameters]
     numel = sum(parameter.numel() for parameter in parameters)
     theirs = [parameter.clone().requires_grad_() for parameter in parameters]
@@ -228,7 +228,7 @@ def adamw_cells() -> Iterator[Cell]:
 
         moved = numel * (28 if bits == 32 else 16)
         yield Cell(
-            f"AdamW {bits} bits, 448 tensors",
+            f"AdamW {bits} bits, {len(parameters)} tensors",
             1,
             moved,
             {"ours": ours, "torch fused": lambda copy: fused.step()},
@@ -241,12 +241,12 @@ def _states(parameter: Tensor, bits: int) -> tuple[Tensor | None, ...]:
         return torch.zeros_like(parameter), torch.zeros_like(parameter), None, None
     blocks = -(-parameter.numel() // 256)
     codes = [torch.full_like(parameter, value, dtype=torch.uint8) for value in (127, 0)]
-    return *codes, torch.zeros(blocks, device="cuda"), torch.zeros(blocks, device="cuda")
+    return *codes, torch.zeros(blocks, device=DEVICE), torch.zeros(blocks, device=DEVICE)
 
 
 def copy_rate() -> float:
     """Return the bytes a second that a copy reads and writes."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     timed = Timed(lambda copy: target.copy_(source), 4)
     return 2 * source.numel() / statistics.median(timed.seconds() for _ in range(7))
@@ -261,7 +261,9 @@ def cells(wanted: str) -> Iterator[Cell]:
         yield from (cell for cell in candidates if wanted in cell.name)
         del weights, candidates
         torch.cuda.empty_cache()
-    yield from (cell for cell in adamw_cells() if wanted in cell.name)
+    assert CUDA_KERNELS.library is not None and CUDA_KERNELS.streams is not None
+    kernels = CudaAdamw(CUDA_KERNELS.library, CUDA_KERNELS.streams)
+    yield from (cell for cell in adamw_cells(kernels) if wanted in cell.name)
 
 
 def main() -> None:

@@ -2,11 +2,18 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+BUILD = "build"  # the name of the step that others need
+# Tests of kernels that do not load are skipped, and nobody would see it.
+LOAD = (
+    "import sys; from qlora_lab.ops.registry import CUDA_KERNELS;"
+    " print(CUDA_KERNELS); sys.exit(CUDA_KERNELS.library is None)"
+)
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 SANITIZER_REFUSALS = ("Device not supported",)  # as in sandboxes that hide the GPU's debugger interface
 
@@ -30,7 +37,8 @@ class Step:
     """One step: `commands` returns what to run, or raises CannotRunError; `results` is a JSON that they write.
 
     A step that hangs is stopped after `limit_s`, so that the others have their time. One that fails with a text of
-    `refusals` in what it prints could not run on this machine.
+    `refusals` in what it prints could not run on this machine. Where the build did not pass, steps that need the
+    kernels are left out: the references, or kernels of an earlier build, would prove nothing.
     """
 
     name: str
@@ -38,28 +46,34 @@ class Step:
     results: Path | None = None
     limit_s: float = 150.0
     refusals: tuple[str, ...] = ()
+    needs_kernels: bool = True
 
 
 def needs(tool: str) -> str:
-    """Return the path of a command, or raise CannotRunError."""
-    path = shutil.which(tool) or shutil.which(tool, path="/usr/local/cuda/bin")
+    """Return the path of a command, also beside this Python or CUDA's own, or raise CannotRunError."""
+    beside = (str(Path(sys.executable).parent), "/usr/local/cuda/bin")
+    path = shutil.which(tool) or shutil.which(tool, path=os.pathsep.join(beside))
     if path is None:
         raise CannotRunError(f"there is no {tool} on this machine")
     return path
 
 
 def build(context: Context) -> list[list[str]]:
-    """Return what builds both libraries; the binding of the CPU kernels, which needs torch's headers, is not used."""
-    nvcc = needs("nvcc")
-    for tool in ("cmake", "c++"):
-        needs(tool)
+    """Return what builds both libraries, and loads them.
+
+    The binding of the CPU kernels, which needs torch's headers, is not used.
+    """
+    nvcc, cmake = needs("nvcc"), needs("cmake")
+    needs("c++")
     options = [
         *("-DQLK_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DPython_EXECUTABLE={context.python}"),
         f"-DCMAKE_CUDA_ARCHITECTURES={context.capability}",
     ]
+    jobs = str(len(os.sched_getaffinity(0)))
     return [
-        ["cmake", "-S", "kernels", "-B", str(context.build), *options],
-        ["cmake", "--build", str(context.build), "-j", str(os.cpu_count() or 1), "--target", "qlk_cpu", "qlk_cuda"],
+        [cmake, "-S", "kernels", "-B", str(context.build), *options],
+        [cmake, "--build", str(context.build), "-j", jobs, "--target", "qlk_cpu", "qlk_cuda"],
+        [context.python, "-c", LOAD],
     ]
 
 
@@ -80,15 +94,16 @@ def tests_of_offloading(context: Context) -> list[list[str]]:
 
 def sanitizer(tool: str) -> Callable[[Context], list[list[str]]]:
     def commands(context: Context) -> list[list[str]]:
-        path, nvcc, program = needs("compute-sanitizer"), needs("nvcc"), context.build / "memory_check"
-        if not (context.build / "libqlk_cuda.so").exists():
-            raise CannotRunError("the CUDA kernels were not built")
+        path, nvcc = needs("compute-sanitizer"), needs("nvcc")
+        program, library = context.build / "memory_check", context.build / "libqlk_cuda.so"
         compile_ = [
             *(nvcc, "-std=c++17", "-O1", "-Ikernels/include", f"-I{context.build}/include"),
-            *("kernels/emu/memory_check.cpp", "-o", str(program), str(context.build / "libqlk_cuda.so")),
+            *("kernels/emu/memory_check.cpp", "-o", str(program), str(library)),
             f"-Xlinker=-rpath,{context.build}",
         ]
-        return [compile_, [path, "--tool", tool, "--error-exitcode", "9", str(program)]]
+        watch = [path, "--tool", tool, "--error-exitcode", "9", str(program)]
+        is_compiled = program.exists() and program.stat().st_mtime_ns > library.stat().st_mtime_ns
+        return [watch] if is_compiled else [compile_, watch]  # by the sanitizer before
 
     return commands
 
@@ -137,9 +152,9 @@ def proofs(scratch: Path) -> list[Step]:
 def all_steps(scratch: Path) -> list[Step]:
     measured, step_measured = scratch / "cuda_ops.json", scratch / "training_step.json"
     return [
-        Step("build", build),
+        Step(BUILD, build, needs_kernels=False),
         Step("tests", tests),
-        Step("tests of offloading", tests_of_offloading, limit_s=60.0),
+        Step("tests of offloading", tests_of_offloading, limit_s=60.0, needs_kernels=False),
         *(
             Step(f"compute-sanitizer {tool}", sanitizer(tool), limit_s=60.0, refusals=SANITIZER_REFUSALS)
             for tool in SANITIZERS

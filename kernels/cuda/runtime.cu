@@ -6,7 +6,7 @@
 
 using namespace qlk;
 
-// CUDA 13 gave the plain names to the functions that take a location.
+// CUDA 13 gave the plain names to the functions that take a location; from 12.2 on they had a suffix.
 #if !defined(QLK_EMULATED) && CUDART_VERSION < 13000
 #define cudaMemAdvise cudaMemAdvise_v2
 #define cudaMemPrefetchAsync cudaMemPrefetchAsync_v2

@@ -188,7 +188,7 @@ extern "C" int qlk_cuda_linear_tiles(const void *x, int dtype, int64_t rows, con
     if (status != QLK_OK) return status;
     if (dtype == QLK_FLOAT32) return QLK_BAD_DTYPE;
     if (FORMATS[weight->format].bits != 4) return QLK_BAD_FORMAT;
-    if (weight->in_features % LANE_WEIGHTS != 0) return QLK_BAD_SIZE;
+    if (weight->in_features == 0 || weight->in_features % LANE_WEIGHTS != 0) return QLK_BAD_SIZE;
     if (rows == 0 || weight->out_features == 0) return QLK_OK;
     if (!is_aligned(x, 16) || !is_aligned(weight->packed, 16)) return QLK_NULL_POINTER;
     const auto run_type = dtype == QLK_BFLOAT16 ? run<Bfloat16> : run<Float16>;

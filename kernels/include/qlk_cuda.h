@@ -66,8 +66,8 @@ QLK_API int qlk_cuda_lora_down(const void *x, int dtype, int64_t rows, int64_t i
 QLK_API int qlk_cuda_linear_few_rows(const void *x, int dtype, int64_t rows, const qlk_weight *weight,
                                      const void *bias, const qlk_cuda_adapter *adapter, const float *low,
                                      void *out, void *stream);
-/* The same on tensor cores: bfloat16 or float16, at most QLK_CUDA_TILE_ROWS rows, in_features a multiple of 32,
- * a 4-bit format, x and packed on multiples of 16 bytes. The weight is rounded to x's dtype. */
+/* The same on tensor cores: bfloat16 or float16, at most QLK_CUDA_TILE_ROWS rows, in_features a multiple of 32
+ * and not 0, a 4-bit format, x and packed on multiples of 16 bytes. The weight is rounded to x's dtype. */
 QLK_API int qlk_cuda_linear_tiles(const void *x, int dtype, int64_t rows, const qlk_weight *weight, const void *bias,
                                   const qlk_cuda_adapter *adapter, const float *low, void *out, void *stream);
 

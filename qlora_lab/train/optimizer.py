@@ -73,9 +73,10 @@ def build_optimizer(config: OptimConfig, parameters: Mapping[str, nn.Parameter])
     native = _native_kernels(devices)
     if config.name.startswith("paged_"):
         reason = why_not_paged(devices)
-        if reason is None and isinstance(native, CudaAdamw) and CUDA_KERNELS.library is not None:
+        library, streams = CUDA_KERNELS.library, CUDA_KERNELS.streams
+        if reason is None and isinstance(native, CudaAdamw) and library is not None and streams is not None:
             (device,) = devices
-            pager = ManagedPager(CUDA_KERNELS.library, device)
+            pager = ManagedPager(library, streams, device)
             policy = policy_for(torch.cuda.get_device_properties(device).total_memory)
             return AdamW(groups, **numbers, bits=bits, kernels=PagedKernels(native, pager, policy), memory=pager)
         _say_once(f"optim.name={config.name} trains with ordinary memory here: {reason}")

@@ -1,7 +1,10 @@
 """The CUDA kernels, emulated and on a GPU: the reference's bytes, and products within the rounding of their sums."""
 
 import math
+from collections import Counter
+from collections.abc import Callable
 from ctypes import byref
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qlora_lab.ops.adamw.optimizer import AdamwKernels
+from qlora_lab.ops.adamw.optimizer import AdamW, AdamwKernels
 from qlora_lab.ops.adamw.reference import AdamwStep, AdamwTensor, adamw_, gradient_norm
 from qlora_lab.ops.blockwise import reference
 from qlora_lab.ops.blockwise.weight import PackedWeight
@@ -17,6 +20,7 @@ from qlora_lab.ops.formats import FORMATS
 from qlora_lab.ops.lora import reference as lora
 from qlora_lab.ops.lora.dropout import drop
 from qlora_lab.ops.lora.op import as_kernels_take
+from qlora_lab.ops.native.cuda_adamw import CudaAdamw
 from qlora_lab.ops.native.cuda_library import CudaLibrary
 from qlora_lab.ops.native.cuda_ops import CudaOps
 from qlora_lab.ops.native.cuda_streams import Streams
@@ -128,7 +132,7 @@ def test_float16_rounds_as_torch_does(ops: CudaOps) -> None:
 def test_any_rectangle_of_a_weight_can_be_decoded(emulated: CudaLibrary, shape: tuple[int, int]) -> None:
     ops = CudaOps(emulated, streams=None)  # type: ignore[arg-type]
     weight = quantized("nf4", *shape)
-    dense, view = reference.dequantize_weight(*weight, torch.bfloat16), ops._view(weight)
+    dense, view = reference.dequantize_weight(*weight, torch.bfloat16), ops._view(weight, torch.device("cpu"))
     for row, rows, column, columns in ((0, 2, 0, shape[1]), (3, 4, 8, 16), (1, 1, 5, 3), (2, 5, 1, shape[1] - 1)):
         out = torch.full((rows, columns), 7.0, dtype=torch.bfloat16)
         emulated.qlk_cuda_dequantize(byref(view), 1, row, rows, column, columns, out.data_ptr(), None)
@@ -326,6 +330,36 @@ def test_adamw_of_bfloat16_parameters(adamw_kernels: AdamwKernels, bits: int) ->
         assert_updates_alike(adamw_kernels, ours, expected, AdamwStep(1e-2, 0.9, 0.99, 1e-8, number, 0.7))
     gradients = [tensor.gradient for tensor in ours]
     assert adamw_kernels.gradient_norm(gradients, 2.0) == gradient_norm(gradients, 2.0)
+
+
+class CountedCalls:
+    """Counts what a library is asked for."""
+
+    def __init__(self, library: CudaLibrary) -> None:
+        self._library, self.calls = library, Counter[str]()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        self.calls[name] += 1
+        function: Callable[..., Any] = getattr(self._library, name)
+        return function
+
+
+def test_all_tensors_are_updated_in_one_call(
+    emulated: CudaLibrary, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch and a wait for each of a 7B model's 448 tensors would take longer than their update."""
+    library = CountedCalls(emulated)
+    weights = [normal(numel, seed=numel).requires_grad_() for numel in (*NUMELS, *range(40, 60))]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer = AdamW(weights, bits=8, kernels=CudaAdamw(library, streams))  # type: ignore[arg-type]
+    waits: list[torch.Size] = []
+    to_host = Tensor.cpu
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: waits.append(tensor.shape) or to_host(tensor))
+    optimizer.gradient_norm()
+    optimizer.step()
+    assert library.calls == {"qlk_cuda_gradient_norm": 1, "qlk_cuda_adamw": 1}
+    assert waits == [(2,)]  # the norm, and the first tensor that is not finite
 
 
 def test_adamw_of_gradients_that_are_not_finite(adamw_kernels: AdamwKernels) -> None:

@@ -1,6 +1,9 @@
 """`make gpu-check` goes on after a failure, keeps to its time, and says why it left something out."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from qlora_lab.ops.registry import CUDA_KERNELS
 from tests.cuda.scripts import FOLDER, load_script
 
 
@@ -19,10 +23,12 @@ def gpu_check() -> ModuleType:
 
 
 class FakeMachine:
-    """Runs nothing: every command takes `seconds` and ends as `endings` says."""
+    """Runs nothing: every command takes `seconds`, ends as `endings` says, and writes `written` into its file."""
 
-    def __init__(self, seconds: float, endings: dict[str, int], writes: dict[str, Path] | None = None) -> None:
-        self.seconds, self.endings, self.writes = seconds, endings, writes or {}
+    def __init__(
+        self, seconds: float, endings: dict[str, int], writes: dict[str, Path] | None = None, written: str = '{"a": 1}'
+    ) -> None:
+        self.seconds, self.endings, self.writes, self.written = seconds, endings, writes or {}, written
         self.now = 0.0
         self.limits: list[float] = []
         self.kept: list[Any] = []
@@ -31,8 +37,8 @@ class FakeMachine:
         self.limits.append(limit_s)
         self.now += self.seconds
         if command[0] in self.writes:
-            self.writes[command[0]].write_text(json.dumps({"cells": [1]}))
-        return self.endings.get(command[0], 0), f"{command[0]} said this"
+            self.writes[command[0]].write_text(self.written)
+        return self.endings.get(command[0], 0), f"much before\n{command[0]} said this\n"
 
     def clock(self) -> float:
         return self.now
@@ -54,14 +60,60 @@ def test_a_failed_step_does_not_stop_the_others(gpu_check: ModuleType, tmp_path:
     bad, good = run(gpu_check, machine, steps)
     assert bad.results is None  # what an earlier check left
     assert (bad.status, bad.seconds) == ("failed", 1.0)
-    assert bad.reason == "bad: exit status 3\nbad said this"
-    assert (good.status, good.results) == ("passed", {"cells": [1]})
+    assert bad.reason == "bad: exit status 3\nmuch before\nbad said this"
+    assert (good.status, good.said, good.results) == ("passed", "good said this", {"a": 1})
+
+
+@pytest.mark.parametrize(("ending", "reason"), [(1, "the build failed"), (None, "the build was left out")])
+def test_without_a_build_nothing_else_stands_in_for_it(gpu_check: ModuleType, ending: int | None, reason: str) -> None:
+    """Neither the references nor kernels of an earlier build: tests of those are skipped, which would pass."""
+
+    def build(context: Any) -> list[list[str]]:
+        if ending is None:
+            raise gpu_check.CannotRunError("there is no nvcc on this machine")
+        return [["nvcc"]]
+
+    steps = [
+        gpu_check.Step("build", build, needs_kernels=False),
+        gpu_check.Step("tests", lambda context: [["pytest"]]),
+        gpu_check.Step("others", lambda context: [["pytest"]], needs_kernels=False),
+    ]
+    _, tests, others = run(gpu_check, FakeMachine(1.0, {"nvcc": ending or 0}), steps)
+    assert (tests.status, tests.reason) == ("left out", reason)
+    assert others.status == "passed"
+
+
+def test_kernels_that_do_not_load_are_no_build(gpu_check: ModuleType) -> None:
+    status, printed = gpu_check.run_command([sys.executable, "-c", sys.modules["gpu_steps"].LOAD], {}, 60.0)
+    if CUDA_KERNELS.library is None:
+        assert status == 1 and printed.startswith("reference (pure torch): ")
+    else:
+        assert status == 0 and printed.startswith("native CUDA")
+
+
+def test_results_of_a_step_that_was_stopped_while_it_wrote_them(gpu_check: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "cells.json"
+    machine = FakeMachine(1.0, {"slow": 124}, writes={"slow": file}, written='{"cells": [')
+    steps = [gpu_check.Step("slow", lambda context: [["slow"]], file), gpu_check.Step("next", lambda context: [["x"]])]
+    slow, following = run(gpu_check, machine, steps)
+    assert (slow.status, slow.results) == ("failed", None)
+    assert following.status == "passed"
 
 
 def test_a_step_without_its_tool_is_left_out_with_the_reason(gpu_check: ModuleType) -> None:
     step = gpu_check.Step("watch", lambda context: [[sys.modules["gpu_steps"].needs("no-such-tool-anywhere")]])
     (outcome,) = run(gpu_check, FakeMachine(1.0, {}), [step])
     assert (outcome.status, outcome.reason) == ("left out", "there is no no-such-tool-anywhere on this machine")
+
+
+def test_a_tool_is_also_found_beside_this_python(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As pip installs cmake into an environment that nobody has activated."""
+    tool = tmp_path / "cmake-of-an-environment"
+    tool.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert sys.modules["gpu_steps"].needs(tool.name) == str(tool)
 
 
 def test_a_tool_that_refuses_the_machine_is_no_failure(gpu_check: ModuleType) -> None:
@@ -102,6 +154,24 @@ def test_a_command_that_takes_too_long_is_stopped(gpu_check: ModuleType) -> None
     assert gpu_check.run_command(["no-such-command"], {}, 1.0)[0] == 127
 
 
+def test_a_check_that_is_interrupted_leaves_no_command_behind(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[subprocess.Popen[str]] = []
+    communicate = subprocess.Popen.communicate
+
+    def interrupted(process: subprocess.Popen[str], timeout: float | None = None) -> Any:
+        if not begun:
+            begun.append(process)
+            raise KeyboardInterrupt
+        return communicate(process, timeout=timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.run_command([sys.executable, "-c", "import time; time.sleep(60)"], {}, 100.0)
+    assert begun[0].returncode == -signal.SIGKILL
+
+
 def test_without_a_gpu_nothing_is_checked_and_it_is_said(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -112,12 +182,24 @@ def test_without_a_gpu_nothing_is_checked_and_it_is_said(
     assert not (tmp_path / "out.json").exists()
 
 
+@pytest.mark.parametrize(("of_git", "commit"), [(None, "given"), ("found", "found+changes")])
+def test_the_commit_is_git_s_or_in_a_mere_copy_the_given_one(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, of_git: str | None, commit: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(gpu_check, "printed_by", lambda *command: of_git)
+    assert gpu_check.machine("given")["commit"] == commit
+
+
 def test_every_step_names_its_commands(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys.modules["gpu_steps"], "needs", lambda tool: tool)
     (tmp_path / "libqlk_cuda.so").touch()
     context = gpu_check.Context(tmp_path, "python", "90a-real")
     commands = {step.name: step.commands(context) for step in gpu_check.all_steps(tmp_path)}
     assert "-DCMAKE_CUDA_ARCHITECTURES=90a-real" in commands["build"][0]
+    assert commands["build"][-1][:2] == ["python", "-c"] and "CUDA_KERNELS" in commands["build"][-1][2]
     assert commands["tests"][0][-3:] == ["-m", "gpu", "tests/cuda"]
     assert commands["compute-sanitizer racecheck"][1][:3] == ["compute-sanitizer", "--tool", "racecheck"]
     assert commands["memory 65b --tokens 2048"][0][2:7] == ["65b", "--cap-gib", "48", "--tokens", "2048"]
@@ -128,17 +210,39 @@ def test_every_step_names_its_commands(gpu_check: ModuleType, monkeypatch: pytes
                 assert (FOLDER.parents[1] / word).exists(), word
 
 
+def test_what_the_sanitizers_watch_is_compiled_once(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = sys.modules["gpu_steps"]
+    monkeypatch.setattr(steps, "needs", lambda tool: tool)
+    library, program, context = tmp_path / "libqlk_cuda.so", tmp_path / "memory_check", gpu_check.Context(tmp_path, "")
+    library.touch()
+    os.utime(library, (1000, 1000))
+    first = steps.sanitizer("memcheck")(context)
+    program.touch()
+    second = steps.sanitizer("racecheck")(context)
+    os.utime(program, (999, 999))
+    of_a_new_library = steps.sanitizer("racecheck")(context)
+    assert [[command[0] for command in commands] for commands in (first, second, of_a_new_library)] == [
+        ["nvcc", "compute-sanitizer"],
+        ["compute-sanitizer"],
+        ["nvcc", "compute-sanitizer"],
+    ]
+
+
 def test_some_steps_can_be_asked_for(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Their JSON has a name of its own beside that of the whole check."""
     found = {"gpu": "NVIDIA H200", "commit": "1234567890abcdef", "capability": "90"}
-    monkeypatch.setattr(gpu_check, "machine", lambda: found)
+    monkeypatch.setattr(gpu_check, "machine", lambda commit: found)
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
     ran: list[str] = []
 
-    def run_steps(steps: list[Any], context: Any, keep: Any) -> list[Any]:
+    def run_steps(steps: list[Any], context: Any, budget_s: float, keep: Any) -> list[Any]:
         ran.extend(step.name for step in steps)
+        assert 0 < budget_s < gpu_check.BUDGET_S  # looking at the machine has taken some of it
+        assert context.environment["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] == "0"
         assert context.capability == "90a-real" and context.environment["HF_HUB_OFFLINE"] == "1"
         outcomes = [gpu_check.Outcome(step.name, "passed", 1.0) for step in steps]
         keep(outcomes)

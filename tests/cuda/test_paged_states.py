@@ -3,6 +3,8 @@
 import copy
 import ctypes
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +107,43 @@ def test_where_pages_are_after_a_step(
         assert torch.equal(weight, other)
 
 
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_checkpoint_holds_ordinary_tensors_and_training_goes_on_bit_for_bit(
+    emulated: CudaLibrary, streams: Streams, tmp_path: Path, bits: int
+) -> None:
+    """From states in unified memory, through a file, to states in ordinary memory, and back."""
+    files = pytest.importorskip("qlora_lab.train.checkpoint")  # a machine lent for its GPU may lack what it needs
+    rng = pytest.importorskip("qlora_lab.train.rng")
+
+    def state(paged: bool) -> Any:
+        weights = dict(zip("abcd", map(nn.Parameter, parameters("cpu")), strict=True))
+        pager, kernels = EmulatedPager(emulated), CudaAdamw(emulated, streams)
+        options: dict[str, Any] = {"kernels": kernels}
+        if paged:
+            policy = PagingPolicy(window_bytes=2**18, reserve_bytes=2**62)
+            options = {"kernels": PagedKernels(kernels, pager, policy), "memory": pager}
+        return files.TrainingState(weights, AdamW(weights.values(), bits=bits, **options), files.Counters(2))
+
+    straight, folders = state(paged=True), iter((tmp_path / "first", tmp_path / "second"))
+    weights = list(straight.parameters.values())
+    take_steps(straight.optimizer, weights, range(2))
+    resumed = straight
+    for paged, seeds in ((False, range(2, 4)), (True, range(4, 6))):
+        folder = next(folders)
+        files.save_checkpoint(folder, resumed, rng.capture_rng(), keep=1)
+        found = files.load_newest(folder)
+        assert found is not None and {"exp_avg", "exp_avg_sq", "step"} <= set(found.optimizer["a"])
+        resumed = state(paged)
+        resumed.restore(found)
+        assert resumed.optimizer.is_paged == paged
+        take_steps(resumed.optimizer, list(resumed.parameters.values()), seeds)
+        take_steps(straight.optimizer, weights, seeds)
+        for name, weight in straight.parameters.items():
+            assert torch.equal(resumed.parameters[name], weight)
+            for key, value in straight.optimizer_tensors()[name].items():
+                assert torch.equal(resumed.optimizer_tensors()[name][key], value)
+
+
 def test_pages_that_were_sent_to_different_places_are_nowhere(emulated: CudaLibrary) -> None:
     pager = EmulatedPager(emulated)
     state = pager.full(torch.Size([4096]), 0, torch.float32, torch.device("cpu"))
@@ -119,7 +158,7 @@ def test_pages_that_were_sent_to_different_places_are_nowhere(emulated: CudaLibr
 
 def paged(weights: list[Tensor], bits: int, reserve_bytes: int) -> AdamW:
     assert CUDA_KERNELS.library is not None and CUDA_KERNELS.streams is not None
-    pager = ManagedPager(CUDA_KERNELS.library, torch.device("cuda", 0))
+    pager = ManagedPager(CUDA_KERNELS.library, CUDA_KERNELS.streams, torch.device("cuda", 0))
     kernels = CudaAdamw(CUDA_KERNELS.library, CUDA_KERNELS.streams)
     return AdamW(
         weights,

@@ -1,14 +1,18 @@
 """Products in panels: every panel decoded in turn, forward and back, as one product with the whole weight."""
 
+from ctypes import byref
+
 import pytest
 import torch
 
-from qlora_lab.errors import KernelError
+from qlora_lab.errors import KernelError, ShapeError
 from qlora_lab.ops.blockwise import reference
+from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.native.cuda_library import CudaLibrary
 from qlora_lab.ops.native.cuda_ops import CudaOps
 from qlora_lab.ops.native.cuda_plan import Device
 from qlora_lab.ops.native.cuda_streams import InOrder
+from qlora_lab.ops.native.library import WeightView
 from tests.cuda.test_cuda_kernels import normal, quantized
 
 SMALL_CACHE = Device(multiprocessors=1, l2_bytes=2**14, capability=90)
@@ -90,6 +94,38 @@ def test_empty_products(ops: CudaOps) -> None:
     assert ops.quantized_linear_grad_input(torch.zeros(2, 0, 8), *weight).shape == (2, 0, 32)
 
 
+@pytest.mark.parametrize("rows", [1, 6, 70])
+def test_a_weight_without_inputs_leaves_the_bias(ops: CudaOps, rows: int) -> None:
+    """By whichever kernel: there are no codes to read."""
+    weight = PackedWeight(torch.zeros(0, dtype=torch.uint8), torch.zeros(0), None, None, "nf4", 64, 64, 8, 0)
+    bias = normal(8).bfloat16()
+    assert torch.equal(ops.quantized_linear(torch.zeros(rows, 0).bfloat16(), *weight, bias), bias.expand(rows, 8))
+
+
+def test_parts_on_another_device_are_refused_before_a_kernel_reads_them(emulated: CudaLibrary, streams) -> None:  # type: ignore[no-untyped-def]
+    ops, weight, x = CudaOps(emulated, streams), quantized("nf4", 8, 32), normal(2, 32)
+    A, B, far = normal(4, 32), normal(8, 4), torch.device("meta")
+    adapter = (0.5, 0.0, 0)
+    with pytest.raises(ShapeError, match="packed lies on meta, and what it is used with on cpu; move it there"):
+        ops.quantized_linear(x, *weight._replace(packed=weight.packed.to(far)), None)
+    with pytest.raises(ShapeError, match="offset lies on meta"):
+        ops.quantized_linear_grad_input(normal(2, 8), *weight._replace(offset=torch.zeros((), device=far)))
+    with pytest.raises(ShapeError, match="packed lies on cpu, and what it is used with on meta"):
+        ops.dequantize_weight_into(*weight, torch.empty(8, 32, device=far))
+    with pytest.raises(ShapeError, match="bias lies on meta"):
+        ops.quantized_linear(x, *weight, torch.zeros(8, device=far))
+    with pytest.raises(ShapeError, match="lora_B lies on meta"):
+        ops.lora_linear(x, *weight, None, A, B.to(far), *adapter)
+    with pytest.raises(ShapeError, match="absmax lies on meta"):
+        ops.lora_linear_backward(
+            normal(2, 8), x, normal(2, 4), *weight._replace(absmax=weight.absmax.to(far)), A, B, *adapter, True
+        )
+    with pytest.raises(ShapeError, match="offset lies on meta"):
+        ops.quantize_absmax(normal(40), torch.zeros((), device=far), 32)
+    with pytest.raises(ShapeError, match="offset lies on meta"):
+        ops.dequantize_absmax(weight.absmax, weight.nested_absmax, torch.zeros((), device=far), 32)
+
+
 def test_a_bad_status_is_an_error_in_words(emulated: CudaLibrary) -> None:
     with pytest.raises(KernelError, match="qlk_cuda_quantize: a block size must be a power of two"):
         emulated.qlk_cuda_quantize(0, 0, 64, 0, 48, 0, 0, None)
@@ -97,3 +133,6 @@ def test_a_bad_status_is_an_error_in_words(emulated: CudaLibrary) -> None:
         emulated.qlk_cuda_quantize(0, 0, 64, 0, 64, 0, 0, None)
     with pytest.raises(KernelError, match="no such number format"):
         emulated.qlk_cuda_quantize(0, 0, 64, 99, 64, 0, 0, None)
+    nothing = WeightView(None, None, None, None, 8, 0, 64, 64, 0)
+    with pytest.raises(KernelError, match="qlk_cuda_linear_tiles: a size is"):
+        emulated.qlk_cuda_linear_tiles(0, 1, 8, byref(nothing), None, None, None, 16, None)

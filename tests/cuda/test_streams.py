@@ -59,4 +59,5 @@ def test_the_ops_follow_torchs_current_stream(rows: int) -> None:
         late = torch.zeros_like(x).copy_(x)
         out = lora_linear(late, weight, None, A, B, scaling=0.5)
     stream.synchronize()
-    assert torch.equal(out, expected)
+    # dense products may be split in another way where another stream has another workspace
+    assert relative_error(out, expected) < 4e-3

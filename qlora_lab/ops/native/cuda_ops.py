@@ -1,7 +1,8 @@
 """The ops for CUDA tensors, calling the C library of kernels/cuda through ctypes.
 
-Arguments were checked by the functions in ops/blockwise/op.py and ops/lora/op.py; nothing is checked twice here.
-Products with many rows are torch's, on panels of the weight that were decoded into the second-level cache.
+Arguments were checked by the functions in ops/blockwise/op.py and ops/lora/op.py; here, that all lie on one device: a
+kernel that reads memory of another fails every later call of the process. Products with many rows are torch's, on
+panels of the weight that were decoded into the second-level cache.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qlora_lab.errors import ShapeError
 from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, PackedWeight
 from qlora_lab.ops.formats import format_named
 from qlora_lab.ops.native.ctypes_ops import DTYPE_CODES, bias_like, rows_of
@@ -49,12 +51,13 @@ class CudaOps:
 
     def dequantize_weight_into(self, *parts: Any) -> None:
         *weight, out = parts
-        view = self._view(weight)
+        view = self._view(weight, out.device)
         with self._streams.queue(out.device) as stream:
             self._decode(view, (0, view.out_features), (0, view.in_features), out, stream)
 
     def quantize_absmax(self, absmax: Tensor, offset: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
         source = absmax.contiguous()
+        _check_device(source.device, offset=offset)
         blocks = source.numel()
         codes = source.new_empty(blocks, dtype=torch.uint8)
         nested_absmax = source.new_empty(-(-blocks // block_size))
@@ -67,6 +70,7 @@ class CudaOps:
 
     def dequantize_absmax(self, codes: Tensor, nested_absmax: Tensor, offset: Tensor, block_size: int) -> Tensor:
         source, scales = codes.contiguous(), nested_absmax.contiguous()
+        _check_device(source.device, nested_absmax=scales, offset=offset)
         absmax = scales.new_empty(source.numel())
         with self._streams.queue(source.device) as stream:
             self._library.qlk_cuda_dequantize_absmax(
@@ -77,10 +81,10 @@ class CudaOps:
 
     def quantized_linear(self, x: Tensor, *parts: Any) -> Tensor:
         *weight, bias = parts
-        return self._product(x.contiguous(), self._view(weight), bias, None, None)
+        return self._product(x.contiguous(), self._view(weight, x.device), bias, None, None)
 
     def quantized_linear_grad_input(self, grad_output: Tensor, *weight: Any) -> Tensor:
-        gradient, view = grad_output.contiguous(), self._view(weight)
+        gradient, view = grad_output.contiguous(), self._view(weight, grad_output.device)
         flat = gradient.view(-1, view.out_features)
         grad_x = gradient.new_empty((*gradient.shape[:-1], view.in_features))
         plan = plan_grad_input(
@@ -96,8 +100,9 @@ class CudaOps:
 
     def lora_linear(self, x: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
         weight, (bias, lora_A, lora_B, scaling, dropout, seed) = parts[:WEIGHT_PARTS], parts[WEIGHT_PARTS:]
-        source, view = x.contiguous(), self._view(weight)
+        source, view = x.contiguous(), self._view(weight, x.device)
         A, B = lora_A.contiguous(), lora_B.contiguous()
+        _check_device(x.device, lora_A=A, lora_B=B)
         if self._plan(source, view).kernel != "panels":
             dtype = DTYPE_CODES[A.dtype]
             adapter = CudaAdapterView(A.data_ptr(), B.data_ptr(), len(A), scaling, dropout, seed, dtype)
@@ -111,13 +116,13 @@ class CudaOps:
         with torch.autocast(x.device.type, enabled=False):
             low = F.linear(self.drop(source, dropout, seed), A.to(x.dtype)).view(-1, len(A))
             out = self._product(source, view, bias, None, None)
-            # one more pass over the result, none over x
+            # one more pass over the result, as `low` took one more over x
             out.view(-1, view.out_features).addmm_(low, B.to(x.dtype).T, alpha=scaling)
         return out, low.float()
 
     def lora_linear_backward(self, grad_output: Tensor, x: Tensor, low: Tensor, *parts: Any) -> tuple[Tensor, ...]:
         weight, (lora_A, lora_B, scaling, dropout, seed, needs_grad_x) = parts[:WEIGHT_PARTS], parts[WEIGHT_PARTS:]
-        dtype, view = x.dtype, self._view(weight)
+        dtype, view = x.dtype, self._view(weight, x.device)
         with torch.autocast(x.device.type, enabled=False):
             gradient = grad_output.contiguous().view(-1, view.out_features)
             grad_low = _scaled_product(gradient, lora_B.to(dtype), scaling)
@@ -150,6 +155,7 @@ class CudaOps:
         self, x: Tensor, view: WeightView, bias: Tensor | None, adapter: CudaAdapterView | None, low: Tensor | None
     ) -> Tensor:
         """Return x @ weight^T + bias, with the adapter where a kernel decodes inside the product."""
+        _check_device(x.device, bias=bias)
         out = x.new_empty((*x.shape[:-1], view.out_features))
         shift, plan = bias_like(bias, x), self._plan(x, view)
         if not out.numel():
@@ -163,7 +169,8 @@ class CudaOps:
                     *(None if low is None else low.data_ptr(), out.data_ptr(), stream),
                 )
             return out
-        flat, result = x.view(-1, view.in_features), out.view(-1, view.out_features)
+        rows = rows_of(x)
+        flat, result = x.view(rows, view.in_features), out.view(rows, view.out_features)
 
         def multiply(dense: Tensor, first: int, count: int) -> None:
             part = result[:, first : first + count]
@@ -231,9 +238,16 @@ class CudaOps:
             self._devices[index] = self._library.device(max(index, 0))
         return self._devices[index]
 
-    def _view(self, parts: Any) -> WeightView:
-        """Return a weight as the library takes it; the view keeps the tensors it points into."""
+    def _view(self, parts: Any, device: torch.device) -> WeightView:
+        """Return a weight of this device as the library takes it; the view keeps the tensors it points into."""
         weight = PackedWeight(*parts)
+        _check_device(
+            device,
+            packed=weight.packed,
+            absmax=weight.absmax,
+            nested_absmax=weight.nested_absmax,
+            offset=weight.offset,
+        )
         tensors = [None if part is None else part.contiguous() for part in weight[:4]]
         view = WeightView(
             *[None if tensor is None else tensor.data_ptr() for tensor in tensors],
@@ -242,6 +256,13 @@ class CudaOps:
         )
         view.tensors, view.name = tensors, weight.format
         return view
+
+
+def _check_device(device: torch.device, **parts: Tensor | None) -> None:
+    """Raise ShapeError unless every part that is there lies on `device`."""
+    for name, part in parts.items():
+        if part is not None and part.device != device:
+            raise ShapeError(f"{name} lies on {part.device}, and what it is used with on {device}; move it there")
 
 
 def _scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:

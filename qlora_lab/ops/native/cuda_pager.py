@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qlora_lab.errors import KernelError
 from qlora_lab.ops.native.cuda_library import CudaLibrary
+from qlora_lab.ops.native.cuda_streams import Streams
 from qlora_lab.ops.paging import merge_ranges
 
 SLAB_BYTES = 256 * 2**20  # of addresses at a time: only pages that were written take memory
@@ -89,16 +90,24 @@ class Pages:
 
 
 class ManagedPager:
-    """`ops.paging.Pager` of one CUDA device: pages move on a stream of their own."""
+    """`ops.paging.Pager` of one CUDA device: pages move on a stream of their own.
 
-    def __init__(self, library: CudaLibrary, device: torch.device) -> None:
-        self._device = device
-        self.pages = Pages(library, device.index if device.index is not None else torch.cuda.current_device())
-        self._beside = torch.cuda.Stream(device)
+    Every call of the library happens with that device as the current one, which is put back after it.
+    """
+
+    def __init__(self, library: CudaLibrary, streams: Streams, device: torch.device) -> None:
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        self._device = torch.device("cuda", index)
+        self._streams = streams
+        self.pages = Pages(library, index)
+        self._beside = torch.cuda.Stream(self._device)
         self._arrivals: deque[torch.cuda.Event] = deque()
 
     def full(self, shape: torch.Size, value: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        slab, address = self.pages.take(max(shape.numel() * dtype.itemsize, 1))
+        if not shape.numel():
+            return torch.empty(shape, dtype=dtype, device=device)  # no address, so nothing to take over
+        with self._streams.queue(self._device):
+            slab, address = self.pages.take(shape.numel() * dtype.itemsize)
         tensor = torch.as_tensor(SlabArray(slab, address, shape, dtype), device=self._device)
         if tensor.data_ptr() != address:
             raise KernelError(f"torch copied unified memory of {self._device} instead of taking it over")
@@ -108,7 +117,8 @@ class ManagedPager:
         return int(torch.cuda.mem_get_info(self._device)[0])
 
     def fetch(self, states: Sequence[Tensor]) -> None:
-        self.pages.send(states, self.pages.device, self._beside.cuda_stream)
+        with self._streams.queue(self._device):
+            self.pages.send(states, self.pages.device, self._beside.cuda_stream)
         self._arrivals.append(self._beside.record_event())
 
     def fetched(self) -> None:
@@ -116,4 +126,5 @@ class ManagedPager:
 
     def hand_back(self, states: Sequence[Tensor]) -> None:
         self._beside.wait_stream(torch.cuda.current_stream(self._device))
-        self.pages.send(states, HOST, self._beside.cuda_stream)
+        with self._streams.queue(self._device):
+            self.pages.send(states, HOST, self._beside.cuda_stream)

@@ -57,7 +57,8 @@ def plan_product(
         bits: of a weight's code.
         device: the GPU.
     """
-    fits_tiles = dtype_bytes == 2 and bits == 4 and in_features % TILE_WEIGHTS == 0 and device.capability >= 80
+    whole_lanes = in_features > 0 and in_features % TILE_WEIGHTS == 0
+    fits_tiles = dtype_bytes == 2 and bits == 4 and whole_lanes and device.capability >= 80
     if rows <= SINGLE_ROWS or (rows <= FEW_ROWS and not fits_tiles):
         return ProductPlan("few_rows")
     if rows <= TILE_ROWS and fits_tiles:
