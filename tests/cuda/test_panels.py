@@ -1,13 +1,16 @@
 """Products in panels: every panel decoded in turn, forward and back, as one product with the whole weight."""
 
 from ctypes import byref
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qlora_lab.errors import KernelError, ShapeError
 from qlora_lab.ops.blockwise import reference
 from qlora_lab.ops.blockwise.weight import PackedWeight
+from qlora_lab.ops.lora import reference as lora_reference
 from qlora_lab.ops.native.cuda_library import CudaLibrary
 from qlora_lab.ops.native.cuda_ops import CudaOps
 from qlora_lab.ops.native.cuda_plan import Device
@@ -36,6 +39,20 @@ class Turns(InOrder):
         self.events.append("finish")
 
 
+class Additions(TorchDispatchMode):
+    """Notes what is added to a part of a result by a product."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self._events = events
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.addmm_.default and kwargs.get("beta", 1) != 0:
+            self._events.append("add")
+        return func(*args, **kwargs)
+
+
 @pytest.fixture
 def small_cache(emulated: CudaLibrary, streams, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """The ops on a GPU whose cache holds a few kilobytes, and the order in which their panels pass."""
@@ -62,6 +79,27 @@ def test_panels_make_the_whole_gradient(small_cache) -> None:  # type: ignore[no
     expected = reference.quantized_linear_grad_input(gradient, *weight)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     assert turns.events == ["decode 0", "decode 1", "multiply 0", "multiply 1"]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_an_adapter_is_added_to_each_panel_while_it_is_in_the_cache(small_cache, dropout: float) -> None:  # type: ignore[no-untyped-def]
+    ops, turns = small_cache
+    weight, x = quantized("nf4", 384, 256, block_size=32), normal(2, 45, 256, seed=1)
+    A, B, shift, gradient = normal(4, 256, seed=3), normal(384, 4, seed=4), normal(384, seed=2), normal(2, 45, 384)
+    adapter = (A, B, 0.5, dropout, 7)
+    with Additions(turns.events):
+        out, low = ops.lora_linear(x, *weight, shift, *adapter)
+    expected, expected_low = lora_reference.lora_linear(x, *weight, shift, *adapter)
+    torch.testing.assert_close((out, low), (expected, expected_low), rtol=1e-4, atol=1e-4)
+    forward = ["decode 0", "decode 1", "multiply 0", "add", "decode 2", "multiply 1", "add", "multiply 2", "add"]
+    assert turns.events == forward
+    turns.events.clear()
+    with Additions(turns.events):
+        gradients = ops.lora_linear_backward(gradient, x, low, *weight, *adapter, True)
+    expected = lora_reference.lora_linear_backward(gradient, x, low, *weight, *adapter, True)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-4)
+    if dropout == 0.0:
+        assert turns.events == ["decode 0", "decode 1", "multiply 0", "add", "multiply 1", "add"]
 
 
 def test_a_product_that_fails_waits_for_the_panel_that_is_being_decoded(small_cache, monkeypatch) -> None:  # type: ignore[no-untyped-def]

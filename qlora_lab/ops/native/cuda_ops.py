@@ -22,6 +22,10 @@ from qlora_lab.ops.native.cuda_plan import Device, ProductPlan, plan_grad_input,
 from qlora_lab.ops.native.cuda_streams import Streams
 from qlora_lab.ops.native.library import WeightView
 
+# Adds an adapter's product to some columns of a result: called with these, the first one's number, and how many. What a
+# panel gave a moment ago is still in the second-level cache, where a pass over the whole result would go to memory.
+Added = Callable[[Tensor, int, int], object]
+
 
 class CudaOps:
     """One method per op, named and called as the op is."""
@@ -84,18 +88,22 @@ class CudaOps:
         return self._product(x.contiguous(), self._view(weight, x.device), bias, None, None)
 
     def quantized_linear_grad_input(self, grad_output: Tensor, *weight: Any) -> Tensor:
-        gradient, view = grad_output.contiguous(), self._view(weight, grad_output.device)
+        return self._grad_input(grad_output.contiguous(), self._view(weight, grad_output.device), None)
+
+    def _grad_input(self, gradient: Tensor, view: WeightView, added: Added | None) -> Tensor:
         flat = gradient.view(-1, view.out_features)
         grad_x = gradient.new_empty((*gradient.shape[:-1], view.in_features))
         plan = plan_grad_input(
             len(flat), view.out_features, view.in_features, gradient.element_size(), self._device(gradient)
         )
 
-        def multiply(dense: Tensor, first: int, count: int) -> None:
-            torch.mm(flat, dense, out=grad_x.view(-1, view.in_features)[:, first : first + count])
+        result = grad_x.view(len(flat), view.in_features)
+
+        def multiply(dense: Tensor, part: Tensor, _first: int) -> None:
+            torch.mm(flat, dense, out=part)
 
         if grad_x.numel():
-            self._in_panels(plan, view, gradient, by_rows=False, multiply=multiply)
+            self._in_panels(plan, view, result, by_rows=False, multiply=multiply, added=added)
         return grad_x
 
     def lora_linear(self, x: Tensor, *parts: Any) -> tuple[Tensor, Tensor]:
@@ -115,9 +123,11 @@ class CudaOps:
             return self._product(source, view, bias, adapter, low), low
         with torch.autocast(x.device.type, enabled=False):
             low = F.linear(self.drop(source, dropout, seed), A.to(x.dtype)).view(-1, len(A))
-            out = self._product(source, view, bias, None, None)
-            # one more pass over the result, as `low` took one more over x
-            out.view(-1, view.out_features).addmm_(low, B.to(x.dtype).T, alpha=scaling)
+            up = B.to(x.dtype).T
+            out = self._product(
+                *(source, view, bias, None, None),
+                lambda part, first, count: part.addmm_(low, up[:, first : first + count], alpha=scaling),
+            )
         return out, low.float()
 
     def lora_linear_backward(self, grad_output: Tensor, x: Tensor, low: Tensor, *parts: Any) -> tuple[Tensor, ...]:
@@ -131,13 +141,16 @@ class CudaOps:
             of_adapter = grad_A.to(lora_A.dtype), grad_B.to(lora_B.dtype)
             if not needs_grad_x:
                 return x.new_empty(0), *of_adapter
-            grad_x = self.quantized_linear_grad_input(grad_output, *weight)
+            down = lora_A.to(dtype)
             if dropout == 0.0:
-                grad_x.view(-1, view.in_features).addmm_(grad_low, lora_A.to(dtype))
+                grad_x = self._grad_input(
+                    *(gradient, view),
+                    lambda part, first, count: part.addmm_(grad_low, down[:, first : first + count]),
+                )
             else:
-                through = (grad_low @ lora_A.to(dtype)).view(x.shape)
-                grad_x = self.drop(through, dropout, seed, added=grad_x)
-        return grad_x, *of_adapter
+                grad_x = self._grad_input(gradient, view, None)
+                grad_x = self.drop((grad_low @ down).view(x.shape), dropout, seed, added=grad_x)
+        return grad_x.view(x.shape), *of_adapter
 
     def drop(self, x: Tensor, share: float, seed: int, added: Tensor | None = None) -> Tensor:
         """Return `added` + `ops.lora.dropout.drop(x, share, seed)`; x itself if there is nothing to do."""
@@ -152,9 +165,15 @@ class CudaOps:
         return out
 
     def _product(
-        self, x: Tensor, view: WeightView, bias: Tensor | None, adapter: CudaAdapterView | None, low: Tensor | None
+        self,
+        x: Tensor,
+        view: WeightView,
+        bias: Tensor | None,
+        adapter: CudaAdapterView | None,
+        low: Tensor | None,
+        added: Added | None = None,
     ) -> Tensor:
-        """Return x @ weight^T + bias, with the adapter where a kernel decodes inside the product."""
+        """Return x @ weight^T + bias, with the adapter where a kernel decodes inside the product, else with `added`."""
         _check_device(x.device, bias=bias)
         out = x.new_empty((*x.shape[:-1], view.out_features))
         shift, plan = bias_like(bias, x), self._plan(x, view)
@@ -172,32 +191,35 @@ class CudaOps:
         rows = rows_of(x)
         flat, result = x.view(rows, view.in_features), out.view(rows, view.out_features)
 
-        def multiply(dense: Tensor, first: int, count: int) -> None:
-            part = result[:, first : first + count]
+        def multiply(dense: Tensor, part: Tensor, first: int) -> None:
             if shift is None:
                 torch.mm(flat, dense.T, out=part)
             else:
-                torch.addmm(shift[first : first + count], flat, dense.T, out=part)
+                torch.addmm(shift[first : first + part.shape[1]], flat, dense.T, out=part)
 
         with torch.autocast(x.device.type, enabled=False):
-            self._in_panels(plan, view, x, by_rows=True, multiply=multiply)
+            self._in_panels(plan, view, result, by_rows=True, multiply=multiply, added=added)
         return out
 
     def _in_panels(
         self,
         plan: ProductPlan,
         view: WeightView,
-        like: Tensor,
+        result: Tensor,
         *,
         by_rows: bool,
-        multiply: Callable[[Tensor, int, int], None],
+        multiply: Callable[[Tensor, Tensor, int], None],
+        added: Added | None,
     ) -> None:
-        """Call multiply(dense panel, first, count) for each panel; the next one is decoded meanwhile."""
-        with self._streams.queue(like.device):
+        """Call multiply(dense panel, its columns of `result`, the first one's number) for each panel.
+
+        The next one is decoded meanwhile.
+        """
+        with self._streams.queue(result.device):
             other = view.in_features if by_rows else view.out_features
             largest = max(count for _, count in plan.panels)
-            buffers = [like.new_empty(largest * other) for _ in plan.panels[:2]]
-            ahead = self._streams.ahead(like.device, len(plan.panels))
+            buffers = [result.new_empty(largest * other) for _ in plan.panels[:2]]
+            ahead = self._streams.ahead(result.device, len(plan.panels))
 
             def decode(panel: int) -> Tensor:
                 first, count = plan.panels[panel]
@@ -214,8 +236,11 @@ class CudaOps:
                     if panel + 1 < len(plan.panels):
                         following = decode(panel + 1)
                     ahead.decoded(panel)
-                    multiply(dense, first, count)
+                    part = result[:, first : first + count]
+                    multiply(dense, part, first)
                     ahead.multiplied(panel)
+                    if added is not None:
+                        added(part, first, count)
             except BaseException:
                 ahead.finish()  # a product that failed leaves its buffers to others while the next panel is decoded
                 raise
