@@ -6,9 +6,9 @@ apart with glibc's mallinfo2 and /proc/PID/smaps) these remain when its tensors 
 - Python, torch and the other libraries: 506 to 513 MB on an AMD machine, whatever the run, and 510 on an Intel one. A
   quarter is in pages of files, the others in the heap and in Python's own arenas.
 - The tokenizer.
-- What glibc's heap has free between tensors: a share of what a step keeps there, more in float32 than in 16 bits; why
-  so, is not known. It was measured with padding, which batches mostly have; without it there is less, and less of
-  tensors, since attention then has no mask and no copies of its keys.
+- What glibc's heap has free between tensors: a share of what a step keeps there, more in float32 than in 16 bits (0.28
+  to 0.42 and 0.14 to 0.22 of it where that is much); why so, is not known. Batches had padding, as they mostly have;
+  without it there is less of this, and less of tensors, since attention then has no mask and no copies of its keys.
 
 Not in it: what the first run of a model takes while it quantizes (the result, one tensor, and pages of the checkpoint,
 which the system takes back), and random weights, which are there unquantized first.
@@ -19,7 +19,8 @@ from qlora_lab.config.schema import BYTE_LEVEL, CLASSIFICATION, ArchitectureConf
 LIBRARIES_BYTES = 510_000_000
 SHARED_BYTES = 134_000_000  # of these, in pages of files
 TOKENIZER_BYTES = 850  # of each token of a vocabulary; half of them are used, the others loading leaves free
-HEAP_SHARE = (0.40, 0.15)  # of what is kept for the backward pass, in float32 and in 16 bits
+# Of what is kept for the backward pass, in float32 and in 16 bits: means of four runs that keep much, on an AMD machine.
+HEAP_SHARE = (0.36, 0.19)
 
 
 def process_bytes(config: RunConfig, architecture: ArchitectureConfig, kept_bytes: int, *, short: bool) -> int:
