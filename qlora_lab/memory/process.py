@@ -19,7 +19,7 @@ from qlora_lab.config.schema import BYTE_LEVEL, CLASSIFICATION, ArchitectureConf
 LIBRARIES_BYTES = 510_000_000
 SHARED_BYTES = 134_000_000  # of these, in pages of files
 TOKENIZER_BYTES = 850  # of each token of a vocabulary; half of them are used, the others loading leaves free
-# Of what is kept for the backward pass, in float32 and in 16 bits: means of four runs that keep much, on an AMD machine.
+# Of what is kept for the backward pass, in float32 and in 16 bits: means of four runs each that keep much.
 HEAP_SHARE = (0.36, 0.19)
 
 
