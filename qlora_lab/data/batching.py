@@ -1,16 +1,15 @@
 """Which rows form which step, and the tensors of a batch. Pure functions: equal inputs, equal results."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qlora_lab.config.schema import CAUSAL
+from qlora_lab.data.layout import lay_out, token_rows
 from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import DataError
-from qlora_lab.models.cross_entropy import IGNORE_INDEX
 
 WINDOW_STEPS = 16  # steps whose rows are sorted by length together
 
@@ -109,28 +108,14 @@ def split_micro_batches(step: Sequence[int], lengths: Sequence[int], micro_batch
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
-    """Pad examples on the right to the longest of them.
+    """Pad examples on the right to the longest of them; see `lay_out`."""
+    kinds, shares = np.zeros(len(examples), dtype=np.int64), [[1] * len(examples)]
+    (batch,) = lay_out(token_rows(examples), kinds, shares, pad_id, task=examples[0].task, packed=False)
+    return as_tensors(batch.inputs)
 
-    Returns:
-        input_ids, attention_mask and labels, each (rows, longest) int64; labels are -100 before an
-        example's `loss_start` and in the padding, and follow positions, so pad may equal eos. For models that
-        read and write apart, input_ids are the prompts, and labels, (rows, 1 + longest target), the targets
-        after one -100.
-    """
-    if examples[0].task != CAUSAL:
-        inputs = pad_right([example.input_ids[: example.target_start] for example in examples], pad_id)
-        targets = [[IGNORE_INDEX, *example.input_ids[example.target_start :]] for example in examples]
-        return {**inputs, "labels": pad_right(targets, IGNORE_INDEX)["input_ids"]}
-    shape = (len(examples), max(example.length for example in examples))
-    input_ids = torch.full(shape, pad_id, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
-    for index, example in enumerate(examples):
-        ids = id_tensor(example.input_ids)
-        input_ids[index, : example.length] = ids
-        attention_mask[index, : example.length] = 1
-        labels[index, example.loss_start : example.length] = ids[example.loss_start :]
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
-"""The rows that a run has drawn from a pool in tokens."""
+"""The rows that a run has drawn from a pool in tokens, one by one or many at once."""
 
 from collections.abc import Mapping, Sequence
 from typing import overload
 
 import numpy as np
 
+from qlora_lab.data.layout import TokenRows, token_rows
 from qlora_lab.data.pool import Pool
 from qlora_lab.data.row_file import hex_key
 from qlora_lab.data.tokenization import Example
@@ -52,3 +53,35 @@ class DrawnRows(Sequence[Example]):
             target_bytes=int(self._pool.target_bytes[number]),
             task=self._task,
         )
+
+    def lengths(self, places: np.ndarray) -> np.ndarray:
+        """Return the tokens of rows, by their places."""
+        if self._any_replaced(places):
+            return np.array([self[place].length for place in places.tolist()])
+        return self._pool.lengths(self._numbers[places])
+
+    def token_rows(self, places: np.ndarray) -> TokenRows:
+        """Return rows in arrays, by their places."""
+        if self._any_replaced(places):
+            return token_rows([self[place] for place in places.tolist()])
+        numbers = self._numbers[places]
+        starts = self._pool.target_starts[numbers]
+        loss_starts = starts if self._loss_on == "target" else np.ones_like(starts)
+        return TokenRows(self._pool.flat_tokens(numbers), self._pool.lengths(numbers), starts, loss_starts)
+
+    def _any_replaced(self, places: np.ndarray) -> bool:
+        return bool(self._replaced) and not self._replaced.keys().isdisjoint(places.tolist())
+
+
+def lengths_of(examples: Sequence[Example], places: Sequence[int]) -> np.ndarray:
+    """Return the tokens of examples, by their places; of drawn rows without making them one by one."""
+    if isinstance(examples, DrawnRows):
+        return examples.lengths(np.array(places))
+    return np.array([examples[place].length for place in places])
+
+
+def rows_of(examples: Sequence[Example], places: Sequence[int]) -> TokenRows:
+    """Return examples in arrays, by their places; of drawn rows likewise."""
+    if isinstance(examples, DrawnRows):
+        return examples.token_rows(np.array(places))
+    return token_rows([examples[place] for place in places])

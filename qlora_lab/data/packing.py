@@ -6,12 +6,13 @@ Packing changes how the rows of a step lie in memory and nothing else: the steps
 import heapq
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from qlora_lab.data.batching import id_tensor
+from qlora_lab.config.schema import CAUSAL
+from qlora_lab.data.batching import as_tensors
+from qlora_lab.data.layout import lay_out, token_rows
 from qlora_lab.data.tokenization import Example
-from qlora_lab.models.cross_entropy import IGNORE_INDEX
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -45,22 +46,11 @@ def _shared_out(order: Sequence[int], lengths: Sequence[int], count: int, capaci
 
 
 def collate_packed(packs: Sequence[Sequence[Example]], pad_id: int) -> dict[str, Tensor]:
-    """Lay out each pack as one row, padded on the right to the longest.
+    """Lay out each pack as one row, padded on the right to the longest; see `lay_out`.
 
-    Returns:
-        input_ids, labels and position_ids, each (packs, longest) int64. Positions start at 0 in every example, and
-        are 0 in the padding: where they do not go on by 1, another sequence begins (see models/packing.py).
+    Where positions do not go on by 1, another sequence begins (see models/packing.py).
     """
-    shape = (len(packs), max(sum(example.length for example in examples) for examples in packs))
-    input_ids = torch.full(shape, pad_id, dtype=torch.long)
-    labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
-    position_ids = torch.zeros(shape, dtype=torch.long)
-    for number, examples in enumerate(packs):
-        start = 0
-        for example in examples:
-            ids, end = id_tensor(example.input_ids), start + example.length
-            input_ids[number, start:end] = ids
-            labels[number, start + example.loss_start : end] = ids[example.loss_start :]
-            position_ids[number, start:end] = torch.arange(example.length)
-            start = end
-    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+    examples = [example for pack in packs for example in pack]
+    kinds, shares = np.zeros(len(examples), dtype=np.int64), [[len(pack) for pack in packs]]
+    (batch,) = lay_out(token_rows(examples), kinds, shares, pad_id, task=CAUSAL, packed=True)
+    return as_tensors(batch.inputs)

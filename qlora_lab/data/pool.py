@@ -71,7 +71,7 @@ class Pool:
         contents = json.loads((folder / CONTENTS_FILE).read_text(encoding="utf-8"))
 
         def load(name: str) -> np.ndarray:
-            return np.load(folder / f"{name}.npy", mmap_mode="r")
+            return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # np.memmap itself is slow to index
 
         self.chosen = Chosen(
             held_out={name: [row_of(fields) for fields in rows] for name, rows in contents["held_out"].items()},
@@ -90,7 +90,7 @@ class Pool:
             self.starts, self.target_starts = load("starts"), load("target_starts")
             self.target_bytes, self.source_cut, self.targets = load("target_bytes"), load("source_cut"), load("targets")
             self.keys, self._families, self._family_names = load("keys"), load("families"), contents["families"]
-            self._tokens = np.memmap(folder / TOKENS_FILE, dtype=np.int32, mode="r")
+            self._tokens = np.asarray(np.memmap(folder / TOKENS_FILE, dtype=np.int32, mode="r"))
 
     def row(self, number: int) -> Row:
         """Return a row in words."""
@@ -98,9 +98,17 @@ class Pool:
 
     def tokens(self, number: int) -> Sequence[int]:
         """Return the tokens of a row's prompt and target."""
-        ids = array("i")
-        ids.frombytes(self._tokens[self.starts[number] : self.starts[number + 1]].tobytes())
-        return ids
+        return array("i", self._tokens[self.starts[number] : self.starts[number + 1]].tobytes())
+
+    def lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the tokens of each row."""
+        return self.starts[numbers + 1] - self.starts[numbers]
+
+    def flat_tokens(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the tokens of rows, one row after the other."""
+        lengths = self.lengths(numbers)
+        moved = self.starts[numbers] - (np.cumsum(lengths) - lengths)
+        return self._tokens[np.arange(lengths.sum()) + np.repeat(moved, lengths)]
 
     def family(self, number: int) -> str | None:
         """Return a row's family."""

@@ -6,9 +6,7 @@ A reader yields what it can read and puts every other row, by line, into a `Brok
 import codecs
 import csv
 import gzip
-import io
 import json
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from qlora_lab.data.json_text import HALF_CHARACTER, TOO_MUCH, JsonText
 from qlora_lab.data.records import BrokenRows, Record, kind_of
 from qlora_lab.errors import DataError, nearest
 
-HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # of JSON: a surrogate, which only makes a character with another
-TOO_MUCH = "JSON that is nested too deep, or has a number of too many digits"
 MAX_FIELD_CHARACTERS = 2**31 - 1  # of a CSV field; Python's own limit of 131,072 is short of long dialogues
 
 
@@ -108,27 +105,16 @@ def read_json_lines(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
 
 def read_json_array(stream: BinaryIO, broken: BrokenRows) -> Iterator[Record]:
     """One JSON array of objects, or one object a line."""
-    content = stream.read()
-    try:
-        text = content.decode("utf-8-sig")
-        value = json.loads(text)
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{broken.origin} is not UTF-8 text at line {line} ({error.reason})") from error
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # as the MMLU files of the QLoRA study are
-            yield from read_json_lines(io.BytesIO(content), broken)
-            return
-        raise DataError(
-            f"{broken.origin} is invalid JSON at line {error.lineno}, column {error.colno} ({error.msg})"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{broken.origin} holds {TOO_MUCH}") from error
-    if not isinstance(value, list):
-        raise DataError(f"{broken.origin} must hold a JSON array of objects; got {kind_of(value)}")
-    may_be_no_text = HALF_CHARACTER.search(text) is not None
-    for number, item in enumerate(value, start=1):
-        yield from checked_object(f"item {number}", item, broken, may_be_no_text)
+    text = JsonText(stream, broken.origin)
+    if text.next_character() == "[":
+        for number, item in enumerate(text.items(), start=1):
+            yield from checked_object(f"item {number}", item.value, broken, item.may_be_no_text)
+        return
+    first = text.value()
+    if not text.next_character():
+        raise DataError(f"{broken.origin} must hold a JSON array of objects; got {kind_of(first.value)}")
+    stream.seek(0)  # as the MMLU files of the QLoRA study are
+    yield from read_json_lines(stream, broken)
 
 
 def checked_object(place: str, value: Any, broken: BrokenRows, may_be_no_text: bool) -> Iterator[Record]:

@@ -82,7 +82,7 @@ def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
         activations=layers.kept,
         loss=loss_bytes(run),
         workspace=backward_bytes(run, layers),
-        process=process_bytes(config, run.architecture, shape, run.numbers.compute_bytes),
+        process=process_bytes(config, run.architecture, layers.kept, short=run.numbers.short),
     )
     held = plan.base + plan.adapters + plan.optimizer
     evaluation = evaluation_bytes(config, run.architecture, run.linears, run.numbers.compute_bytes)

@@ -1,25 +1,30 @@
 """The batches of a training plan: one item is one optimizer step, as micro-batches that fit in memory."""
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from qlora_lab.data.batching import collate, split_micro_batches
-from qlora_lab.data.packing import collate_packed, pack
+from qlora_lab.config.schema import CAUSAL
+from qlora_lab.data.batching import as_tensors, split_micro_batches
+from qlora_lab.data.drawn_rows import lengths_of, rows_of
+from qlora_lab.data.layout import lay_out
+from qlora_lab.data.packing import pack
 from qlora_lab.data.tokenization import Example
-from qlora_lab.models.cross_entropy import IGNORE_INDEX
-from qlora_lab.models.loss import count_target_tokens
 
 LONGEST_OF_BUCKET = (32, 64, 128, 256, 512, 1024)  # tokens of a row; longer ones are a bucket more
 BUCKETS = len(LONGEST_OF_BUCKET) + 1
-AHEAD = 2  # steps that are made before they are asked for
+# Steps are made several at once, which costs little more than making one. A group is as many as fill these tokens, and
+# no more than so many.
+GROUP_TOKENS, GROUP_STEPS = 2**15, 8
+GROUPS_AHEAD = 2  # that are made before they are asked for
 THREAD = "steps"
 
 
@@ -64,52 +69,55 @@ class StepDataset:
     def __len__(self) -> int:
         return len(self._steps)
 
+    def groups(self) -> Iterator[list[StepBatch]]:
+        """Yield all steps in order, some at a time."""
+        first = 0
+        while first < len(self._steps):
+            tokens = int(lengths_of(self._examples, self._steps[first]).sum())
+            last = first + max(1, min(GROUP_STEPS, GROUP_TOKENS // tokens))
+            yield self._made(self._steps[first:last])
+            first = last
+
     def __getitem__(self, index: int) -> StepBatch:
-        examples = [self._examples[row] for row in self._steps[index]]
-        micro_batches: list[dict[str, Tensor]] = []
-        buckets: list[Tensor] = []
-        for rows in self._micro_batches(examples):
-            if self._pack_tokens is None:
-                micro_batches.append(collate([example for row in rows for example in row], self._pad_id))
-            else:
-                micro_batches.append(collate_packed(rows, self._pad_id))
-            buckets.append(label_buckets(rows, micro_batches[-1]["labels"]))
-        return StepBatch(
-            micro_batches,
-            buckets,
-            tokens=sum(example.length for example in examples),
-            target_tokens=sum(count_target_tokens(micro_batch["labels"]) for micro_batch in micro_batches),
-            bucket_target_tokens=count_by_bucket(micro_batches, buckets),
-        )
+        (batch,) = self._made([self._steps[index]])
+        return batch
 
-    def _micro_batches(self, examples: Sequence[Example]) -> list[list[list[Example]]]:
-        """Return the examples of each row of each micro-batch, the longest rows first."""
-        lengths = [example.length for example in examples]
-        if self._pack_tokens is None:
-            split = split_micro_batches(range(len(examples)), lengths, self._micro_batch_size)
-            return [[[examples[number]] for number in numbers] for numbers in split]
-        rows = [[examples[number] for number in numbers] for numbers in pack(lengths, self._pack_tokens)]
-        return [rows[start : start + self._micro_batch_size] for start in range(0, len(rows), self._micro_batch_size)]
-
-
-def label_buckets(rows: Sequence[Sequence[Example]], labels: Tensor) -> Tensor:
-    """Return the length bucket of the example that each label is of, in the labels' shape; padding is of any."""
-    buckets = torch.zeros(labels.shape, dtype=torch.long)
-    for number, examples in enumerate(rows):
+    def _made(self, steps: Sequence[Sequence[int]]) -> list[StepBatch]:
+        """Make several steps at once."""
+        split = [self._micro_batches(step) for step in steps]
+        every = [micro_batch for micro_batches in split for micro_batch in micro_batches]
+        rows = rows_of(self._examples, [number for batch in every for examples in batch for number in examples])
+        shares = [[len(examples) for examples in micro_batch] for micro_batch in every]
+        buckets = np.searchsorted(LONGEST_OF_BUCKET, rows.lengths)
+        task = self._examples[0].task
+        laid_out = iter(lay_out(rows, buckets, shares, self._pad_id, task=task, packed=self._pack_tokens is not None))
+        targets = np.maximum(0, rows.lengths - (rows.loss_starts if task == CAUSAL else rows.target_starts))
+        batches: list[StepBatch] = []
         start = 0
-        for example in examples:
-            buckets[number, start:] = bisect_left(LONGEST_OF_BUCKET, example.length)
-            start += example.length
-    return buckets
+        for step, micro_batches in zip(steps, split, strict=True):
+            end = start + len(step)
+            own = list(islice(laid_out, len(micro_batches)))
+            counts = np.bincount(buckets[start:end], targets[start:end], BUCKETS).astype(np.int64).tolist()
+            batches.append(
+                StepBatch(
+                    [as_tensors(micro_batch.inputs) for micro_batch in own],
+                    [torch.from_numpy(micro_batch.kinds) for micro_batch in own],
+                    tokens=int(rows.lengths[start:end].sum()),
+                    target_tokens=sum(counts),
+                    bucket_target_tokens=counts,
+                )
+            )
+            start = end
+        return batches
 
-
-def count_by_bucket(micro_batches: Sequence[dict[str, Tensor]], buckets: Sequence[Tensor]) -> list[int]:
-    """Return the target tokens of each length bucket."""
-    counts = torch.zeros(BUCKETS, dtype=torch.long)
-    for micro_batch, own in zip(micro_batches, buckets, strict=True):
-        scored = micro_batch["labels"][:, 1:] != IGNORE_INDEX
-        counts += torch.bincount(own[:, 1:][scored], minlength=BUCKETS)
-    return counts.tolist()
+    def _micro_batches(self, step: Sequence[int]) -> list[list[list[int]]]:
+        """Return the examples of each row of each micro-batch, the longest rows first."""
+        lengths, size = lengths_of(self._examples, step).tolist(), self._micro_batch_size
+        if self._pack_tokens is None:
+            split = split_micro_batches(range(len(step)), lengths, size)
+            return [[[step[place]] for place in places] for places in split]
+        rows = [[step[place] for place in places] for places in pack(lengths, self._pack_tokens)]
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def bucket_name(bucket: int) -> str:
@@ -119,7 +127,7 @@ def bucket_name(bucket: int) -> str:
 
 
 class StepsAhead:
-    """The steps in order, each made by a thread while the ones before it are trained on."""
+    """The steps in order, made by a thread while the ones before them are trained on."""
 
     def __init__(self, steps: StepDataset, worker: Executor, pinned: bool) -> None:
         self._steps = steps
@@ -130,16 +138,16 @@ class StepsAhead:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[StepBatch]:
-        waiting: deque[Future[StepBatch]] = deque()
-        for number in range(len(self)):
-            waiting.append(self._worker.submit(self._made, number))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        groups = self._steps.groups()
+        waiting = deque(self._worker.submit(self._next, groups) for _ in range(GROUPS_AHEAD))
+        while group := waiting.popleft().result():
+            waiting.append(self._worker.submit(self._next, groups))
+            yield from group
 
-    def _made(self, number: int) -> StepBatch:
-        return in_pinned_memory(self._steps[number]) if self._pinned else self._steps[number]
+    def _next(self, groups: Iterator[list[StepBatch]]) -> list[StepBatch]:
+        """Make a group; an empty one at the end."""
+        group = next(groups, [])
+        return [in_pinned_memory(batch) for batch in group] if self._pinned else group
 
 
 @contextmanager
@@ -147,7 +155,7 @@ def step_loader(steps: StepDataset, device: torch.device) -> Iterator[StepsAhead
     """Serve the steps in order, so that none waits for its batch; collating is too little work for processes.
 
     Steps that are made and not taken are thrown away at the end: checkpoints count those that were trained on. Where
-    making one fails, taking it does.
+    making a group of them fails, taking its first does.
 
     Args:
         device: where the batches will go; on the way to a GPU they lie in pinned memory, which copies do not wait for.

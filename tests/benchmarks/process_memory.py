@@ -3,8 +3,8 @@
     python tests/benchmarks/process_memory.py [--threads 2] [--compute-dtype bfloat16] [--only WORD]
 
 Each run is `python -m qlora_lab.train` in a process of its own, of SmolLM2-135M or of a model with random weights, on
-rows that all are as long as they may be. Printed are the peaks while training and of the whole run, in MB, and by how
-much the plan is off.
+rows that are as long as they may be, or a few tokens shorter. Printed are the peaks while training and of the whole
+run, in MB, and by how much the plan is off.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from qlora_lab.memory.plan import plan_memory
 from qlora_lab.runs.folder import RunFolder
 
 ROWS, WORDS = 80, "the of and to in is that it for as with on be at by this from or have an they which one you all"
+LENGTHS_OF_ROWS = 8  # so that nearly every batch has padding, as of real rows, and with it a mask
+TARGET_LIMIT = "data.max_target_tokens="
 LENGTHS = "data.max_source_tokens=96 data.max_target_tokens=32"
 RANDOM = (
     "model=tiny_random model.architecture.hidden_size=768 model.architecture.num_layers=10 "
@@ -44,11 +46,21 @@ SETTINGS = {
 }
 
 
-def write_rows(path: Path) -> None:
+def write_rows(path: Path, target_tokens: int) -> None:
+    """Write rows whose prompts are cut, and whose targets are as long as they may be or up to 7 words shorter."""
     rng, words = random.Random(0), WORDS.split()
-    texts = [" ".join(rng.choices(words, k=600)) for _ in range(2 * ROWS)]
-    rows = [{"input": f"{number} {texts[number]}", "output": texts[ROWS + number]} for number in range(ROWS)]
+    rows = [
+        {
+            "input": f"{number} {' '.join(rng.choices(words, k=600))}",
+            "output": " ".join(rng.choices(words, k=target_tokens - 1 - number % LENGTHS_OF_ROWS)),  # a token each
+        }
+        for number in range(ROWS)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def target_tokens(settings: str) -> int:
+    return next(int(each.partition("=")[2]) for each in settings.split() if each.startswith(TARGET_LIMIT))
 
 
 def run(settings: str, folder: Path, threads: int, dtype: str) -> RunFolder:
@@ -57,8 +69,8 @@ def run(settings: str, folder: Path, threads: int, dtype: str) -> RunFolder:
         *(sys.executable, "-m", "qlora_lab.train", f"paths.runs_dir={folder}", "tracking=none", "trainer.device=cpu"),
         *("data=file", f"data.source.path={folder.parent}/rows.jsonl", "data.source.template=input_output"),
         *("evaluation.rows=16", "evaluation.max_source_tokens=96", "evaluation.max_target_tokens=32"),
-        *("trainer.max_steps=2", "trainer.checkpoint_every_steps=100", f"trainer.threads={threads}"),
-        *(f"trainer.compute_dtype={dtype}", *settings.split()),
+        *("trainer.group_by_length=false", "trainer.max_steps=2", "trainer.checkpoint_every_steps=100"),
+        *(f"trainer.threads={threads}", f"trainer.compute_dtype={dtype}", *settings.split()),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
@@ -89,7 +101,7 @@ def main() -> None:
     for name, settings in SETTINGS.items():
         if given.only in name:
             with tempfile.TemporaryDirectory() as folder:
-                write_rows(Path(folder) / "rows.jsonl")
+                write_rows(Path(folder) / "rows.jsonl", target_tokens(settings))
                 finished = run(settings, Path(folder) / "runs", given.threads, given.compute_dtype)
                 print(compared(name, finished), flush=True)
 

@@ -22,6 +22,8 @@ from qlora_lab.config.schema import (
     SourceConfig,
 )
 from qlora_lab.data import token_cache
+from qlora_lab.data.drawn_rows import DrawnRows, lengths_of, rows_of
+from qlora_lab.data.layout import token_rows
 from qlora_lab.data.pool import write_pool
 from qlora_lab.data.prepare import PreparedData, prepare_data
 from qlora_lab.data.prompts import find_prompt_format
@@ -86,6 +88,22 @@ def test_runs_that_differ_in_what_is_drawn_share_a_pool(prepare: Any, tmp_path: 
         replace(source, path=str(moved)), rows=7, seed=3, wrong_answer_share=0.5, loss_on="everything", packing=True
     )
     assert len(writes) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("loss_on", ["target", "everything"])
+def test_rows_of_a_pool_come_at_once_as_they_do_one_by_one(
+    prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, loss_on: str
+) -> None:
+    monkeypatch.setattr("qlora_lab.data.prepare.SMALL_DRAW", 0)
+    train = prepare(write_rows(tmp_path / "rows.jsonl"), rows=20, wrong_answer_share=share, loss_on=loss_on).train
+    assert isinstance(train, DrawnRows)
+    for places in ([3, 19, 0, 3], [7], list(range(20))):
+        one_by_one = token_rows([train[place] for place in places])
+        for actual, expected in zip(rows_of(train, places), one_by_one, strict=True):
+            assert actual.tolist() == expected.tolist()
+        assert lengths_of(train, places).tolist() == lengths_of(list(train), places).tolist()
+        assert lengths_of(train, places).tolist() == one_by_one.lengths.tolist()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

@@ -1,11 +1,15 @@
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from qlora_lab.data.tokenization import Example
 from qlora_lab.errors import DataError
-from qlora_lab.train.steps import AHEAD, THREAD, StepBatch, StepDataset, step_loader
+from qlora_lab.models.cross_entropy import IGNORE_INDEX
+from qlora_lab.train import steps as train_steps
+from qlora_lab.train.steps import GROUPS_AHEAD, THREAD, StepBatch, StepDataset, step_loader
 
 PLAN = [[0, 1, 2], [3, 4], [5, 6, 7, 8]]
 CPU = torch.device("cpu")
@@ -29,12 +33,13 @@ class SlowSteps:
     def __len__(self) -> int:
         return len(self.begun)
 
-    def __getitem__(self, index: int) -> int:
-        self.begun[index].set()
-        assert self.let[index].wait(A_LONG_TIME_S)
-        if index == self.broken:
-            raise DataError(f"row {index} cannot be read")
-        return index
+    def groups(self) -> Iterator[list[int]]:
+        for index in range(len(self)):
+            self.begun[index].set()
+            assert self.let[index].wait(A_LONG_TIME_S)
+            if index == self.broken:
+                raise DataError(f"row {index} cannot be read")
+            yield [index]
 
 
 def test_a_step_holds_its_rows_as_micro_batches(examples: Any) -> None:
@@ -71,6 +76,47 @@ def test_packed_steps_hold_the_same_rows_and_targets_in_fewer_positions(examples
     assert all("attention_mask" not in micro for micro in packed.micro_batches)
 
 
+@pytest.mark.parametrize("pack_tokens", [None, 40])
+@pytest.mark.parametrize("group", [(2**15, 8), (60, 8), (2**15, 2), (1, 8)], ids=str)
+def test_steps_made_at_once_are_those_made_one_by_one(
+    examples: Any, monkeypatch: pytest.MonkeyPatch, pack_tokens: int | None, group: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(train_steps, "GROUP_TOKENS", group[0])
+    monkeypatch.setattr(train_steps, "GROUP_STEPS", group[1])
+    plan = [*PLAN, [9], [0, 10, 11], [12, 13, 14, 15, 16]]
+    steps = StepDataset(examples, plan, 0, 2, 0, pack_tokens)
+    groups = list(steps.groups())
+    made = [batch for batches in groups for batch in batches]
+    assert len(made) == len(plan)
+    for number, (batch, rows) in enumerate(zip(made, plan, strict=True)):
+        alone = steps[number]
+        assert batch[2:] == alone[2:]
+        assert batch.tokens == sum(examples[row].length for row in rows)
+        for actual, expected in zip(batch.micro_batches, alone.micro_batches, strict=True):
+            assert actual.keys() == expected.keys()
+            assert all(torch.equal(actual[name], expected[name]) for name in actual)
+        assert all(map(torch.equal, batch.buckets, alone.buckets))
+    for batches in groups:
+        assert len(batches) <= group[1]
+        assert len(batches) == 1 or len(batches) * batches[0].tokens <= group[0]
+    assert (len(groups) == 1) == (group == (2**15, 8))
+
+
+def test_labels_know_the_length_of_their_row() -> None:
+    lengths = [30, 40, 130, 32, 70]
+    rows = [Example(list(range(length)), 3, 3, key="k", family=None, target_bytes=1) for length in lengths]
+    for pack_tokens in (None, 200):
+        (batch,) = next(StepDataset(rows, [[0, 1, 2, 3, 4]], 0, 2, 0, pack_tokens).groups())
+        assert batch.bucket_target_tokens == [27 + 29, 37, 67, 127, 0, 0, 0]
+        assert batch.target_tokens == sum(batch.bucket_target_tokens)
+        for bucket, expected in enumerate(batch.bucket_target_tokens):
+            own = [
+                (kinds[micro_batch["labels"] != IGNORE_INDEX] == bucket).sum()
+                for micro_batch, kinds in zip(batch.micro_batches, batch.buckets, strict=True)
+            ]
+            assert sum(own) == expected
+
+
 def test_steps_are_made_while_earlier_ones_are_trained_on() -> None:
     steps: Any = SlowSteps()
     with step_loader(steps, CPU) as batches:
@@ -78,10 +124,10 @@ def test_steps_are_made_while_earlier_ones_are_trained_on() -> None:
         for number in range(len(steps)):
             steps.let[number].set()
             assert next(taken) == number
-            for let in steps.let[: number + 1 + AHEAD]:  # nobody has asked for the last two
+            for let in steps.let[: number + 1 + GROUPS_AHEAD]:  # nobody has asked for the last two
                 let.set()
-            assert all(begun.wait(A_LONG_TIME_S) for begun in steps.begun[: number + 1 + AHEAD])
-            assert not any(begun.is_set() for begun in steps.begun[number + 1 + AHEAD :])
+            assert all(begun.wait(A_LONG_TIME_S) for begun in steps.begun[: number + 1 + GROUPS_AHEAD])
+            assert not any(begun.is_set() for begun in steps.begun[number + 1 + GROUPS_AHEAD :])
         assert next(taken, None) is None
 
 
