@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_lab.adapters.lora import add_adapters, trainable_parameters
 from qlora_lab.config.schema import OPTIMIZERS, AdapterConfig, ArchitectureConfig, ModelConfig, OptimConfig
-from qlora_lab.memory.activations import Shape as PlannedShape
+from qlora_lab.memory.layer import Shape as PlannedShape
 from qlora_lab.memory.plan import MemoryPlan, plan_memory
 from qlora_lab.memory.usual import usual_run
 from qlora_lab.models.loss import target_loss
