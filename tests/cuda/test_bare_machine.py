@@ -1,4 +1,4 @@
-"""A machine lent for its GPU has torch, and little else: what `make gpu-check` runs there imports without the rest."""
+"""A machine with a GPU may have torch and little else: what `make gpu-check` runs there imports without the rest."""
 
 import os
 import subprocess
