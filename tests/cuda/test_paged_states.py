@@ -112,7 +112,7 @@ def test_a_checkpoint_holds_ordinary_tensors_and_training_goes_on_bit_for_bit(
     emulated: CudaLibrary, streams: Streams, tmp_path: Path, bits: int
 ) -> None:
     """From states in unified memory, through a file, to states in ordinary memory, and back."""
-    files = pytest.importorskip("qlora_lab.train.checkpoint")  # a machine lent for its GPU may lack what it needs
+    files = pytest.importorskip("qlora_lab.train.checkpoint")  # a machine with a GPU may lack what it needs
     rng = pytest.importorskip("qlora_lab.train.rng")
 
     def state(paged: bool) -> Any:

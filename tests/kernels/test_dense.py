@@ -5,7 +5,7 @@ from ctypes import c_int64, c_void_p
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,20 +19,11 @@ from tests.kernels.linear_calls import (
     assert_within,
     pointer,
 )
+from tests.kernels.test_linear import DTYPES, EXTRA_ROUNDINGS, dtypes, random, repeatable
 
-DTYPES = (torch.float32, torch.bfloat16)
-EXTRA_ROUNDINGS = 16  # of a product, its pieces' sums, the bias
 # (out_features, in_features): whole panels and tails of them, pairs and single elements, more than one piece of the
 # inner dimension and more than pass through the workspace at once
 SHAPES = [(48, 64), (49, 576), (130, 37), (1, 77), (33, 1), (7, 1600), (3200, 40), (3081, 50)]
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-repeatable = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def dense_linear(library: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor | None, threads: int = 1) -> Tensor:
