@@ -11,13 +11,10 @@ from qlora_lab.models import precision
 @contextmanager
 def bfloat16_units(present: bool) -> Iterator[None]:
     """Have attention and output head take this machine for one with such units or without, whatever it has."""
-    answers = (precision.product_dtype, precision.training_attention_dtype)
     units = hardware.detect().cpu_flags if present else frozenset()
     with patch.object(hardware, "BFLOAT16_CPU_FLAGS", units):
-        for answer in answers:
-            answer.cache_clear()
+        precision.product_dtype.cache_clear()
         try:
             yield
         finally:
-            for answer in answers:
-                answer.cache_clear()
+            precision.product_dtype.cache_clear()

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "adamw.h"
+#include "attention.h"
 #include "linear.h"
 #include "quantize.h"
 
@@ -11,6 +12,7 @@ struct Isa {
     const char *name;
     QuantizeKernels quantize;
     LinearKernels linear;
+    AttentionKernels attention;
     AdamwKernels adamw;
 };
 

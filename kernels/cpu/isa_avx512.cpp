@@ -7,10 +7,13 @@
 
 #include "linear_kernels.h"
 
+#include "attention_kernels.h"
+
 #include "adamw_kernels.h"
 
 #include "isa.h"
 
 namespace qlk {
-const Isa isa_avx512 = {"avx512", avx512::quantize_kernels, avx512::linear_kernels, avx512::adamw_kernels};
+const Isa isa_avx512 = {"avx512", avx512::quantize_kernels, avx512::linear_kernels, avx512::attention_kernels,
+    avx512::adamw_kernels};
 }

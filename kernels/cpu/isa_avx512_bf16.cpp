@@ -8,11 +8,14 @@
 
 #include "linear_kernels.h"
 
+#include "attention_kernels.h"
+
 #include "adamw_kernels.h"
 
 #include "isa.h"
 
 namespace qlk {
 const Isa isa_avx512_bf16 = {
-    "avx512_bf16", avx512_bf16::quantize_kernels, avx512_bf16::linear_kernels, avx512_bf16::adamw_kernels};
+    "avx512_bf16", avx512_bf16::quantize_kernels, avx512_bf16::linear_kernels, avx512_bf16::attention_kernels,
+    avx512_bf16::adamw_kernels};
 }

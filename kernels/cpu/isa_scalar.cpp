@@ -7,10 +7,13 @@
 
 #include "linear_kernels.h"
 
+#include "attention_kernels.h"
+
 #include "adamw_kernels.h"
 
 #include "isa.h"
 
 namespace qlk {
-const Isa isa_scalar = {"scalar", scalar::quantize_kernels, scalar::linear_kernels, scalar::adamw_kernels};
+const Isa isa_scalar = {"scalar", scalar::quantize_kernels, scalar::linear_kernels, scalar::attention_kernels,
+    scalar::adamw_kernels};
 }

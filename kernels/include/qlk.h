@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define QLK_API __attribute__((visibility("default")))
-#define QLK_VERSION 5 /* raised whenever a signature, an op's name or the meaning of an argument changes */
+#define QLK_VERSION 6 /* raised whenever a signature, an op's name or the meaning of an argument changes */
 
 enum qlk_status {
     QLK_OK = 0,
@@ -51,6 +51,27 @@ typedef struct qlk_adapter {
     float dropout; /* share of x that is zeroed, in [0, 1); the rest is divided by (1 - dropout) */
     uint64_t seed; /* of the dropout: element i of x is dropped by qlk_dropped(seed, i) alone */
 } qlk_adapter;
+
+/* Attention of each token of a row to tokens of the same row. Matrices are (rows, heads, tokens, head_size); the strides
+ * are the elements between rows, between heads and between tokens. */
+typedef struct qlk_attention {
+    const void *query;
+    const void *key; /* of key_heads heads, as value: each is shared by heads / key_heads neighbours */
+    const void *value;
+    int64_t query_strides[3];
+    int64_t key_strides[3];
+    int64_t value_strides[3];
+    const uint8_t *mask;     /* null, or 0 where a query (tokens) must not see a key (tokens, neighbours in memory) */
+    int64_t mask_strides[2]; /* between rows and between queries; all heads have the same */
+    int64_t rows;
+    int64_t heads;
+    int64_t key_heads;
+    int64_t tokens;
+    int64_t head_size;
+    float scale;
+    int32_t causal; /* 1: a query sees no later key */
+    int32_t dtype;  /* QLK_FLOAT32 or QLK_BFLOAT16 */
+} qlk_attention;
 
 /* One tensor of the AdamW update; all pointers are `numel` elements. */
 typedef struct qlk_adamw_tensor {
@@ -107,6 +128,14 @@ QLK_API int qlk_cpu_dense_linear(const void *x, int64_t rows, const void *weight
                                  int64_t in_features, const void *bias, float *out, int threads);
 QLK_API int qlk_cpu_dense_grad_input(const float *grad_output, int64_t rows, const void *weight, int dtype,
                                      int64_t out_features, int64_t in_features, float *out, int threads);
+
+/* out (rows, tokens, heads, head_size) = softmax(scale * query key^T) value, of the inputs' dtype, zero where a query sees
+ * no key; logsumexp (rows, heads, tokens) of the scaled scores, infinity there. Everything between is float. */
+QLK_API int qlk_cpu_attention(const qlk_attention *attention, void *out, float *logsumexp, int threads);
+/* The gradients of query (rows, tokens, heads, head_size), key and value (both of key_heads heads), as out. */
+QLK_API int qlk_cpu_attention_backward(const qlk_attention *attention, const void *out, const float *logsumexp,
+                                       const void *grad_out, void *grad_query, void *grad_key, void *grad_value,
+                                       int threads);
 
 /* The norm of all gradients together times |gradient_scale|, summed in double and in one order whatever the threads,
  * and the index of the first tensor with a value that is not finite, -1 if there is none. Only `gradient`, `numel`

@@ -9,9 +9,6 @@ from pathlib import Path
 
 # A CPU without one of these emulates bfloat16: measured three to five times slower than float32.
 BFLOAT16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
-# A CPU with one multiplies bfloat16 faster, but not in the backward pass of torch's attention to rows of fewer tokens,
-# which torch cuts into blocks of 32: 1.04 to 3 times as slow as float32 with every conversion (torch 2.13, Zen 4).
-SHORT_ROW_TOKENS = 192
 NVIDIA_SMI_S = 20.0  # the driver may have to wake up
 INTERESTING_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
@@ -78,17 +75,6 @@ def product_dtype(hardware: Hardware, device: str, dtype: str) -> str:
     """
     emulated = device == "cpu" and dtype == "bfloat16" and not hardware.cpu_flags & BFLOAT16_CPU_FLAGS
     return "float32" if emulated else dtype
-
-
-def training_attention_dtype(hardware: Hardware, device: str, dtype: str, tokens: int) -> str:
-    """Return the dtype in which attention multiplies in training; `product_dtype` is that of all other times.
-
-    Args:
-        tokens: of a row, with its padding.
-    """
-    if device == "cpu" and dtype == "bfloat16" and tokens < SHORT_ROW_TOKENS:
-        return "float32"
-    return product_dtype(hardware, device, dtype)
 
 
 def _memory_bytes(meminfo: Path, control_groups: Path) -> int | None:

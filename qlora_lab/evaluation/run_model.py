@@ -16,7 +16,6 @@ from qlora_lab.errors import ConfigError, ModelError
 from qlora_lab.evaluation.candidates import Base, Candidate, trained
 from qlora_lab.evaluation.weights import cached_if_small
 from qlora_lab.hashing import file_sha256
-from qlora_lab.models.attention import use_fast_attention
 from qlora_lab.models.load import load_model, load_tokenizer
 from qlora_lab.models.precision import computing_in
 from qlora_lab.models.special_tokens import fit_vocabulary
@@ -93,7 +92,6 @@ def open_model(
         whole = replace(base.model, source="folder", path=str(run.adapter), architecture=None, content_sha256=None)
         trained_whole = replace(base, model=replace(whole, new_tokens=[]), compute_dtype="float32")
         model = base_model(trained_whole, tokenizer, cache_dir=cache_dir)
-        use_fast_attention(model, DTYPES[base.compute_dtype])
     else:
         key = None if config is None else base_key(config)
         model = base_model(base, tokenizer, cache_dir=cache_dir, cache_bases=cache_bases, bases=bases, key=key)

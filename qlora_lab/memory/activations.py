@@ -25,8 +25,7 @@ def saved_bytes(layer: Layer, *, from_attention: bool = True) -> int:
     exact += profile.exact_key_value * width[KEY_VALUE]
     # what attention of another kind sums for each token
     exact += 0 if profile.dropout else layer.architecture.num_heads
-    mask = layer.mask_places if profile.masked else 0
-    mask *= FLOAT32_BYTES if layer.attends_in_float32 else numbers.compute_bytes
+    mask = 0 if layer.attends_natively else layer.mask_places * numbers.compute_bytes
     seen = (layer.shape.tokens if from_attention else 0) + (layer.source_tokens if profile.cross_attention else 0)
     scores = profile.scores[numbers.short] * layer.architecture.num_heads * seen
     of_source = [name for name in layer.adapted if profile.cross_attention and name.endswith(CROSS_INPUTS)]
@@ -66,13 +65,9 @@ def _vectors(layer: Layer, profile: Profile) -> int:
     vectors += sum(width[kind] for kind in inputs)
     if layer.works_out_again:
         vectors -= 2 * width[FEED_FORWARD]
-    if not profile.masked:
-        return vectors
-    if layer.attends_in_float32:  # attention in float32 has a mask in it, and shares its output
-        return vectors - width[QUERY]
-    # heads of keys are not repeated where there is no mask, and a single one is without a copy
-    repeats = shape.rows > 1 and layer.architecture.num_kv_heads > 1
-    return vectors if repeats else vectors - 2 * (width[QUERY] - width[KEY_VALUE])
+    # on a GPU heads of keys are not repeated where there is no mask, and a single one is without a copy
+    repeats = shape.rows > 1 and layer.architecture.num_kv_heads > 1 and not layer.attends_natively
+    return vectors if repeats or not profile.masked else vectors - 2 * (width[QUERY] - width[KEY_VALUE])
 
 
 def _bias_bytes(layer: Layer) -> int:
@@ -98,10 +93,9 @@ def _autocast_bytes(layer: Layer) -> int:
     seen = shape.tokens + (layer.source_tokens if profile.cross_attention else 0)
     scores = 0 if profile.dropout and numbers.on_gpu else profile.autocast_scores * seen
     of_token += layer.architecture.num_heads * (FLOAT32_BYTES + scores)
-    if numbers.on_gpu or numbers.emulated:
-        of_token += FLOAT32_BYTES * layer.mask_places
-    else:
-        of_token += numbers.compute_bytes * layer.mask_places - profile.autocast_of_emulation * width[QUERY]
+    if numbers.on_gpu and profile.masked:
+        of_token += FLOAT32_BYTES * layer.mask_places + profile.autocast_on_gpu * width[QUERY]
+        of_token += 2 * numbers.compute_bytes * (width[QUERY] - width[KEY_VALUE])  # heads of keys are repeated
     # key and value of the encoder's tokens, and two copies of those
     pair = 2 * (width[QUERY] * FLOAT32_BYTES + width[HIDDEN] * numbers.compute_bytes) if profile.cross_attention else 0
     return shape.positions * of_token + shape.rows * layer.source_tokens * pair
@@ -113,14 +107,13 @@ def shared_bytes(layer: Layer, *, layers: int, checkpointing: bool) -> int:
     That is with gradient checkpointing, and with autocast on a CPU that multiplies 16 bits. The mask is one of truth
     values, of batches with padding; attention written out in Python has one of numbers to add, of every batch.
     """
-    profile, shape, numbers = layer.profile, layer.shape, layer.numbers
+    profile, shape = layer.profile, layer.shape
     kinds = 2 if 1 < profile.sees_all_every <= layers else 1
     if checkpointing and any(profile.written_masks):
         return shape.positions * kinds * layer.written_mask_bytes
     if checkpointing and profile.dropout and shape.rows > 1:
         return shape.positions * (layer.source_tokens if profile.cross_attention else shape.tokens)
-    autocast = numbers.trained and numbers.short and not numbers.on_gpu and not numbers.emulated
-    if checkpointing or autocast:
+    if checkpointing or layer.attends_natively:
         return shape.positions * kinds * layer.mask_places
     return 0
 
@@ -161,7 +154,7 @@ def block_bytes(layer: Layer, block: Collection[str]) -> int:
         # of the bytes that autocast keeps, those of vectors of hidden width are taken to be shared alike
         autocast=(profile.autocast[0] // blocks, profile.autocast[1], 0, 0),
         autocast_scores=0,
-        autocast_of_emulation=0,
+        autocast_on_gpu=0,
         masked=False,
         scores=(0, 0),
         position_bias=False,

@@ -4,7 +4,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from qlora_lab.config.families import head_size
-from qlora_lab.config.hardware import SHORT_ROW_TOKENS
 from qlora_lab.config.schema import ArchitectureConfig
 from qlora_lab.memory.profiles import FEED_FORWARD, HIDDEN, KEY_VALUE, QUERY, Profile
 
@@ -91,11 +90,9 @@ class Layer:
         return self.profile.gated and self.numbers.quantized and any_of(("down_proj",), self.adapted)
 
     @property
-    def attends_in_float32(self) -> bool:
-        """Say whether attention without dropout or bias does, given 16 bits."""
-        numbers = self.numbers
-        short_rows = numbers.short and not numbers.on_gpu and self.shape.tokens < SHORT_ROW_TOKENS
-        return numbers.emulated or short_rows
+    def attends_natively(self) -> bool:
+        """Say whether its attention is our own (models/attention.py): on a CPU, without dropout, biases or caps."""
+        return self.profile.masked and not self.numbers.on_gpu
 
     @property
     def mask_places(self) -> int:

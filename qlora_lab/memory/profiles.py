@@ -37,7 +37,7 @@ class Profile:
     # each number of the width of hidden, feed-forward, query, and key or value, and of an attention weight
     autocast: tuple[int, int, int, int] = (0, 0, 0, 0)
     autocast_scores: int = 0
-    autocast_of_emulation: int = 0  # of the bytes for query's width: those a CPU keeps only where it emulates 16 bits
+    autocast_on_gpu: int = 0  # bytes more for query's width, of the kernels of a GPU
     masked: bool = True  # a layer keeps the mask, tokens x tokens of each row
     # bytes of attention weights, heads x tokens x tokens of each row, in float32 and in 16 bits
     scores: tuple[int, int] = (0, 0)
@@ -74,9 +74,6 @@ FROZEN_GATED_WORKSPACE = (0.75, 0.0)
 # What one that is not gated takes beyond it where the input of its last layer is not kept, whose place its gradient
 # takes otherwise; and where that layer has an adapter without being quantized, for two gradients that are added up.
 UNGATED_WORKSPACE = 1.0
-# Where a CPU emulates 16 bits, and in short rows on any, attention's backward pass runs in float32: query, key, value,
-# output, its gradient, and the three that it makes.
-WIDENED_ATTENTION = 8
 
 LLAMA_INPUTS = (
     (("q_proj", "k_proj", "v_proj"), HIDDEN),
@@ -96,8 +93,8 @@ LLAMA = Profile(
     exact_hidden=2,
     inputs=LLAMA_INPUTS,
     trained_norms=2,
-    autocast=(26, 8, 18, 0),
-    autocast_of_emulation=10,
+    autocast=(26, 8, 4, 4),
+    autocast_on_gpu=10,
     norm_workspace=5.0,
 )
 T5_BLOCK_INPUTS = ((("wi_0", "wi_1"), HIDDEN), (("wo",), FEED_FORWARD))
@@ -141,7 +138,7 @@ PROFILES = {
     "smollm3": LLAMA,
     "qwen2": LLAMA,
     "gemma": LLAMA,
-    "qwen3": replace(LLAMA, exact_query=1, exact_key_value=1, head_norms=True, autocast=(26, 8, 24, 6)),
+    "qwen3": replace(LLAMA, exact_query=1, exact_key_value=1, head_norms=True, autocast=(26, 8, 10, 10)),
     "gemma2": Profile(
         feed_forward=3,
         gated=True,
@@ -167,7 +164,7 @@ PROFILES = {
         exact_query=1,
         exact_key_value=1,
         head_norms=True,
-        autocast=(42, 8, 26, 8),
+        autocast=(42, 8, 12, 12),
         sees_all_every=6,
     ),
     "opt": Profile(
@@ -182,9 +179,9 @@ PROFILES = {
         hidden=1,
         feed_forward=1,
         query=6,
-        inputs=NEOX_INPUTS,
-        autocast=(42, 0, 0, 0),
-        autocast_of_emulation=4,
+        inputs=tuple(kind for kind in NEOX_INPUTS if kind[0] != ("dense",)),  # which attention gives, and keeps
+        autocast=(36, 0, 0, 0),
+        autocast_on_gpu=4,
         workspace=(1.0, 1.1),
         parallel=True,
     ),

@@ -6,9 +6,9 @@ from qlora_lab.memory.profiles import (
     FROZEN_GATED_WORKSPACE,
     GATED_WORKSPACE,
     HIDDEN,
+    KEY_VALUE,
     QUERY,
     UNGATED_WORKSPACE,
-    WIDENED_ATTENTION,
 )
 
 
@@ -61,7 +61,7 @@ def _attention_workspace(layer: Layer, seen: int, checkpointing: bool, *, of_its
     profile, shape, numbers = layer.profile, layer.shape, layer.numbers
     heads, query = layer.architecture.num_heads, layer.widths[QUERY]
     if not any(profile.scores):
-        return shape.positions * WIDENED_ATTENTION * query * FLOAT32_BYTES if layer.attends_in_float32 else 0
+        return shape.positions * _native_gradients(layer) if layer.attends_natively else 0
     if profile.dropout and numbers.on_gpu:  # but a bias may have a gradient, and with checkpointing zeros have one too
         has_gradient = profile.position_bias and (numbers.trained or (checkpointing and not of_itself))
         return shape.positions * heads * seen * numbers.compute_bytes if has_gradient else 0
@@ -77,6 +77,12 @@ def _attention_workspace(layer: Layer, seen: int, checkpointing: bool, *, of_its
             computing += heads * seen * numbers.compute_bytes
         backward -= query * numbers.compute_bytes  # the next layer's input is gone, and value, for its gradient
     return shape.positions * max(computing + profile.forward_query[numbers.short] * query, backward)
+
+
+def _native_gradients(layer: Layer) -> int:
+    """Return the bytes of a token while our attention works out gradients: these, its output's, two of each head."""
+    query, key = layer.widths[QUERY], layer.widths[KEY_VALUE]
+    return 2 * query * FLOAT32_BYTES + 2 * (query + key) * layer.numbers.compute_bytes
 
 
 def _computing_with_dropout(layer: Layer, seen: int, *, of_itself: bool) -> int:

@@ -100,7 +100,7 @@ def load_model(
             loaded = _model_of(location, Wanted(config, model.task, quantization, compute_dtype, device), base)
             # where transformers once had it, and what it never saves
             loaded.config._commit_hash = location.revision if location.snapshot is not None else None
-    use_fast_attention(loaded, compute_dtype)
+    use_fast_attention(loaded)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
 
@@ -116,7 +116,7 @@ def load_unconfigured(
     location = Location(str(folder), "main", "write it again")
     with bars_in_terminals_only():
         loaded = _model_of(location, Wanted(config, task, None, compute_dtype, device), None)
-    use_fast_attention(loaded, compute_dtype)
+    use_fast_attention(loaded)
     return loaded.eval()
 
 

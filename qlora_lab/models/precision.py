@@ -24,18 +24,6 @@ def product_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     return DTYPES.get(name, dtype)
 
 
-@cache
-def training_attention_dtype(device: str, dtype: torch.dtype, tokens: int) -> torch.dtype:
-    """Return the dtype in which attention multiplies in training on this machine; see `config.hardware`.
-
-    Args:
-        device, dtype: as in `product_dtype`.
-        tokens: of a row, with its padding.
-    """
-    name = hardware.training_attention_dtype(hardware.detect(), device, dtype_name(dtype), tokens)
-    return DTYPES.get(name, dtype)
-
-
 def has_slow_products(tensor: Tensor) -> bool:
     """Whether this machine multiplies tensors like this one faster in another dtype."""
     return product_dtype(tensor.device.type, tensor.dtype) != tensor.dtype

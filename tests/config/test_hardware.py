@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 
 from qlora_lab.config.hardware import (
-    SHORT_ROW_TOKENS,
     Hardware,
     detect,
     gpu_memory_bytes,
     product_dtype,
-    training_attention_dtype,
 )
 
 
@@ -116,20 +114,3 @@ def test_bfloat16_is_multiplied_in_float32_where_a_cpu_emulates_it(
     flags: set[str], device: str, dtype: str, expected: str
 ) -> None:
     assert product_dtype(Hardware("a CPU", frozenset(flags), 2, ()), device, dtype) == expected
-
-
-@pytest.mark.parametrize(
-    ("flags", "device", "dtype", "tokens", "expected"),
-    [
-        ({"avx512_bf16"}, "cpu", "bfloat16", SHORT_ROW_TOKENS - 1, "float32"),
-        ({"avx512_bf16"}, "cpu", "bfloat16", SHORT_ROW_TOKENS, "bfloat16"),
-        ({"avx512f"}, "cpu", "bfloat16", 4096, "float32"),
-        (set(), "cuda", "bfloat16", 1, "bfloat16"),
-        ({"avx512_bf16"}, "cpu", "float16", 1, "float16"),
-    ],
-)
-def test_attention_to_short_rows_trains_in_float32_on_every_cpu(
-    flags: set[str], device: str, dtype: str, tokens: int, expected: str
-) -> None:
-    machine = Hardware("a CPU", frozenset(flags), 2, ())
-    assert training_attention_dtype(machine, device, dtype, tokens) == expected

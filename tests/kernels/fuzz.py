@@ -43,7 +43,8 @@ def call(function: Any, arguments: Arguments, threads: int) -> int:
 def is_empty(arguments: Arguments) -> bool:
     """Whether any size of a call is 0: bad pointers may then be no reason to refuse it."""
     views = [value for value in arguments.values() if isinstance(value, ctypes.Structure)]
-    sizes = [getattr(view, name, 1) for view in views for name in ("out_features", "in_features", "rank")]
+    names = ("out_features", "in_features", "rank", "rows", "tokens")
+    sizes = [getattr(view, name, 1) for view in views for name in names]
     sizes += [arguments.get(name, 1) for name in ("numel", "blocks", "rows", "out_features", "in_features")]
     return 0 in sizes or any(view.numel == 0 for view in arguments.get("tensors", ()))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qlora_lab.ops.formats import FORMATS
-from qlora_lab.ops.native.library import AdamwView, AdapterView, WeightView
+from qlora_lab.ops.native.library import AdamwView, AdapterView, AttentionView, WeightView
 
 OK, BAD_FORMAT, BAD_BLOCK_SIZE, BAD_DTYPE, BAD_SIZE, NULL_POINTER, NO_MEMORY, BAD_ISA = range(8)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -230,6 +230,58 @@ def dense_product(case: Case, left: str) -> Built:
     return arguments, [*nulls(left, "weight", "out"), ("dtype", (2, *BAD_DTYPES), BAD_DTYPE), *sizes]
 
 
+def attention(case: Case) -> Built:
+    view, parts, spoilers = attention_inputs(case)
+    of_heads = view.rows * view.tokens * view.heads
+    arguments = {"attention": view, "out": case.output(of_heads * view.head_size, DTYPES[view.dtype])}
+    arguments |= {"logsumexp": case.output(of_heads), "parts": parts}
+    return arguments, [*spoilers, *nulls("out", "logsumexp")]
+
+
+def attention_backward(case: Case) -> Built:
+    view, parts, spoilers = attention_inputs(case)
+    of_heads, of_keys = (view.rows * view.tokens * heads for heads in (view.heads, view.key_heads))
+    dtype, size = DTYPES[view.dtype], view.head_size
+    arguments = {
+        "attention": view,
+        "out": case.values(of_heads * size, dtype),
+        "logsumexp": case.values(of_heads),
+        "grad_out": case.values(of_heads * size, dtype),
+        "grad_query": case.output(of_heads * size, dtype),
+        "grad_key": case.output(of_keys * size, dtype),
+        "grad_value": case.output(of_keys * size, dtype),
+        "parts": parts,
+    }
+    pointers = ("out", "logsumexp", "grad_out", "grad_query", "grad_key", "grad_value")
+    return arguments, [*spoilers, *nulls(*pointers)]
+
+
+def attention_inputs(case: Case) -> tuple[AttentionView, list[Tensor], Spoilers]:
+    """Return query, key, value and perhaps a mask, with the heads of a token beside each other or its tokens."""
+    rows, key_heads, group = case.count(3), case.random.randint(1, 3), case.random.randint(1, 3)
+    tokens = case.count(1200) if case.random.random() < 0.03 else case.count(150)
+    size, dtype = case.random.randint(1, 100), case.random.randrange(2)
+    heads = (key_heads * group, key_heads, key_heads)
+    parts = [case.values(rows * tokens * of * size, DTYPES[dtype]) for of in heads]
+    view = AttentionView(*(part.data_ptr() for part in parts))
+    for name, of in zip(("query", "key", "value"), heads, strict=True):
+        by_token = case.random.random() < 0.5
+        within = (size, of * size) if by_token else (tokens * size, size)
+        getattr(view, f"{name}_strides")[:] = (tokens * of * size, *within)
+    if case.random.random() < 0.5:
+        shared = case.random.random() < 0.5
+        seen = torch.rand((1 if shared else rows) * tokens * tokens, generator=case.generator) < 0.7
+        parts.append(case.place(seen.to(torch.uint8)))
+        view.mask, view.mask_strides[:] = parts[-1].data_ptr(), (0 if shared else tokens * tokens, tokens)
+    view.rows, view.heads, view.key_heads, view.tokens, view.head_size = rows, heads[0], key_heads, tokens, size
+    view.scale, view.causal, view.dtype = size**-0.5, case.random.randrange(2), dtype
+    spoilers: Spoilers = nulls("attention", "attention.query", "attention.key", "attention.value")
+    spoilers.append(("attention.dtype", (2, *BAD_DTYPES), BAD_DTYPE))
+    for name in ("rows", "heads", "key_heads", "tokens", "head_size"):
+        spoilers.append((f"attention.{name}", TOO_LARGE, BAD_SIZE))
+    return view, parts, [*spoilers, ("attention.key_heads", (0, heads[0] + 1), BAD_SIZE)]
+
+
 def adapter(case: Case, out_features: int, in_features: int) -> tuple[AdapterView, list[Tensor]]:
     rank = case.count(100)
     matrices = [case.values(rank * in_features), case.values(out_features * rank)]
@@ -326,6 +378,7 @@ ENTRIES: dict[str, Callable[[Case], Built]] = {
     f"qlk_cpu_{build.__name__}": build
     for build in (
         *(quantize, dequantize, quantize_absmax, dequantize_absmax, linear, linear_grad_input),
-        *(lora_linear, lora_linear_backward, dense_linear, dense_grad_input, gradient_norm, adamw),
+        *(lora_linear, lora_linear_backward, dense_linear, dense_grad_input, attention, attention_backward),
+        *(gradient_norm, adamw),
     )
 }

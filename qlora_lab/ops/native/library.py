@@ -11,7 +11,7 @@ from typing import Any
 from qlora_lab.errors import KernelError, unknown_name
 from qlora_lab.ops.formats import FORMATS
 
-VERSION = 5  # QLK_VERSION of kernels/include/qlk.h
+VERSION = 6  # QLK_VERSION of kernels/include/qlk.h
 FILE = "libqlk_cpu.so"
 FOLDER = "qlora_lab/_native"  # inside an installed package
 PATH_VARIABLE = "QLORA_LAB_KERNELS"  # a folder to load from instead, or REFERENCE
@@ -49,6 +49,29 @@ class AdapterView(ctypes.Structure):
     )
 
 
+class AttentionView(ctypes.Structure):
+    """struct qlk_attention."""
+
+    _fields_ = (
+        ("query", c_void_p),
+        ("key", c_void_p),
+        ("value", c_void_p),
+        ("query_strides", c_int64 * 3),
+        ("key_strides", c_int64 * 3),
+        ("value_strides", c_int64 * 3),
+        ("mask", c_void_p),
+        ("mask_strides", c_int64 * 2),
+        ("rows", c_int64),
+        ("heads", c_int64),
+        ("key_heads", c_int64),
+        ("tokens", c_int64),
+        ("head_size", c_int64),
+        ("scale", c_float),
+        ("causal", c_int32),
+        ("dtype", c_int32),
+    )
+
+
 class AdamwView(ctypes.Structure):
     """struct qlk_adamw_tensor."""
 
@@ -66,6 +89,7 @@ class AdamwView(ctypes.Structure):
 
 
 WEIGHT, ADAPTER, TENSORS = POINTER(WeightView), POINTER(AdapterView), POINTER(AdamwView)
+ATTENTION = POINTER(AttentionView)
 SIGNATURES = {
     "qlk_cpu_quantize": (c_void_p, c_int, c_int64, c_int, c_int64, c_void_p, c_void_p, c_int),
     "qlk_cpu_dequantize": (WEIGHT, c_int, c_void_p, c_int),
@@ -81,6 +105,8 @@ SIGNATURES = {
     ),
     "qlk_cpu_dense_linear": (c_void_p, c_int64, c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p, c_int),
     "qlk_cpu_dense_grad_input": (c_void_p, c_int64, c_void_p, c_int, c_int64, c_int64, c_void_p, c_int),
+    "qlk_cpu_attention": (ATTENTION, c_void_p, c_void_p, c_int),
+    "qlk_cpu_attention_backward": (ATTENTION, *[c_void_p] * 6, c_int),
     "qlk_cpu_gradient_norm": (TENSORS, c_int64, c_double, POINTER(c_double), POINTER(c_int64), c_int),
     "qlk_cpu_adamw": (TENSORS, c_int64, *[c_double] * 5, c_int64, c_int64, c_int),
     "qlk_cpu_use_isa": (c_char_p,),
