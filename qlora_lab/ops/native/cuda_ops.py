@@ -145,7 +145,8 @@ class CudaOps:
 
     def _low_rank(self, x: Tensor, rank: int, dropout: float, seed: int) -> LowRank:
         """Return the low-rank products of x (rows, in_features)."""
-        plan = plan_low_rank(*x.shape, rank, x.element_size(), dropout, self._device(x))
+        rows, in_features = x.shape
+        plan = plan_low_rank(rows, in_features, rank, x.element_size(), dropout, self._device(x))
         if plan.kernel == "fused":
             return FusedLowRank(self._library, self._streams, x, rank, dropout, seed, plan)
         return TorchLowRank(
