@@ -1,8 +1,8 @@
 // An adapter's low-rank products with the dropout of x inside them, on tensor cores: no dropped copy of x is written,
-// and what the adapter adds to the gradient of x goes into a panel of it that the cache still holds. Which rows, columns
-// or ranks share one instruction is free as long as both of its sides agree, so each lane takes values that lie
-// together, and nothing is rearranged in shared memory. Sums that blocks share are added in a launch of their own, in
-// one order: results are the same in every run.
+// and what the adapter adds to the gradient of x goes into a panel of it that the cache still holds. Which rows,
+// columns or ranks share one instruction is free as long as both of its sides agree, so each lane takes values that
+// lie together, and nothing is rearranged in shared memory. Sums that blocks share are added in a launch of their own,
+// in one order: results are the same in every run.
 #include "block_sum.cuh"
 #include "dropout.cuh"
 #include "tensor_cores.cuh"
@@ -51,6 +51,18 @@ __device__ __forceinline__ void load(const uint16_t *from, int exist, bool vecto
     } else {
         words[0] = exist > 0 ? *reinterpret_cast<const uint32_t *>(from) : 0;
     }
+}
+
+// As store16, which nvcc takes apart into four where the words come from several branches.
+__device__ __forceinline__ void store_at_once(void *to, uint4 v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(to)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+#else
+    store16(to, v);
+#endif
 }
 
 // Values of x as `load` gives them, those that are dropped as zeros; the scale of the others waits for the sums.
@@ -174,7 +186,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
             float four[4];
             for (int j = 0; j < 4; ++j) four[j] = sum[i / 4][n + j][i % 4];
             if (VECTORS && from < shape.in_features) {
-                store16(out + n, {bits_of(four[0]), bits_of(four[1]), bits_of(four[2]), bits_of(four[3])});
+                store_at_once(out + n, {bits_of(four[0]), bits_of(four[1]), bits_of(four[2]), bits_of(four[3])});
             }
             for (int j = 0; j < 4 && !VECTORS; ++j) {
                 if (from + n + j < shape.in_features) out[n + j] = four[j];
@@ -202,7 +214,10 @@ __device__ __forceinline__ void store_sums(const uint32_t (&before)[4], float (&
     float values[8];
     Type::unpack({before[0], before[1], before[2], before[3]}, values);
     for (int i = 0; i < 8; ++i) values[i] += added[i];
-    if (VECTORS && exist > 0) Type::store8(to, values);
+    if (VECTORS && exist > 0) {
+        store_at_once(to, {Type::pair(values[0], values[1]), Type::pair(values[2], values[3]),
+                           Type::pair(values[4], values[5]), Type::pair(values[6], values[7])});
+    }
     for (int i = 0; i < 8 && !VECTORS; ++i) {
         if (i < exist) to[i] = Type::write(values[i]);
     }

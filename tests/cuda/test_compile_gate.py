@@ -116,7 +116,8 @@ def test_memory_moves_in_vectors_and_products_use_tensor_cores(compiled: dict[st
     assert all_of("dequantize", "dequantize", store16)
     assert all_of("few_rows", "few_rows", load16)
     assert all_of("tiles", "tiles", load16) and all_of("tiles", "tiles", r"HMMA\.16816\.F32(\.BF16)?")
-    assert all_of("low_rank", "low_rank_add", store16, variant="Lb1EEEv")
+    for kernel in ("low_rank_grad_A", "low_rank_add"):
+        assert all_of("low_rank", kernel, store16, variant="Lb1EEEv")
     for kernel in ("low_rank_down", "low_rank_grad_A", "low_rank_add"):
         assert all_of("low_rank", kernel, r"HMMA\.16816\.F32(\.BF16)?")
         assert all_of("low_rank", kernel, load16, variant="Lb1EEEv")  # where vectors fit
