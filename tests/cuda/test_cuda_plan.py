@@ -68,8 +68,8 @@ def test_two_panels_stay_in_the_cache_unless_multiprocessors_would_idle() -> Non
     ("rank", "dtype_bytes", "dropout", "kernel"),
     [
         (16, 2, 0.1, "fused"),
-        (128, 2, 0.1, "fused"),
-        (129, 2, 0.1, "torch"),  # the dropout would be worked out three times
+        (256, 2, 0.1, "fused"),
+        (257, 2, 0.1, "torch"),  # the dropout would be worked out five times
         (16, 4, 0.1, "torch"),  # no tensor cores in float32
         (16, 2, 0.0, "torch"),  # nothing to drop: torch reads x once as it is
     ],

@@ -11,7 +11,7 @@ GEMM_TILE = 128  # rows and columns of the output that one multiprocessor takes 
 LOW_RANK_ROWS = 32  # QLK_CUDA_LOW_RANK_ROWS
 LOW_RANK_COLUMNS = 64  # QLK_CUDA_LOW_RANK_COLUMNS
 LOW_RANK_CHUNK = 64  # ranks for which x is read, and its dropout worked out, once
-MOST_LOW_RANK = 2 * LOW_RANK_CHUNK
+MOST_LOW_RANK = 4 * LOW_RANK_CHUNK
 LOW_RANK_BLOCKS = 2  # of threads on a multiprocessor
 LEAST_SPLIT = 512  # columns, or rows, of a split: two steps of the eight warps in a block, or four
 L2_SHARE = 0.4  # of the cache for decoded weights; the activations need the rest
@@ -99,8 +99,8 @@ def plan_low_rank(
 
     Without dropout torch multiplies x as it is, which is one pass over x already. With it, a copy would be written and
     read again: three passes for one, and memory for another x. Above 64 ranks the kernels work the dropout out again
-    for each 64, of an x that is still in the cache; by reckoning, not measurement, twice that is less than the copy and
-    three times is more. The tensor cores have no float32.
+    for each 64, of an x that may still be in the cache: by reckoning, not measurement, twice that takes less time than
+    the copy and four times somewhat more, which its memory is worth. The tensor cores have no float32.
 
     A split sums up part of the inner dimension, so that few rows (or columns) still occupy the GPU. Splits, too, are
     reckoned: as many as give each multiprocessor its blocks of threads, none so short that its sums cost more to write
