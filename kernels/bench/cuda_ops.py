@@ -34,6 +34,7 @@ except ImportError:
 
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
 ROWS = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
+DROPOUT = 0.1  # of the adapter's inputs, as in conf/adapter/qlora_paper.yaml
 DTYPE = torch.bfloat16
 DEVICE = torch.device("cuda")
 PAST_CACHE_BYTES = 256 * 2**20  # what the copies take together
@@ -169,7 +170,7 @@ def product_cell(name: str, weights: Weights, rows: int) -> Cell:
     return Cell(f"{name} forward {rows} rows", weights.copies, moved, work)
 
 
-def training_cell(name: str, weights: Weights, rows: int, rank: int = 16) -> Cell:
+def training_cell(name: str, weights: Weights, rows: int, rank: int = 16, dropout: float = 0.0) -> Cell:
     """Forward and the gradients of x and a bfloat16 rank-16 adapter, beside the dense products without one."""
     out_features, in_features = weights.shape
     x = torch.randn(rows, in_features, device=DEVICE, dtype=DTYPE, requires_grad=True)
@@ -179,7 +180,7 @@ def training_cell(name: str, weights: Weights, rows: int, rank: int = 16) -> Cel
     short = [matrix.detach().to(DTYPE).requires_grad_() for matrix in (A, B)]
 
     def ours(copy: int, adapter: Sequence[Tensor] = (A, B)) -> Any:
-        out = lora_linear(x, weights.ours[copy], None, *adapter, scaling=0.5)
+        out = lora_linear(x, weights.ours[copy], None, *adapter, scaling=0.5, dropout=dropout, seed=copy)
         return torch.autograd.grad(out, (x, *adapter), gradient)
 
     def dense(copy: int) -> Any:
@@ -195,14 +196,15 @@ def training_cell(name: str, weights: Weights, rows: int, rank: int = 16) -> Cel
         def theirs(copy: int) -> Any:
             packed, state = weights.theirs[copy]
             out = matmul_4bit(x, packed.t(), state)
-            out = out + 0.5 * F.linear(F.linear(x.float(), A), B).to(DTYPE)  # as PEFT computes it
+            wide = x.float()  # as PEFT computes it
+            seen = F.dropout(wide, dropout) if dropout else wide
+            out = out + 0.5 * F.linear(F.linear(seen, A), B).to(DTYPE)
             return torch.autograd.grad(out, (x, A, B), gradient)
 
         work["PEFT's way with bitsandbytes"] = theirs
     copies = min(4, weights.copies)
-    return Cell(
-        f"{name} forward+backward {rows} rows, adapter", copies, 2 * weights.numel * CODE_BYTES, work, recorded=False
-    )
+    kind = f"forward+backward {rows} rows, adapter" + (f" with dropout {dropout}" if dropout else "")
+    return Cell(f"{name} {kind}", copies, 2 * weights.numel * CODE_BYTES, work, recorded=False)
 
 
 def adamw_cells(kernels: AdamwKernels, width: int = 4096, wider: int = 11008, layers: int = 32) -> Iterator[Cell]:
@@ -257,7 +259,7 @@ def cells(wanted: str) -> Iterator[Cell]:
         name = f"{shape[0]}x{shape[1]}"
         weights = Weights(*shape)
         candidates = [*weight_cells(name, weights), *(product_cell(name, weights, rows) for rows in ROWS)]
-        candidates.append(training_cell(name, weights, 4096))
+        candidates += [training_cell(name, weights, 4096, dropout=dropout) for dropout in (0.0, DROPOUT)]
         yield from (cell for cell in candidates if wanted in cell.name)
         del weights, candidates
         torch.cuda.empty_cache()

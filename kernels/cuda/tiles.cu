@@ -2,6 +2,7 @@
 // 8 rows. Which weights of a row share one instruction is free as long as x agrees, so each lane takes 32 weights that
 // lie together, 16 bytes, and the x beside them: nothing is rearranged. The warps of a block share its features and
 // split the inner dimension.
+#include "block_sum.cuh"
 #include "linear_call.cuh"
 #include "tensor_cores.cuh"
 
@@ -107,27 +108,6 @@ __device__ __forceinline__ void add_adapter(const AdapterView &adapter, int rows
     }
 }
 
-// The sums of all warps in those of the first, half of the warps handing theirs to the others at a time.
-template <int ROW_TILES>
-__device__ __forceinline__ void add_warps(Sums<ROW_TILES> &sums) {
-    constexpr int VALUES = FEATURE_TILES * ROW_TILES * 4;
-    QLK_SHARED(Shared<float[WARPS / 2 * VALUES * WARP]>, handed);
-    const int warp = static_cast<int>(threadIdx.x / WARP), lane = static_cast<int>(threadIdx.x % WARP);
-    for (int half = WARPS / 2; half > 0; half /= 2) {
-        __syncthreads();  // those of the last round have been read
-        float *place = handed + warp % half * VALUES * static_cast<int>(WARP) + lane;
-#pragma unroll
-        for (int i = 0; i < VALUES; ++i) {
-            if (warp >= half && warp < 2 * half) place[i * WARP] = sums.tile[i / (ROW_TILES * 4)][i / 4 % ROW_TILES][i % 4];
-        }
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < VALUES; ++i) {
-            if (warp < half) sums.tile[i / (ROW_TILES * 4)][i / 4 % ROW_TILES][i % 4] += place[i * WARP];
-        }
-    }
-}
-
 // Of a multiprocessor at least; unsaid, nvcc takes three of the smallest for sm_80, and spills.
 constexpr int blocks_of(int row_tiles) { return row_tiles <= 4 ? 2 : 1; }
 
@@ -154,7 +134,9 @@ __global__ void __launch_bounds__(THREADS, blocks_of(ROW_TILES))
     for (int64_t first = warp * 16; first < adapter.rank; first += WARPS * 16) {
         add_adapter<Type>(adapter, rows, weight.out_features, feature, first, sums);
     }
-    add_warps(sums);
+    add_warps<WARPS, FEATURE_TILES * ROW_TILES * 4>([&](int i) -> float & {
+        return sums.tile[i / (ROW_TILES * 4)][i / 4 % ROW_TILES][i % 4];
+    });
     if (warp != 0) return;
 #pragma unroll
     for (int i = 0; i < FEATURE_TILES * ROW_TILES * 4; ++i) {

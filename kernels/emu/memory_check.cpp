@@ -103,6 +103,26 @@ void check_shape(int64_t rows, int64_t out_features, int64_t in_features, int fo
     }
 }
 
+// Every matrix `shift` elements beyond where vectors may begin.
+void check_low_rank(int64_t rows, int64_t in_features, int64_t rank, int dtype, int64_t shift, int64_t splits) {
+    const auto moved = [&](const Memory &memory) { return memory.as<uint16_t>() + shift; };
+    const Memory x((rows * in_features + shift) * 2, 0x3C), A((rank * in_features + shift) * 2, 0x3C);
+    const Memory narrow((rows * rank + shift) * 2, 0x3C);  // low in x's dtype, or its gradient
+    const Memory sums(splits * rank * (rows > in_features ? rows : in_features) * 4), low(rows * rank * 4);
+    const qlk_cuda_low_rank shape = {rows, in_features, rank, 7, 0.25f, dtype};
+    check(qlk_cuda_low_rank_down(&shape, moved(x), moved(A), splits, sums.as<float>(), low.as<float>(), moved(narrow),
+                                 nullptr), "low_rank_down");
+    const Memory wide(rank * in_features * 4), half(rank * in_features * 2);
+    check(qlk_cuda_low_rank_grad_A(&shape, moved(narrow), moved(x), splits, sums.as<float>(), wide.as<void>(),
+                                   QLK_FLOAT32, nullptr), "low_rank_grad_A");
+    check(qlk_cuda_low_rank_grad_A(&shape, moved(narrow), moved(x), splits, sums.as<float>(), half.as<void>(),
+                                   QLK_BFLOAT16, nullptr), "low_rank_grad_A in bfloat16");
+    for (const int64_t first : {int64_t{0}, in_features / 16 * 8, in_features - 1}) {
+        check(qlk_cuda_low_rank_add(&shape, moved(narrow), moved(A), first, in_features - first, moved(x) + first,
+                                    nullptr), "low_rank_add");
+    }
+}
+
 // Every second parameter and gradient lies one element beyond where vectors may begin.
 void check_adamw(const std::vector<int64_t> &numels, int dtype, bool codes, int64_t block_size) {
     const int64_t size = dtype == QLK_FLOAT32 ? 4 : 2;
@@ -154,6 +174,13 @@ int main(int count, char **arguments) {
         for (const int dtype : {QLK_FLOAT32, QLK_BFLOAT16}) {
             check_adamw({1, 5, 4096, 4097, 9000}, dtype, true, block_size);
             check_adamw({1, 5, 4096, 4097, 9000}, dtype, false, block_size);
+        }
+    }
+    for (const int64_t rank : {1, 8, 16, 20, 64, 72}) {
+        for (const int dtype : {QLK_BFLOAT16, QLK_FLOAT16}) {
+            check_low_rank(65, 136, rank, dtype, 0, 1);
+            check_low_rank(130, 72, rank, dtype, 1, 2);
+            check_low_rank(33, 45, rank, dtype, 0, 3);
         }
     }
     std::printf("%d failures\n", failures);

@@ -11,11 +11,13 @@
 extern "C" {
 #endif
 
-#define QLK_CUDA_VERSION 4 /* raised whenever a signature or the meaning of an argument changes */
+#define QLK_CUDA_VERSION 5 /* raised whenever a signature or the meaning of an argument changes */
 
 enum { QLK_CUDA_ERROR = 1000 }; /* added to CUDA's own error number */
 enum { QLK_CUDA_FEW_ROWS = 16 };    /* most rows of qlk_cuda_linear_few_rows */
 enum { QLK_CUDA_TILE_ROWS = 64 };   /* most rows of qlk_cuda_linear_tiles */
+enum { QLK_CUDA_LOW_RANK_ROWS = 32 };    /* rows of x that one block of qlk_cuda_low_rank_down takes */
+enum { QLK_CUDA_LOW_RANK_COLUMNS = 64 }; /* columns that one of qlk_cuda_low_rank_grad_A takes; half above rank 32 */
 enum { QLK_CUDA_PIECE = 4096 };     /* elements of a tensor that one block of AdamW's threads updates */
 
 QLK_API int qlk_cuda_version(void);
@@ -70,6 +72,27 @@ QLK_API int qlk_cuda_linear_few_rows(const void *x, int dtype, int64_t rows, con
  * and not 0, a 4-bit format, x and packed on multiples of 16 bytes. The weight is rounded to x's dtype. */
 QLK_API int qlk_cuda_linear_tiles(const void *x, int dtype, int64_t rows, const qlk_weight *weight, const void *bias,
                                   const qlk_cuda_adapter *adapter, const float *low, void *out, void *stream);
+
+/* What the adapter's products with many rows share: bfloat16 or float16 x (rows, in_features), and its dropout. On tensor
+ * cores, summed in float32; matrices are of x's dtype, and the results of two calls are the same bits. */
+typedef struct qlk_cuda_low_rank {
+    int64_t rows, in_features, rank;
+    uint64_t seed;
+    float dropout;
+    int32_t dtype;
+} qlk_cuda_low_rank;
+/* low (rows, rank) = dropout(x) lora_A^T, and the same in x's dtype in `rounded`, which may be null. The columns of x are
+ * split over `splits` blocks, whose results `sums` (splits, rows, rank), workspace, takes. */
+QLK_API int qlk_cuda_low_rank_down(const qlk_cuda_low_rank *shape, const void *x, const void *lora_A, int64_t splits,
+                                   float *sums, float *low, void *rounded, void *stream);
+/* grad_A (rank, in_features) of `dtype`, QLK_FLOAT32 or QLK_BFLOAT16, = grad_low^T dropout(x); grad_low is (rows, rank).
+ * The rows are split; `sums` is (splits, rank, in_features). */
+QLK_API int qlk_cuda_low_rank_grad_A(const qlk_cuda_low_rank *shape, const void *grad_low, const void *x,
+                                     int64_t splits, float *sums, void *grad_A, int dtype, void *stream);
+/* grad_x += the gradient of x through dropout(x) lora_A^T, in `columns` columns from first_column on; grad_x is the
+ * first element of that rectangle, in rows of in_features. */
+QLK_API int qlk_cuda_low_rank_add(const qlk_cuda_low_rank *shape, const void *grad_low, const void *lora_A,
+                                  int64_t first_column, int64_t columns, void *grad_x, void *stream);
 
 /* `tensors` and `first_piece` lie in device memory. A tensor is cut into pieces of QLK_CUDA_PIECE elements, the last
  * one shorter, and tensor i holds the pieces from first_piece[i] to first_piece[i + 1]; first_piece[0] is 0. */

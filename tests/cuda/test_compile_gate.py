@@ -105,8 +105,9 @@ def test_memory_moves_in_vectors_and_products_use_tensor_cores(compiled: dict[st
         for name, found in of_kernel.items():
             assert not any(i.startswith(("LDL", "STL")) for i in found), (source, name)
 
-    def all_of(source: str, kernel: str, wanted: str) -> bool:
-        chosen = [found for name, found in of_source[source].items() if re.search(rf"\d{kernel}[IE]", name)]
+    def all_of(source: str, kernel: str, wanted: str, variant: str = "") -> bool:
+        pattern = rf"\d{kernel}[IE]\w*{variant}"
+        chosen = [found for name, found in of_source[source].items() if re.search(pattern, name)]
         assert chosen, f"no kernel {kernel} in {source}"
         return all(any(re.fullmatch(wanted, i) for i in found) for found in chosen)
 
@@ -115,6 +116,11 @@ def test_memory_moves_in_vectors_and_products_use_tensor_cores(compiled: dict[st
     assert all_of("dequantize", "dequantize", store16)
     assert all_of("few_rows", "few_rows", load16)
     assert all_of("tiles", "tiles", load16) and all_of("tiles", "tiles", r"HMMA\.16816\.F32(\.BF16)?")
+    for kernel in ("low_rank_grad_A", "low_rank_add"):
+        assert all_of("low_rank", kernel, store16, variant="Lb1EEEv")
+    for kernel in ("low_rank_down", "low_rank_grad_A", "low_rank_add"):
+        assert all_of("low_rank", kernel, r"HMMA\.16816\.F32(\.BF16)?")
+        assert all_of("low_rank", kernel, load16, variant="Lb1EEEv")  # where vectors fit
     assert all_of("adamw", "update", load16) and all_of("adamw", "update", store16)
 
 

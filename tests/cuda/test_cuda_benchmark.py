@@ -73,6 +73,28 @@ def test_a_training_step_of_one_layer_gives_the_same_gradients(script: ModuleTyp
     assert found["torch dense without adapter"][0].shape == found["ours"][0].shape
 
 
+def test_with_dropout_everybody_drops_as_much(script: ModuleType, weights: Any) -> None:
+    cell = script.training_cell("tiny", weights, rows=40, rank=4, dropout=0.5)
+    assert cell.name == "tiny forward+backward 40 rows, adapter with dropout 0.5"
+    plain = results(script.training_cell("tiny", weights, rows=40, rank=4), 0)
+    found = results(cell, 0)
+    # another sum of as many terms, half of them doubled and half gone; not that of everything
+    norms = {name: float(gradients[1].float().norm()) for name, gradients in found.items() if "dense" not in name}
+    assert all(0.75 < norm / norms["ours"] < 1.33 for norm in norms.values())
+    assert norms["ours"] > 1.15 * float(plain["ours"][1].float().norm())
+    assert relative_error(found["ours"][1], found["ours with a float32 adapter"][1]) < 2e-2  # of one seed
+    assert relative_error(script.training_cell("tiny", weights, 40, 4, 0.5).work["ours"](1)[1], found["ours"][1]) > 0.5
+
+
+def test_the_cells_of_each_shape_have_one_with_dropout(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "SHAPES", ((OUT, IN),))
+    monkeypatch.setattr(script, "CUDA_KERNELS", type("", (), {"library": object(), "streams": object()})())
+    monkeypatch.setattr(script, "adamw_cells", lambda kernels: ())
+    names = [cell.name for cell in script.cells("forward+backward")]
+    adapter = f"{OUT}x{IN} forward+backward 4096 rows, adapter"
+    assert names == [adapter, f"{adapter} with dropout 0.1"]
+
+
 def test_all_tensors_of_a_step_are_updated(script: ModuleType) -> None:
     torch.manual_seed(0)
     for cell in script.adamw_cells(ReferenceKernels(), width=8, wider=300, layers=2):

@@ -8,7 +8,7 @@ from qlora_lab.errors import KernelError
 from qlora_lab.ops.native.cuda_plan import Device
 from qlora_lab.ops.native.library import WEIGHT, AdapterView, CLibrary
 
-VERSION = 4  # QLK_CUDA_VERSION of kernels/include/qlk_cuda.h
+VERSION = 5  # QLK_CUDA_VERSION of kernels/include/qlk_cuda.h
 CUDA_FILE = "libqlk_cuda.so"
 
 
@@ -29,7 +29,20 @@ class CudaAdapterView(ctypes.Structure):
     _fields_ = (*AdapterView._fields_, ("dtype", c_int32))
 
 
-ADAPTER = POINTER(CudaAdapterView)
+class LowRankView(ctypes.Structure):
+    """struct qlk_cuda_low_rank."""
+
+    _fields_ = (
+        ("rows", c_int64),
+        ("in_features", c_int64),
+        ("rank", c_int64),
+        ("seed", c_uint64),
+        ("dropout", c_float),
+        ("dtype", c_int32),
+    )
+
+
+ADAPTER, LOW_RANK = POINTER(CudaAdapterView), POINTER(LowRankView)
 # Pointers to device memory are numbers; the last argument of a kernel is its stream.
 SIGNATURES = {
     "qlk_cuda_quantize": (c_void_p, c_int, c_int64, c_int, c_int64, c_void_p, c_void_p, c_void_p),
@@ -40,6 +53,9 @@ SIGNATURES = {
     "qlk_cuda_lora_down": (c_void_p, c_int, c_int64, c_int64, ADAPTER, c_void_p, c_void_p),
     "qlk_cuda_linear_few_rows": (c_void_p, c_int, c_int64, WEIGHT, c_void_p, ADAPTER, *[c_void_p] * 3),
     "qlk_cuda_linear_tiles": (c_void_p, c_int, c_int64, WEIGHT, c_void_p, ADAPTER, *[c_void_p] * 3),
+    "qlk_cuda_low_rank_down": (LOW_RANK, c_void_p, c_void_p, c_int64, *[c_void_p] * 4),
+    "qlk_cuda_low_rank_grad_A": (LOW_RANK, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int, c_void_p),
+    "qlk_cuda_low_rank_add": (LOW_RANK, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p),
     "qlk_cuda_gradient_norm": (c_void_p, c_void_p, c_int64, c_int64, c_double, *[c_void_p] * 3),
     "qlk_cuda_adamw": (c_void_p, c_void_p, c_int64, c_int64, *[c_double] * 5, c_int64, c_int64, c_void_p),
     "qlk_cuda_use_device": (c_int,),

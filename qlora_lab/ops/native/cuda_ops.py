@@ -7,10 +7,10 @@ panels of the weight that were decoded into the second-level cache.
 
 from collections.abc import Callable
 from ctypes import byref
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qlora_lab.errors import ShapeError
@@ -18,13 +18,10 @@ from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, PackedWeight
 from qlora_lab.ops.formats import format_named
 from qlora_lab.ops.native.ctypes_ops import DTYPE_CODES, bias_like, rows_of
 from qlora_lab.ops.native.cuda_library import CudaAdapterView, CudaLibrary
-from qlora_lab.ops.native.cuda_plan import Device, ProductPlan, plan_grad_input, plan_product
+from qlora_lab.ops.native.cuda_low_rank import Added, FusedLowRank, LowRank, TorchLowRank
+from qlora_lab.ops.native.cuda_plan import Device, ProductPlan, plan_grad_input, plan_low_rank, plan_product
 from qlora_lab.ops.native.cuda_streams import Streams
 from qlora_lab.ops.native.library import WeightView
-
-# Adds an adapter's product to some columns of a result: called with these, the first one's number, and how many. What a
-# panel gave a moment ago is still in the second-level cache, where a pass over the whole result would go to memory.
-Added = Callable[[Tensor, int, int], object]
 
 
 class CudaOps:
@@ -122,35 +119,39 @@ class CudaOps:
                 )
             return self._product(source, view, bias, adapter, low), low
         with torch.autocast(x.device.type, enabled=False):
-            low = F.linear(self.drop(source, dropout, seed), A.to(x.dtype)).view(-1, len(A))
-            up = B.to(x.dtype).T
+            down, up = A.to(x.dtype), B.to(x.dtype).T
+            products = self._low_rank(source.view(rows_of(source), view.in_features), len(A), dropout, seed)
+            low, rounded = products.down(down)
             out = self._product(
                 *(source, view, bias, None, None),
-                lambda part, first, count: part.addmm_(low, up[:, first : first + count], alpha=scaling),
+                lambda part, first, count: part.addmm_(rounded, up[:, first : first + count], alpha=scaling),
             )
-        return out, low.float()
+        return out, low
 
     def lora_linear_backward(self, grad_output: Tensor, x: Tensor, low: Tensor, *parts: Any) -> tuple[Tensor, ...]:
         weight, (lora_A, lora_B, scaling, dropout, seed, needs_grad_x) = parts[:WEIGHT_PARTS], parts[WEIGHT_PARTS:]
         dtype, view = x.dtype, self._view(weight, x.device)
+        _check_device(x.device, grad_output=grad_output, lora_A=lora_A, lora_B=lora_B)
         with torch.autocast(x.device.type, enabled=False):
             gradient = grad_output.contiguous().view(-1, view.out_features)
             grad_low = _scaled_product(gradient, lora_B.to(dtype), scaling)
-            grad_A = grad_low.T @ self.drop(x.contiguous(), dropout, seed).view(-1, view.in_features)
-            grad_B = _scaled_product(gradient.T, low.to(dtype), scaling)
-            of_adapter = grad_A.to(lora_A.dtype), grad_B.to(lora_B.dtype)
+            grad_B = _scaled_product(gradient.T, low.to(dtype), scaling).to(lora_B.dtype)
+            products = self._low_rank(x.contiguous().view(len(gradient), view.in_features), len(lora_A), dropout, seed)
+            grad_A = products.grad_A(grad_low, lora_A.dtype)
             if not needs_grad_x:
-                return x.new_empty(0), *of_adapter
-            down = lora_A.to(dtype)
-            if dropout == 0.0:
-                grad_x = self._grad_input(
-                    *(gradient, view),
-                    lambda part, first, count: part.addmm_(grad_low, down[:, first : first + count]),
-                )
-            else:
-                grad_x = self._grad_input(gradient, view, None)
-                grad_x = self.drop((grad_low @ down).view(x.shape), dropout, seed, added=grad_x)
-        return grad_x.view(x.shape), *of_adapter
+                return x.new_empty(0), grad_A, grad_B
+            grad_x = products.grad_x(partial(self._grad_input, gradient, view), grad_low, lora_A.contiguous().to(dtype))
+        return grad_x.view(x.shape), grad_A, grad_B
+
+    def _low_rank(self, x: Tensor, rank: int, dropout: float, seed: int) -> LowRank:
+        """Return the low-rank products of x (rows, in_features)."""
+        rows, in_features = x.shape
+        plan = plan_low_rank(rows, in_features, rank, x.element_size(), dropout, self._device(x))
+        if plan.kernel == "fused":
+            return FusedLowRank(self._library, self._streams, x, rank, dropout, seed, plan)
+        return TorchLowRank(
+            x, None if dropout == 0.0 else lambda values, added: self.drop(values, dropout, seed, added)
+        )
 
     def drop(self, x: Tensor, share: float, seed: int, added: Tensor | None = None) -> Tensor:
         """Return `added` + `ops.lora.dropout.drop(x, share, seed)`; x itself if there is nothing to do."""

@@ -8,6 +8,12 @@ TILE_ROWS = 64  # QLK_CUDA_TILE_ROWS
 TILE_WEIGHTS = 32  # of a row that one lane takes at once: rows must be a multiple of it
 SINGLE_ROWS = 4  # up to here the tensor cores' tiles of 8 rows would be half empty
 GEMM_TILE = 128  # rows and columns of the output that one multiprocessor takes in a dense product
+LOW_RANK_ROWS = 32  # QLK_CUDA_LOW_RANK_ROWS
+LOW_RANK_COLUMNS = 64  # QLK_CUDA_LOW_RANK_COLUMNS
+LOW_RANK_CHUNK = 64  # ranks for which x is read, and its dropout worked out, once
+MOST_LOW_RANK = 4 * LOW_RANK_CHUNK
+LOW_RANK_BLOCKS = 2  # of threads on a multiprocessor
+LEAST_SPLIT = 512  # columns, or rows, of a split: two steps of the eight warps in a block, or four
 L2_SHARE = 0.4  # of the cache for decoded weights; the activations need the rest
 
 
@@ -69,6 +75,57 @@ def plan_product(
 def plan_grad_input(rows: int, out_features: int, in_features: int, dtype_bytes: int, device: Device) -> ProductPlan:
     """Choose the pieces of grad_output @ weight: columns of the weight, so that no piece of the result is summed up."""
     return ProductPlan("panels", split_panels(rows, in_features, out_features * dtype_bytes, device))
+
+
+@dataclass(frozen=True)
+class LowRankPlan:
+    """How to multiply dropout(x) with an adapter's narrow matrices.
+
+    Attributes:
+        kernel: `fused` drops elements while it reads x; `torch` multiplies x, or where there is dropout a copy of it.
+        down_splits: pieces of x's columns that blocks of threads sum up apart, for dropout(x) @ lora_A^T; of `fused`.
+        grad_splits: the same of its rows, for the gradient of lora_A.
+    """
+
+    kernel: Literal["fused", "torch"]
+    down_splits: int = 0
+    grad_splits: int = 0
+
+
+def plan_low_rank(
+    rows: int, in_features: int, rank: int, dtype_bytes: int, dropout: float, device: Device
+) -> LowRankPlan:
+    """Choose how to compute an adapter's low-rank products with dropout, where the weight is decoded in panels.
+
+    Without dropout torch multiplies x as it is, which is one pass over x already. With it, a copy would be written and
+    read again: three passes for one, and memory for another x. Above 64 ranks the kernels work the dropout out again
+    for each 64, of an x that may still be in the cache: by reckoning, not measurement, twice that takes less time than
+    the copy and four times somewhat more, which its memory is worth. The tensor cores have no float32.
+
+    A split sums up part of the inner dimension, so that few rows (or columns) still occupy the GPU. Splits, too, are
+    reckoned: as many as give each multiprocessor its blocks of threads, none so short that its sums cost more to write
+    than its part of x to read. The same shape on the same GPU is always split alike, so results do not change.
+
+    Args:
+        rows, in_features: of x.
+        rank: of the adapter.
+        dtype_bytes: of an element of x.
+        dropout: the share of elements that the adapter does not see.
+        device: the GPU.
+    """
+    if dropout == 0.0 or dtype_bytes != 2 or rank > MOST_LOW_RANK or device.capability < 80:
+        return LowRankPlan("torch")
+    columns = LOW_RANK_COLUMNS if rank <= LOW_RANK_CHUNK // 2 else LOW_RANK_COLUMNS // 2
+    return LowRankPlan(
+        "fused",
+        _splits(in_features, -(-rows // LOW_RANK_ROWS), device),
+        _splits(rows, -(-in_features // columns), device),
+    )
+
+
+def _splits(inner: int, blocks: int, device: Device) -> int:
+    wanted = -(-LOW_RANK_BLOCKS * device.multiprocessors // max(blocks, 1))
+    return max(min(wanted, inner // LEAST_SPLIT), 1)
 
 
 def split_panels(rows: int, count: int, bytes_each: int, device: Device) -> tuple[tuple[int, int], ...]:
