@@ -11,7 +11,7 @@ import torch
 
 from qlora_lab.errors import KernelError
 from qlora_lab.ops.formats import FORMATS
-from qlora_lab.ops.native.cuda_library import CUDA_FILE, CudaLibrary
+from qlora_lab.ops.native.cuda_library import CUDA_FILE, VERSION, CudaLibrary
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE
 from qlora_lab.ops.native.load import DIFFERENTIABLE, OPS, CudaKernels, find_cuda_library, load_cuda_kernels
 from qlora_lab.ops.registry import CUDA_KERNELS
@@ -119,7 +119,7 @@ def test_a_folder_that_is_asked_for_must_hold_kernels_for_the_gpu(
 
 def test_a_library_of_another_version_is_refused(emulated: CudaLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qlora_lab.ops.native.cuda_library.VERSION", 99)
-    with pytest.raises(KernelError, match="is of version 4 and this code needs 99; build the kernels again"):
+    with pytest.raises(KernelError, match=f"is of version {VERSION} and this code needs 99; build the kernels again"):
         CudaLibrary(emulated.path)
 
 
