@@ -4,6 +4,7 @@
 #include "adamw.h"
 #include "attention.h"
 #include "linear.h"
+#include "norm.h"
 #include "quantize.h"
 
 namespace qlk {
@@ -13,6 +14,7 @@ struct Isa {
     QuantizeKernels quantize;
     LinearKernels linear;
     AttentionKernels attention;
+    NormKernels norm;
     AdamwKernels adamw;
 };
 

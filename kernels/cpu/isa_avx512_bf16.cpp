@@ -10,6 +10,8 @@
 
 #include "attention_kernels.h"
 
+#include "norm_kernels.h"
+
 #include "adamw_kernels.h"
 
 #include "isa.h"
@@ -17,5 +19,5 @@
 namespace qlk {
 const Isa isa_avx512_bf16 = {
     "avx512_bf16", avx512_bf16::quantize_kernels, avx512_bf16::linear_kernels, avx512_bf16::attention_kernels,
-    avx512_bf16::adamw_kernels};
+    avx512_bf16::norm_kernels, avx512_bf16::adamw_kernels};
 }

@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define QLK_API __attribute__((visibility("default")))
-#define QLK_VERSION 6 /* raised whenever a signature, an op's name or the meaning of an argument changes */
+#define QLK_VERSION 7 /* raised whenever a signature, an op's name or the meaning of an argument changes */
 
 enum qlk_status {
     QLK_OK = 0,
@@ -136,6 +136,13 @@ QLK_API int qlk_cpu_attention(const qlk_attention *attention, void *out, float *
 QLK_API int qlk_cpu_attention_backward(const qlk_attention *attention, const void *out, const float *logsumexp,
                                        const void *grad_out, void *grad_query, void *grad_key, void *grad_value,
                                        int threads);
+
+/* out = weight * (x * scale) for each row of x (rows, columns), all of `dtype`, with weight (columns) and scales (rows) =
+ * 1 / sqrt(mean(x^2) + eps); x * scale is rounded to `dtype`. The other: the gradient of x for that of out. */
+QLK_API int qlk_cpu_rms_norm(const void *x, int dtype, int64_t rows, int64_t columns, const void *weight, float eps,
+                             void *out, float *scales, int threads);
+QLK_API int qlk_cpu_rms_norm_backward(const void *grad_out, const void *x, int dtype, int64_t rows, int64_t columns,
+                                      const void *weight, const float *scales, void *grad_x, int threads);
 
 /* The norm of all gradients together times |gradient_scale|, summed in double and in one order whatever the threads,
  * and the index of the first tensor with a value that is not finite, -1 if there is none. Only `gradient`, `numel`

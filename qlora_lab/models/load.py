@@ -22,6 +22,7 @@ from qlora_lab.models.byte_level import BYTE_LEVEL, ByteLevelTokenizer
 from qlora_lab.models.checksums import check_values, check_weight_files
 from qlora_lab.models.find import config_of, find_checkpoint, locate
 from qlora_lab.models.location import Location, damaged, explained
+from qlora_lab.models.norms import use_fast_norms
 from qlora_lab.models.progress_bars import bars_in_terminals_only
 from qlora_lab.models.special_tokens import settle_special_tokens
 from qlora_lab.models.tasks import AUTO_CLASSES, check_own_head, give_own_head, name_classes
@@ -101,6 +102,7 @@ def load_model(
             # where transformers once had it, and what it never saves
             loaded.config._commit_hash = location.revision if location.snapshot is not None else None
     use_fast_attention(loaded)
+    use_fast_norms(loaded)
     loaded.config.use_cache = False  # training has no use for it; generation asks for its own
     return loaded.eval()
 
@@ -117,6 +119,7 @@ def load_unconfigured(
     with bars_in_terminals_only():
         loaded = _model_of(location, Wanted(config, task, None, compute_dtype, device), None)
     use_fast_attention(loaded)
+    use_fast_norms(loaded)
     return loaded.eval()
 
 

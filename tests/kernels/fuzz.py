@@ -45,7 +45,8 @@ def is_empty(arguments: Arguments) -> bool:
     views = [value for value in arguments.values() if isinstance(value, ctypes.Structure)]
     names = ("out_features", "in_features", "rank", "rows", "tokens")
     sizes = [getattr(view, name, 1) for view in views for name in names]
-    sizes += [arguments.get(name, 1) for name in ("numel", "blocks", "rows", "out_features", "in_features")]
+    names = ("numel", "blocks", "rows", "columns", "out_features", "in_features")
+    sizes += [arguments.get(name, 1) for name in names]
     return 0 in sizes or any(view.numel == 0 for view in arguments.get("tensors", ()))
 
 

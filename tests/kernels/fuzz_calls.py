@@ -282,6 +282,38 @@ def attention_inputs(case: Case) -> tuple[AttentionView, list[Tensor], Spoilers]
     return view, parts, [*spoilers, ("attention.key_heads", (0, heads[0] + 1), BAD_SIZE)]
 
 
+def rms_norm(case: Case) -> Built:
+    arguments, spoilers = norm_inputs(case)
+    rows, columns = arguments["rows"], arguments["columns"]
+    arguments |= {
+        "eps": 1e-5,
+        "out": case.output(rows * columns, DTYPES[arguments["dtype"]]),
+        "scales": case.output(rows),
+    }
+    return arguments, [*spoilers, *nulls("out", "scales")]
+
+
+def rms_norm_backward(case: Case) -> Built:
+    arguments, spoilers = norm_inputs(case)
+    rows, columns, dtype = arguments["rows"], arguments["columns"], DTYPES[arguments["dtype"]]
+    arguments = {"grad_out": case.values(rows * columns, dtype), **arguments}
+    arguments |= {"scales": case.values(rows, positive=True), "grad_x": case.output(rows * columns, dtype)}
+    return arguments, [*spoilers, *nulls("grad_out", "scales", "grad_x")]
+
+
+def norm_inputs(case: Case) -> Built:
+    rows, columns, dtype = case.count(200), case.count(900), case.random.randrange(2)
+    arguments = {
+        "x": case.values(rows * columns, DTYPES[dtype]),
+        "dtype": dtype,
+        "rows": rows,
+        "columns": columns,
+        "weight": case.values(columns, DTYPES[dtype]),
+    }
+    sizes: Spoilers = [(name, TOO_LARGE, BAD_SIZE) for name in ("rows", "columns")]
+    return arguments, [*nulls("x", "weight"), ("dtype", (2, *BAD_DTYPES), BAD_DTYPE), *sizes]
+
+
 def adapter(case: Case, out_features: int, in_features: int) -> tuple[AdapterView, list[Tensor]]:
     rank = case.count(100)
     matrices = [case.values(rank * in_features), case.values(out_features * rank)]
@@ -379,6 +411,6 @@ ENTRIES: dict[str, Callable[[Case], Built]] = {
     for build in (
         *(quantize, dequantize, quantize_absmax, dequantize_absmax, linear, linear_grad_input),
         *(lora_linear, lora_linear_backward, dense_linear, dense_grad_input, attention, attention_backward),
-        *(gradient_norm, adamw),
+        *(rms_norm, rms_norm_backward, gradient_norm, adamw),
     )
 }
