@@ -107,7 +107,7 @@ def test_what_fits_fits_and_one_more_does_not(overrides: list[str]) -> None:
     assert largest_rows(config, 512, 1e9) == longest_tokens(config, 1, 1e9) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     model_type=strategies.sampled_from(list(PROFILES)),
     overrides=strategies.tuples(
@@ -117,16 +117,16 @@ def test_what_fits_fits_and_one_more_does_not(overrides: list[str]) -> None:
         strategies.booleans().map("trainer.gradient_checkpointing={}".format),
         strategies.sampled_from(["trainer.batch_size=4", "trainer.batch_size=16"]),
     ),
-    rows=strategies.integers(1, 40),
     tokens=strategies.integers(1, 600),
 )
-def test_more_rows_never_need_less(model_type: str, overrides: tuple[str, ...], rows: int, tokens: int) -> None:
+def test_more_rows_never_need_less(model_type: str, overrides: tuple[str, ...], tokens: int) -> None:
     """So the largest number of rows that fits is found by halving."""
     config = copy.deepcopy(composed_once("trainer.micro_batch_size=4", "quant=none", *overrides))
     task, size = FAMILIES[model_type].task, {**BASE, "vocab": 4000}
     config.model = replace(config.model, task=task, architecture=numbers(model_type, size))
     config.data.labels = ["no", "yes"] if task == CLASSIFICATION else []
-    assert plan_memory(config, Shape(rows, tokens)).training <= plan_memory(config, Shape(rows + 1, tokens)).training
+    needs = [plan_memory(config, Shape(rows, tokens)).training for rows in range(1, 20)]
+    assert needs == sorted(needs)
 
 
 def test_gradients_of_one_micro_batch_come_as_activations_go() -> None:
