@@ -44,7 +44,7 @@ class PlannedRun:
 
     @property
     def outside_layers_bytes(self) -> int:
-        """Return the bytes of the gradients of weights that are in no linear of a layer, but for embeddings and head."""
+        """Return the bytes of gradients of weights in no linear of a layer, but for embeddings and head."""
         matrices = self.modules.head + self.modules.embeddings - self.head_waits
         if self.numbers.trained:
             in_layers = sum(sum(stack.weights) for stack in self.stacks) * FLOAT32_BYTES
