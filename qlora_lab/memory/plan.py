@@ -83,7 +83,7 @@ def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
         loss=step.loss,
         workspace=step.workspace,
         not_at_once=step.peak - (trained + step.kept + step.loss + step.workspace),
-        process=process_bytes(config, run.architecture, step.kept, short=run.numbers.short),
+        process=process_bytes(config, run.architecture, step, short=run.numbers.short),
     )
     held = plan.base + plan.adapters + plan.optimizer
     evaluation = evaluation_bytes(config, run.architecture, run.linears, run.numbers.compute_bytes)

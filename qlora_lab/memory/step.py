@@ -48,12 +48,14 @@ class Step:
         loss: what the output head and the loss take.
         workspace: the most that one layer takes in its backward pass.
         peak: of these and the gradients of all weights, what is there at once.
+        at_embeddings: the same when the gradient of the embeddings is made, if what was kept had not gone; 0 without.
     """
 
     kept: int
     loss: int
     workspace: int
     peak: int
+    at_embeddings: int
 
 
 def plan_step(run: PlannedRun) -> Step:
@@ -71,7 +73,8 @@ def plan_step(run: PlannedRun) -> Step:
         peak = max(peak, moment.kept + moment.besides + (every or done))
         done += moment.leaves
     kept = max(at_loss, *(moment.kept for moment in moments))
-    return Step(kept, loss, workspace=max(moment.besides for moment in moments), peak=peak)
+    at_embeddings = kept + _waiting_bytes(run, 0) + run.embedding_bytes + every if run.modules.embeddings else 0
+    return Step(kept, loss, max(moment.besides for moment in moments), peak, at_embeddings)
 
 
 def _moments_from_below(run: PlannedRun) -> tuple[int, list[Moment]]:
