@@ -2,9 +2,10 @@
 PYTHON ?= python3
 # Test processes, of one thread each.
 JOBS ?= 2
-# Tests that start whole processes: commands, notebooks, browsers; and those beside lm-evaluation-harness.
+# Tests that start whole processes: commands, notebooks, browsers; those beside lm-evaluation-harness,
+# and one of 100,000 rows.
 PROCESSES := tests/end_to_end tests/notebooks tests/sweep/test_stock.py tests/annotation/test_browser.py \
-	tests/serving/test_browser.py tests/evaluation/benchmarks/test_harness.py
+	tests/serving/test_browser.py tests/evaluation/benchmarks/test_harness.py tests/data/test_bounded_memory.py
 IN_PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin

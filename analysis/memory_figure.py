@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[tuple[str, ...], str]] = {
     "embeddings, head, norms": (("embeddings", "head", "dense_weights"), "//"),
     "adapters, gradients": (("adapters", "gradients"), ""),
     "optimizer states": (("optimizer",), "\\\\"),
-    "activations, workspace": (("activations", "loss", "workspace"), "xx"),
+    "activations, workspace": (("activations", "loss", "workspace", "not_at_once"), "xx"),
 }
 
 
@@ -50,7 +50,6 @@ def bars(models: Sequence[str]) -> list[Bar]:
         config = usual_run(model_named(name))
         plan = plan_memory(config, USUAL_SHAPE)
         size = asdict(plan)
-        size["loss" if plan.loss < plan.workspace else "workspace"] = 0  # they come one after the other
         parts = tuple(sum(size[component] for component in components) for components, _ in PARTS.values())
         assert sum(parts) == plan.training
         assert config.model.architecture is not None

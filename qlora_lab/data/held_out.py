@@ -11,6 +11,8 @@ from qlora_lab.data.row_file import Keys, hex_key, keys_of
 from qlora_lab.data.rows import Row
 from qlora_lab.errors import DataError
 
+HASH_BYTES = 16
+
 
 def choose_evaluation_rows(pool: Sequence[Row], count: int, seed: int, set_name: str) -> list[Row]:
     """Choose rows with different questions, by the order of a keyed hash of the questions.
@@ -30,12 +32,11 @@ def choose_evaluation_rows(pool: Sequence[Row], count: int, seed: int, set_name:
     """
     keys, source_keys = keys_of(pool)
     # the second decides between answers to one question
-    places = [[keyed_hash(hex_key(key), seed) for key in column.tolist()] for column in (source_keys, keys)]
     chosen: dict[int, int] = {}
-    for index in np.lexsort((np.array(places[1]), np.array(places[0]))).tolist():
+    for index in np.lexsort((_places(keys, seed), _places(source_keys, seed))):
         if len(chosen) == count:
             break
-        chosen.setdefault(int(source_keys[index]), index)
+        chosen.setdefault(int(source_keys[index]), int(index))
     if len(chosen) < count:
         raise DataError(
             f"evaluation.rows asks for {count} rows but the source of set '{set_name}' has {len(chosen)} "
@@ -44,8 +45,14 @@ def choose_evaluation_rows(pool: Sequence[Row], count: int, seed: int, set_name:
     return [pool[index] for index in chosen.values()]
 
 
-def keyed_hash(text: str, seed: int) -> str:
-    return hashlib.blake2b(text.encode(), key=str(seed).encode(), digest_size=16).hexdigest()
+def _places(keys: Keys, seed: int) -> np.ndarray:
+    """Return a keyed hash of each key, by which they are put in order: its bytes alone, for sets of any size."""
+    hashes = (keyed_hash(hex_key(int(key)), seed) for key in keys)
+    return np.fromiter(hashes, dtype=f"S{HASH_BYTES}", count=len(keys))
+
+
+def keyed_hash(text: str, seed: int) -> bytes:
+    return hashlib.blake2b(text.encode(), key=str(seed).encode(), digest_size=HASH_BYTES).digest()
 
 
 def overlap(source_keys: Keys, held_out: Mapping[str, Sequence[Row]]) -> dict[str, np.ndarray]:

@@ -23,7 +23,8 @@ NOTES = {
     "adapters": "in adapter.dtype, and what is trained beside them in float32",
     "activations": "kept for the backward pass",
     "loss": "logits of a chunk, and gradients of hidden states",
-    "workspace": "of one layer's backward pass",
+    "workspace": "of one layer's backward pass, or of the embeddings'",
+    "not_at_once": "of these, what is never there together",
     "evaluation": "above training: weights that stay expanded while rows are scored",
     "process": "Python, libraries, tokenizer, and what the heap has free: measured",
 }
@@ -56,8 +57,8 @@ def report(own: RunConfig, on: dict[str, RunConfig]) -> str:
     lines += [
         f"This run is on a {DEVICES[device]} {'with' if with_it else 'without'} checkpointing: its peak is "
         f"{plans[device, with_it].total / GB:.3f} GB.",
-        "Loss and workspace come one after the other, so the peak holds the larger one. While a model is quantized",
-        "for the first time, a CPU may need more.",
+        "Loss and workspace come one after the other, and in a step of one micro-batch the gradients come as the",
+        "activations go. While a model is quantized for the first time, a CPU may need more.",
     ]
     config = configs["cuda", own.trainer.gradient_checkpointing]
     if paged := paged_bytes(config):

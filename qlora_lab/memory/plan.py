@@ -14,7 +14,7 @@ from qlora_lab.memory.layer import FLOAT32_BYTES, Shape
 from qlora_lab.memory.optimizer import on_card, optimizer_bytes
 from qlora_lab.memory.planned_run import PlannedRun, classifier_parameters, planned_run
 from qlora_lab.memory.process import process_bytes
-from qlora_lab.memory.step import backward_bytes, bytes_of_layers, loss_bytes
+from qlora_lab.memory.step import plan_step
 from qlora_lab.memory.weights import weight_bytes
 
 BASE = ("packed_weights", "absmax", "nested_absmax", "embeddings", "head", "dense_weights")
@@ -35,15 +35,15 @@ class MemoryPlan:
     optimizer: int
     activations: int  # what is kept for the backward pass
     loss: int  # logits of one chunk, and the gradient of the hidden states
-    workspace: int  # of one layer's backward pass, and a weight expanded for its product on a GPU
+    workspace: int  # of one layer's backward pass, with a weight expanded for its product on a GPU; or of embeddings
+    not_at_once: int  # less what of these and the gradients is never there together: a negative number
     evaluation: int = 0  # what evaluation takes above all that
     process: int = 0  # what a process on a CPU takes besides tensors
 
     @property
     def total(self) -> int:
-        """The peak of the run: the loss and the backward pass of the layers come one after the other."""
-        parts = asdict(self)
-        return sum(parts.values()) - min(self.loss, self.workspace)
+        """The peak of the run, to which its components add up."""
+        return sum(asdict(self).values())
 
     @property
     def base(self) -> int:
@@ -73,16 +73,17 @@ def plan_memory(config: RunConfig, shape: Shape) -> MemoryPlan:
     """
     run = planned_run(config, shape)
     trained = run.trained_bytes
-    layers = bytes_of_layers(run)
+    step = plan_step(run)
     plan = MemoryPlan(
         **_weights(run),
         adapters=0 if run.numbers.trained else trained,
         gradients=trained,
         optimizer=on_card(config, optimizer_bytes(config, run.trained_parameters)),
-        activations=layers.kept,
-        loss=loss_bytes(run),
-        workspace=backward_bytes(run, layers),
-        process=process_bytes(config, run.architecture, layers.kept, short=run.numbers.short),
+        activations=step.kept,
+        loss=step.loss,
+        workspace=step.workspace,
+        not_at_once=step.peak - (trained + step.kept + step.loss + step.workspace),
+        process=process_bytes(config, run.architecture, step, short=run.numbers.short),
     )
     held = plan.base + plan.adapters + plan.optimizer
     evaluation = evaluation_bytes(config, run.architecture, run.linears, run.numbers.compute_bytes)

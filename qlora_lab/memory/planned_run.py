@@ -35,7 +35,22 @@ class PlannedRun:
     def trained_bytes(self) -> int:
         """Return the bytes of what is trained, and of its gradients: adapters in their dtype, all else in float32."""
         others = self.trained_parameters - self.adapter_parameters
-        return self.adapter_parameters * COMPUTE_BYTES[self.config.adapter.dtype] + others * FLOAT32_BYTES
+        return self.adapter_parameters * self.adapter_bytes + others * FLOAT32_BYTES
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Return the bytes of a number of an adapter."""
+        return COMPUTE_BYTES[self.config.adapter.dtype]
+
+    @property
+    def outside_layers_bytes(self) -> int:
+        """Return the bytes of gradients of weights in no linear of a layer, but for embeddings and head."""
+        matrices = self.modules.head + self.modules.embeddings - self.head_waits
+        if self.numbers.trained:
+            in_layers = sum(sum(stack.weights) for stack in self.stacks) * FLOAT32_BYTES
+        else:
+            in_layers = sum(sum(stack.adapter_parameters) for stack in self.stacks) * self.adapter_bytes
+        return self.trained_bytes - in_layers - matrices * self.embedding_bytes
 
     @property
     def adapter_copies_bytes(self) -> int:
@@ -44,9 +59,23 @@ class PlannedRun:
         return 0 if same or self.numbers.quantized else self.adapter_parameters * self.numbers.compute_bytes
 
     @property
+    def accumulates(self) -> bool:
+        """Whether a step has several micro-batches, of which each finds the gradients of those before it.
+
+        As the configuration says, whatever shape is planned: so a larger shape never needs less.
+        """
+        trainer = self.config.trainer
+        return not isinstance(trainer.micro_batch_size, int) or trainer.micro_batch_size < trainer.batch_size
+
+    @property
     def offloads(self) -> bool:
         """Whether the inputs of layers wait in the host's memory."""
         return self.config.trainer.offload_activations and self.numbers.on_gpu
+
+    @property
+    def head_waits(self) -> bool:
+        """Whether the gradient of a trained head waits for that of the embeddings that it is."""
+        return self.modules.head and self.architecture.tie_embeddings
 
     @property
     def embedding_parameters(self) -> int:
@@ -91,7 +120,7 @@ def planned_run(config: RunConfig, shape: Shape) -> PlannedRun:
         architecture,
         numbers,
         linears,
-        list(stacks_of(config, architecture, linears, chosen, shape)),
+        list(stacks_of(config, architecture, linears, frozenset(chosen), shape)),
         modules,
         total if full else parameters + modules.parameters,
         0 if full else in_adapters,

@@ -9,31 +9,39 @@ apart with glibc's mallinfo2 and /proc/PID/smaps) these remain when its tensors 
 - What glibc's heap has free between tensors: a share of what a step keeps there, more in float32 than in 16 bits (0.28
   to 0.42 and 0.14 to 0.22 of it where that is much); why so, is not known. Batches had padding, as they mostly have;
   without it there is less of this, and less of tensors, since attention then has no mask and no copies of its keys.
+- Where embeddings are trained whose matrix glibc maps apart from its heap: what was kept, of which the heap has given
+  nothing back when their gradient is made. (Of SmolLM2-135M mallinfo2 then counts six such matrices, weights and
+  optimizer states among them, beside a heap as large as ever.)
 
 Not in it: what the first run of a model takes while it quantizes (the result, one tensor, and pages of the checkpoint,
 which the system takes back), and random weights, which are there unquantized first.
 """
 
 from qlora_lab.config.schema import BYTE_LEVEL, CLASSIFICATION, ArchitectureConfig, RunConfig
+from qlora_lab.memory.layer import FLOAT32_BYTES
+from qlora_lab.memory.step import Step
 
 LIBRARIES_BYTES = 510_000_000
 SHARED_BYTES = 134_000_000  # of these, in pages of files
 TOKENIZER_BYTES = 850  # of each token of a vocabulary; half of them are used, the others loading leaves free
 # Of what is kept for the backward pass, in float32 and in 16 bits: means of four runs each that keep much.
 HEAP_SHARE = (0.36, 0.19)
+LARGEST_IN_HEAP_BYTES = 2**25  # on 64 bits (mallopt(3), M_MMAP_THRESHOLD)
 
 
-def process_bytes(config: RunConfig, architecture: ArchitectureConfig, kept_bytes: int, *, short: bool) -> int:
+def process_bytes(config: RunConfig, architecture: ArchitectureConfig, step: Step, *, short: bool) -> int:
     """Return the bytes of a run's process that are no tensors; 0 on a GPU, whose memory they do not take.
 
     Args:
-        kept_bytes: for the backward pass.
+        step: its tensors.
         short: whether it computes in 16 bits.
     """
     if config.trainer.device == "cuda":
         return 0
     tokens = 0 if config.model.tokenizer == BYTE_LEVEL else architecture.vocab_size
-    return LIBRARIES_BYTES + tokens * TOKENIZER_BYTES + round(HEAP_SHARE[short] * kept_bytes)
+    matrix = architecture.vocab_size * (architecture.embedding_size or architecture.hidden_size) * FLOAT32_BYTES
+    beyond = max(0, step.at_embeddings - step.peak) if matrix > LARGEST_IN_HEAP_BYTES else 0
+    return LIBRARIES_BYTES + tokens * TOKENIZER_BYTES + round(HEAP_SHARE[short] * step.kept) + beyond
 
 
 def shared_bytes(config: RunConfig, base_bytes: int) -> int:

@@ -19,6 +19,8 @@ class Stack:
     adapted: tuple[tuple[str, ...], ...]  # of each layer, the linears with an adapter, by their paths in it
     attention: frozenset[int]  # layers with one in their attention
     block: frozenset[str]  # the linears of a layer's feed-forward block, by their paths in it
+    weights: tuple[int, ...]  # of each layer, the numbers in its linears
+    adapter_parameters: tuple[int, ...]  # of each layer
     shape: Shape  # of what it reads
     source_tokens: int = 0  # of what the encoder before it reads
 
@@ -28,7 +30,7 @@ class Stack:
 
 
 def stacks_of(
-    config: RunConfig, architecture: ArchitectureConfig, linears: list[Linear], adapted: list[str], shape: Shape
+    config: RunConfig, architecture: ArchitectureConfig, linears: list[Linear], adapted: frozenset[str], shape: Shape
 ) -> Iterator[Stack]:
     """Give each list of layers of a model.
 
@@ -46,16 +48,18 @@ def stacks_of(
         source = Shape(shape.rows, max(1, shape.tokens - target.tokens))
     for number, (family, num_layers) in enumerate(stacks(architecture)):
         of_layers: list[list[str]] = [[] for _ in range(num_layers)]
-        in_attention = set()
-        block = {
-            path.removeprefix(f"{family.layers}.").partition(".")[2]
-            for path, *_ in linears
-            if path.startswith(f"{family.layers}.") and path not in attention
-        }
-        for path in adapted:
-            if path.startswith(f"{family.layers}."):
-                index, _, name = path.removeprefix(f"{family.layers}.").partition(".")
+        weights, adapter_weights = [0] * num_layers, [0] * num_layers
+        in_attention, block = set(), set()
+        for path, rows, columns in linears:
+            if not path.startswith(f"{family.layers}."):
+                continue
+            index, _, name = path.removeprefix(f"{family.layers}.").partition(".")
+            weights[int(index)] += rows * columns
+            if path not in attention:
+                block.add(name)
+            if path in adapted:
                 of_layers[int(index)].append(name)
+                adapter_weights[int(index)] += config.adapter.rank * (rows + columns)
                 if path in attention:
                     in_attention.add(int(index))
         profile = encoder if number == 0 else encoder.decoder
@@ -65,6 +69,8 @@ def stacks_of(
             tuple(tuple(sorted(names)) for names in of_layers),
             frozenset(in_attention),
             frozenset(block),
+            tuple(weights),
+            tuple(adapter_weights),
             source if number == 0 else target,
             0 if number == 0 else source.tokens,
         )

@@ -156,7 +156,7 @@ class MemoryGroup:
     Attributes:
         refused: of the runs, those that do not fit.
         predicted_gib: the least and the most of a run's peak; None where it is not predicted.
-        components_gib: of its largest run, by the names of `memory.plan.MemoryPlan`, which says how they add up.
+        components_gib: of its largest run, by the names of `memory.plan.MemoryPlan`; they add up to its peak.
         not_predicted: then says why.
         card: the smallest of CARDS_GB with room for the largest of the runs, and those that share it; None where none
             has any, or they need no GPU or are not predicted.
@@ -242,13 +242,13 @@ def _components(groups: list[MemoryGroup]) -> Iterator[str]:
         return
     peak, group = max(predicted, key=lambda pair: pair[0])
     assert group.components_gib is not None
-    large = {name: size for name, size in group.components_gib.items() if size >= SHOWN_SHARE * peak}
+    large = {name: size for name, size in group.components_gib.items() if abs(size) >= SHOWN_SHARE * peak}
     parts = [f"{name.replace('_', ' ')} {_size(size)}" for name, size in large.items()]
     yield f"  the largest, {group.model} {group.quant}, {_size(peak)}: {', '.join(parts)}; less is left out here"
 
 
 def _size(gib: float) -> str:
-    return f"{gib:,.1f} GiB" if gib >= 0.1 else f"{1024 * gib:,.0f} MiB"
+    return f"{gib:,.1f} GiB" if abs(gib) >= 0.1 else f"{1024 * gib:,.0f} MiB"
 
 
 def _row(group: MemoryGroup, *, with_room: bool) -> str:

@@ -31,6 +31,16 @@ def test_the_heap_has_fewer_holes_in_16_bits() -> None:
     assert holes == round(HEAP_SHARE[True] * plan.activations) < HEAP_SHARE[False] * plan.activations
 
 
+def test_a_heap_keeps_what_larger_matrices_cannot_use() -> None:
+    trained = "trainer.batch_size=4", "trainer.micro_batch_size=4", "adapter.trained_modules=[embed_tokens]"
+    plain, large = (plan_memory(composed("model=smollm2_135m", *CPU, *each), Shape(4, 128)) for each in ((), trained))
+    matrix = 49_152 * 576 * 4
+    # three are there when their gradient is made, and two at the peak of tensors, beside a layer's workspace
+    assert 0.8 * matrix < large.process - plain.process < matrix
+    small = composed("model=tiny_random", *CPU, *trained)
+    assert plan_memory(small, Shape(4, 128)).process < LIBRARIES_BYTES + plan_memory(small, Shape(4, 128)).activations
+
+
 def test_on_a_gpu_a_process_takes_nothing_of_the_card() -> None:
     config = composed("model=smollm2_135m", "trainer.device=cuda", "trainer.compute_dtype=bfloat16")
     assert plan_memory(config, Shape(8, 128)).process == 0
