@@ -11,7 +11,7 @@ constexpr int64_t ROWS_OF_A_THREAD = 16;  // at least
 
 int check_norm(int dtype, int64_t rows, int64_t columns) {
     if (!is_dtype(dtype)) return QLK_BAD_DTYPE;
-    return product_fits(rows, columns) ? QLK_OK : QLK_BAD_SIZE;
+    return columns > 0 && product_fits(rows, columns) ? QLK_OK : QLK_BAD_SIZE;
 }
 
 }  // namespace
@@ -24,7 +24,7 @@ extern "C" {
 int qlk_cpu_rms_norm(const void *x, int dtype, int64_t rows, int64_t columns, const void *weight, float eps, void *out,
                      float *scales, int threads) {
     const int status = check_norm(dtype, rows, columns);
-    if (status != QLK_OK || rows * columns == 0) return status;
+    if (status != QLK_OK || rows == 0) return status;
     if (x == nullptr || weight == nullptr || out == nullptr || scales == nullptr) return QLK_NULL_POINTER;
     const NormKernels &kernels = isa().norm;
     parallel_for(rows, ROWS_OF_A_THREAD, threads_of(threads), [&](int64_t begin, int64_t end) {
@@ -39,7 +39,7 @@ int qlk_cpu_rms_norm(const void *x, int dtype, int64_t rows, int64_t columns, co
 int qlk_cpu_rms_norm_backward(const void *grad_out, const void *x, int dtype, int64_t rows, int64_t columns,
                               const void *weight, const float *scales, void *grad_x, int threads) {
     const int status = check_norm(dtype, rows, columns);
-    if (status != QLK_OK || rows * columns == 0) return status;
+    if (status != QLK_OK || rows == 0) return status;
     if (grad_out == nullptr || x == nullptr || weight == nullptr) return QLK_NULL_POINTER;
     if (scales == nullptr || grad_x == nullptr) return QLK_NULL_POINTER;
     const NormKernels &kernels = isa().norm;

@@ -23,14 +23,15 @@ def saved_bytes(layer: Layer, *, from_attention: bool = True) -> int:
     profile = _profile_here(layer, from_attention)
     exact = profile.exact_hidden * width[HIDDEN] + profile.exact_query * width[QUERY]
     exact += profile.exact_key_value * width[KEY_VALUE]
+    exact *= numbers.compute_bytes if layer.norms_natively else FLOAT32_BYTES
     # what attention of another kind sums for each token
-    exact += 0 if profile.dropout else layer.architecture.num_heads
+    exact += 0 if profile.dropout else layer.architecture.num_heads * FLOAT32_BYTES
     mask = 0 if layer.attends_natively else layer.mask_places * numbers.compute_bytes
     seen = (layer.shape.tokens if from_attention else 0) + (layer.source_tokens if profile.cross_attention else 0)
     scores = profile.scores[numbers.short] * layer.architecture.num_heads * seen
     of_source = [name for name in layer.adapted if profile.cross_attention and name.endswith(CROSS_INPUTS)]
     low = (len(layer.adapted) - len(of_source)) * numbers.rank * numbers.adapter_bytes
-    of_token = _vectors(layer, profile) * numbers.compute_bytes + mask + exact * FLOAT32_BYTES + low + scores
+    of_token = _vectors(layer, profile) * numbers.compute_bytes + mask + exact + low + scores
     kept = layer.shape.positions * of_token + biases
     if profile.cross_attention:
         pair = 2 * width[QUERY] * (numbers.compute_bytes if numbers.on_gpu else FLOAT32_BYTES)

@@ -95,6 +95,11 @@ class Layer:
         return self.profile.masked and not self.numbers.on_gpu
 
     @property
+    def norms_natively(self) -> bool:
+        """Say whether its norms are our own (models/norms.py)."""
+        return self.profile.native_norms and not self.numbers.on_gpu and not self.numbers.trained
+
+    @property
     def mask_places(self) -> int:
         """Return the places of a token's row of the mask, which batches of one row have none of: they need none."""
         return self.shape.tokens if self.profile.masked and self.shape.rows > 1 else 0

@@ -18,7 +18,7 @@ FORWARD_QUERY_WITH_DROPOUT = (16, 26)
 
 @dataclass(frozen=True)
 class Profile:
-    """Vectors and matrices a layer keeps: of each token in the compute dtype, or, `exact`, always in float32."""
+    """Vectors and matrices a layer keeps: of each token in the compute dtype, or, `exact`, in float32."""
 
     hidden: int = 0
     feed_forward: int = 0
@@ -62,6 +62,7 @@ class Profile:
     returns_weights: bool = False
     # bytes of a place in the mask that attention written out in Python is given, in float32 and in 16 bits
     written_masks: tuple[int, int] = (0, 0)
+    native_norms: bool = False  # on a CPU those of frozen weights keep in the compute dtype what is `exact`
     sees_all_every: int = 1  # so many layers; the others see a window, and have a mask of their own
     norm_workspace: float = 0.0  # of a norm, in vectors of hidden in float32
     logits_bytes: tuple[int, int] = (4, 6)  # of one logit in the chunk at hand
@@ -91,6 +92,7 @@ LLAMA = Profile(
     gated=True,
     query=4,
     exact_hidden=2,
+    native_norms=True,
     inputs=LLAMA_INPUTS,
     trained_norms=2,
     autocast=(26, 8, 4, 4),
@@ -137,7 +139,7 @@ PROFILES = {
     "mistral": LLAMA,
     "smollm3": LLAMA,
     "qwen2": LLAMA,
-    "gemma": LLAMA,
+    "gemma": replace(LLAMA, native_norms=False),
     "qwen3": replace(LLAMA, exact_query=1, exact_key_value=1, head_norms=True, autocast=(26, 8, 10, 10)),
     "gemma2": Profile(
         feed_forward=3,
@@ -159,6 +161,7 @@ PROFILES = {
     ),
     "gemma3_text": replace(
         LLAMA,
+        native_norms=False,
         exact_hidden=4,
         trained_norms=4,
         exact_query=1,

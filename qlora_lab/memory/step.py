@@ -97,7 +97,8 @@ def _moments_from_below(run: PlannedRun) -> tuple[int, list[Moment]]:
         vector = stack.shape.positions * run.architecture.hidden_size * run.numbers.stream_bytes
         kept += EMBEDDED * vector if checkpointing and stack.profile.dropout else 0
         # the input of the layer at hand is not there twice, unless its norm works on a copy in float32
-        twice = vector if run.numbers.stream_bytes == FLOAT32_BYTES or stack.profile.hidden else 0
+        keeps_it = stack.profile.hidden or _layer_of(run, stack).norms_natively
+        twice = vector if run.numbers.stream_bytes == FLOAT32_BYTES or keeps_it else 0
         between = _between_stacks(run, number)
         for index, layer in enumerate(_layers_of(run, stack, reached_before=reached_before)):
             # with checkpointing, the input of every layer, or of the two that are on their way to the host or back, and

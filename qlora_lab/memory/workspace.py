@@ -25,6 +25,8 @@ def workspace_bytes(layer: Layer, *, block_bytes: int, cross_bytes: int, checkpo
     profile, shape, numbers, width = layer.profile, layer.shape, layer.numbers, layer.widths
     of_block = _block_vectors(layer) * width[FEED_FORWARD] * numbers.compute_bytes
     of_norm = profile.norm_workspace * width[HIDDEN] * FLOAT32_BYTES
+    if layer.norms_natively:
+        of_norm = width[HIDDEN] * numbers.compute_bytes  # the gradient that it gives
     incoming = width[HIDDEN] * numbers.stream_bytes  # the gradient of the layer's output
     at_once = [shape.positions * max(of_block, of_norm - incoming)]
     own = _attention_workspace(layer, shape.tokens, checkpointing)

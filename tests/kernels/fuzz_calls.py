@@ -302,7 +302,7 @@ def rms_norm_backward(case: Case) -> Built:
 
 
 def norm_inputs(case: Case) -> Built:
-    rows, columns, dtype = case.count(200), case.count(900), case.random.randrange(2)
+    rows, columns, dtype = case.count(200), max(case.count(900), 1), case.random.randrange(2)
     arguments = {
         "x": case.values(rows * columns, DTYPES[dtype]),
         "dtype": dtype,
@@ -310,7 +310,7 @@ def norm_inputs(case: Case) -> Built:
         "columns": columns,
         "weight": case.values(columns, DTYPES[dtype]),
     }
-    sizes: Spoilers = [(name, TOO_LARGE, BAD_SIZE) for name in ("rows", "columns")]
+    sizes: Spoilers = [("rows", TOO_LARGE, BAD_SIZE), ("columns", (0, *TOO_LARGE), BAD_SIZE)]
     return arguments, [*nulls("x", "weight"), ("dtype", (2, *BAD_DTYPES), BAD_DTYPE), *sizes]
 
 

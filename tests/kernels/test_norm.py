@@ -118,6 +118,7 @@ def test_bad_arguments_are_refused(library: ctypes.CDLL) -> None:
 
     assert all(statuses(**{name: None}) == [NULL_POINTER] * 2 for name in ("x", "weight", "scales", "out"))
     assert all(statuses(dtype=dtype) == [BAD_DTYPE] * 2 for dtype in (2, 3, -1))
+    assert statuses(columns=0) == [BAD_SIZE] * 2
     for name in ("rows", "columns"):
         assert all(statuses(**{name: size}) == [BAD_SIZE] * 2 for size in (-1, -(2**63), 2**62))
     assert out.unique().tolist() == [5.0]
