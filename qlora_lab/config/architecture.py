@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from qlora_lab.config.families import FAMILIES, HEAD_SIZES, Family, Linear, head_size
-from qlora_lab.config.schema import ArchitectureConfig, ModelConfig
+from qlora_lab.config.schema import CLASSIFICATION, ArchitectureConfig, ModelConfig
 from qlora_lab.errors import ConfigError
 
 
@@ -48,7 +48,7 @@ def total_parameters(architecture: ArchitectureConfig) -> int | None:
     if layers is None:
         return None
     hidden = architecture.hidden_size
-    matrices = 1 if architecture.tie_embeddings else 2
+    matrices = 2 if has_own_head(architecture) else 1
     total = matrices * architecture.vocab_size * (architecture.embedding_size or hidden)
     total += sum(out_features * in_features for _, out_features, in_features in layers)
     for stack, num_layers in stacks(architecture):
@@ -57,6 +57,11 @@ def total_parameters(architecture: ArchitectureConfig) -> int | None:
         total += num_layers * (biases + stack.norm_vectors * norm_width)
         total += stack.norm_vectors * stack.outer_norms * hidden + stack.further(architecture)
     return total
+
+
+def has_own_head(architecture: ArchitectureConfig) -> bool:
+    """Say whether the vocabulary has a matrix for the output beside its embeddings; a classifier has none."""
+    return not architecture.tie_embeddings and FAMILIES[architecture.model_type].task != CLASSIFICATION
 
 
 def check_heads(architecture: ArchitectureConfig) -> None:

@@ -7,6 +7,7 @@ needs besides, which is measured (`process`). On a GPU the context and the alloc
 
 from dataclasses import asdict, dataclass, replace
 
+from qlora_lab.config.architecture import has_own_head
 from qlora_lab.config.families import CLASSES
 from qlora_lab.config.schema import RunConfig
 from qlora_lab.memory.evaluation import evaluation_bytes
@@ -103,7 +104,7 @@ def _weights(run: PlannedRun) -> dict[str, int]:
     found = weight_bytes(run.architecture, run.config.quant, size)
     assert found is not None
     one = run.embedding_parameters
-    apart = not run.architecture.tie_embeddings
+    apart = has_own_head(run.architecture)
     counted = 0 if numbers.trained else classifier_parameters(run.config, CLASSES) + modules.parameters
     embeddings = one * size if numbers.trained or not modules.embeddings else 0
     head = one * size if apart and (numbers.trained or not modules.head) else 0

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from qlora_lab.config.schema import AdapterConfig, ArchitectureConfig
+from qlora_lab.config.families import FAMILIES
+from qlora_lab.config.schema import CLASSIFICATION, AdapterConfig, ArchitectureConfig
 from qlora_lab.errors import ConfigError
 
 # Last names of the modules of a model type, as transformers calls them.
@@ -13,7 +14,6 @@ EMBEDDINGS = {
     "t5": ("shared", "embed_tokens"),  # one weight by three paths
     "roberta": ("word_embeddings",),
 }
-WITHOUT_HEAD = ("roberta",)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def trained_modules(adapter: AdapterConfig, architecture: ArchitectureConfig) ->
         ConfigError: another module is to be trained.
     """
     embeddings = EMBEDDINGS.get(architecture.model_type, ("embed_tokens",))
-    heads = () if architecture.model_type in WITHOUT_HEAD else ("lm_head",)
+    heads = () if FAMILIES[architecture.model_type].task == CLASSIFICATION else ("lm_head",)
     last_names = {name.rpartition(".")[2] for name in adapter.trained_modules}
     others = sorted(last_names.difference(embeddings, heads))
     if others:

@@ -109,6 +109,7 @@ class TrainingModule(LightningModule):
                 )
             self.manual_backward(loss)
             losses.append(loss.detach())
+            del loss  # and what it worked out, before the next forward pass
         if not self._checked_gradients:
             self._check_gradients()
         return torch.stack(losses).sum(), bucket_sums

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from qlora_lab.data.batching import collate
 from qlora_lab.errors import TrainingError
-from qlora_lab.models.loss import row_losses
+from qlora_lab.models.loss import row_losses, target_loss
 from qlora_lab.train.checkpoint import Counters, TrainingState
 from qlora_lab.train.loop import run_loop
 from qlora_lab.train.module import TrainingModule
@@ -63,6 +64,22 @@ def gradient_of_one_big_batch(model: Any, examples: Any, rows: Sequence[int]) ->
 
 def trained(model: Any) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_nothing_of_a_micro_batch_lives_on_into_the_next(
+    make_model: Any, examples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[weakref.ref[Tensor]] = []
+
+    def watched(*arguments: Any) -> tuple[Tensor, int]:
+        assert all(reference() is None for reference in losses)
+        loss, tokens = target_loss(*arguments)
+        losses.append(weakref.ref(loss))
+        return loss, tokens
+
+    monkeypatch.setattr("qlora_lab.train.module.target_loss", watched)
+    take_steps(make_model(), examples, [range(6)], micro_batch_size=2)
+    assert len(losses) == 3
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
