@@ -79,6 +79,13 @@ def test_otherwise_it_is_transformers_own(monkeypatch: pytest.MonkeyPatch, reaso
     assert torch.equal(result(norm, x)[0], a_norm(torch.bfloat16)(x))
 
 
+def test_whether_its_weight_is_frozen_makes_no_difference_without_gradients() -> None:
+    norm, x = model_of(a_norm(torch.bfloat16)), torch.randn(5, 40).bfloat16()
+    with torch.no_grad():
+        frozen = norm(x)
+        assert torch.equal(norm.requires_grad_(True)(x), frozen)
+
+
 def test_a_model_keeps_its_names_and_its_kinds() -> None:
     model = LlamaForCausalLM(LlamaConfig(**LLAMA))
     before = {name: type(module) for name, module in model.named_modules()}

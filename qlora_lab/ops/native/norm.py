@@ -20,13 +20,13 @@ class NativeRmsNorm:
 
     @staticmethod
     def takes(x: Tensor, weight: Tensor) -> bool:
-        """Whether there are kernels for these, and nothing has to be known of the weight's gradient."""
+        """Whether there are kernels for these, and the weight wants no gradient."""
         return (
             x.device.type == "cpu"
             and x.dtype in DTYPES
             and weight.dtype == x.dtype
             and x.shape[-1:] == weight.shape != (0,)
-            and not weight.requires_grad
+            and not (weight.requires_grad and torch.is_grad_enabled())
         )
 
     def forward(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
