@@ -129,14 +129,7 @@ class Block {
   private:
     void multiply(const Term &term, int64_t rows, int64_t columns, void *out, int64_t out_stride, int dtype,
                   bool accumulate) const {
-        Product product = {};
-        product.terms[0] = term;
-        product.term_count = 1;
-        product.rows = rows;
-        product.columns = out_stride;
-        product.out = out;
-        product.dtype = dtype;
-        product.accumulate = accumulate;
+        const Product product = product_of(term, rows, out_stride, out, dtype, accumulate);
         isa_.linear.multiply(product, {0, rows, 0, columns}, dtype == QLK_FLOAT32 ? nullptr : sums_);
     }
 

@@ -43,14 +43,11 @@ int multiply_forward(const Call &call, const void *x, int64_t rows, const Dense 
         } else {
             floats.load(call, row, count);
         }
-        Product product = {};
-        product.terms[0] = weight_term(in_bfloat16, floats, halves, weight.right(Layout::dense_transposed, 0), weight.in_features);
-        product.term_count = 1;
-        product.rows = count;
-        product.columns = weight.out_features;
+        const Right right = weight.right(Layout::dense_transposed, 0);
+        const Term term = weight_term(in_bfloat16, floats, halves, right, weight.in_features);
+        float *to = out + row * weight.out_features;
+        Product product = product_of(term, count, weight.out_features, to, QLK_FLOAT32, false);
         product.bias = shift.get();
-        product.out = out + row * weight.out_features;
-        product.dtype = QLK_FLOAT32;
         call.multiply(product, sums.get());
     }
     return QLK_OK;
@@ -103,15 +100,9 @@ int multiply_backward(const Call &call, const float *grad_output, int64_t rows, 
         do {  // at least once: the sum of nothing is zero
             const int64_t inner = smaller(width, weight.out_features - begin);
             if (inner > 0) slab.load(call, gradient + begin, weight.out_features, count, inner);
-            Product product = {};
-            product.terms[0] = slab.term(weight.right(Layout::dense, begin), inner);
-            product.term_count = 1;
-            product.rows = count;
-            product.columns = weight.in_features;
-            product.out = out + row * weight.in_features;
-            product.dtype = QLK_FLOAT32;
-            product.accumulate = begin > 0;
-            call.multiply(product, nullptr);
+            const Term term = slab.term(weight.right(Layout::dense, begin), inner);
+            float *to = out + row * weight.in_features;
+            call.multiply(product_of(term, count, weight.in_features, to, QLK_FLOAT32, begin > 0), nullptr);
             begin += inner;
         } while (begin < weight.out_features);
     }

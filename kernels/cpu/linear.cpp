@@ -97,15 +97,9 @@ class Forward {
     void multiply_low(int64_t row, int64_t count) {
         LeftRows &input = drops() ? dropped_ : x_;
         if (&input != &x_) input.load(call_, row, count);
-        Product product = {};
-        product.terms[0] = {input.get(), nullptr, input.stride(), transposed(adapter_->lora_A, weight_.in_features),
-                            weight_.in_features, nullptr};
-        product.term_count = 1;
-        product.rows = count;
-        product.columns = rank_;
-        product.out = low_ + row * rank_;
-        product.dtype = QLK_FLOAT32;
-        call_.multiply(product, nullptr);
+        const Right lora_A = transposed(adapter_->lora_A, weight_.in_features);
+        const Term term = {input.get(), nullptr, input.stride(), lora_A, weight_.in_features, nullptr};
+        call_.multiply(product_of(term, count, rank_, low_ + row * rank_, QLK_FLOAT32, false), nullptr);
         scale(low_ + row * rank_, count * rank_, adapter_->scaling, scaled_low_.get());
     }
 
@@ -212,23 +206,11 @@ class Backward {
 
     bool needs_floats() const { return !in_bfloat16_ || adapter_ != nullptr; }
 
-    static Product product_of(Term term, int64_t rows, int64_t columns, float *out, bool accumulate) {
-        Product product = {};
-        product.terms[0] = term;
-        product.term_count = 1;
-        product.rows = rows;
-        product.columns = columns;
-        product.out = out;
-        product.dtype = QLK_FLOAT32;
-        product.accumulate = accumulate;
-        return product;
-    }
-
     // scaling * grad_output lora_B
     void multiply_grad_low(int64_t count) {
         const Term term = {grad_output_.get(), nullptr, grad_output_.stride(), dense(adapter_->lora_B, rank_),
                            weight_.out_features, nullptr};
-        call_.multiply(product_of(term, count, rank_, grad_low_.get(), false), nullptr);
+        call_.multiply(product_of(term, count, rank_, grad_low_.get(), QLK_FLOAT32, false), nullptr);
         scale(grad_low_.get(), count * rank_, adapter_->scaling, grad_low_.get());
     }
 
@@ -240,8 +222,10 @@ class Backward {
         const Right gradient = dense(grad_output_.get(), grad_output_.stride());
         const Term to_A = {grad_lows_.get(), nullptr, lows_stride_, input, count, nullptr};
         const Term to_B = {lows_.get(), nullptr, lows_stride_, gradient, count, nullptr};
-        call_.multiply(product_of(to_A, rank_, weight_.in_features, grad_lora_A_, row > 0), nullptr);
-        call_.multiply(product_of(to_B, rank_, weight_.out_features, grad_lora_B_transposed_.get(), row > 0), nullptr);
+        const bool adds = row > 0;
+        call_.multiply(product_of(to_A, rank_, weight_.in_features, grad_lora_A_, QLK_FLOAT32, adds), nullptr);
+        float *to_B_transposed = grad_lora_B_transposed_.get();
+        call_.multiply(product_of(to_B, rank_, weight_.out_features, to_B_transposed, QLK_FLOAT32, adds), nullptr);
     }
 
     void multiply_grad_input(int64_t row, int64_t count) {

@@ -188,6 +188,19 @@ class LeftBfloat16 {
     Buffer buffer_;
 };
 
+// out (rows, columns) = one term, or added to what is there.
+inline Product product_of(const Term &term, int64_t rows, int64_t columns, void *out, int dtype, bool accumulate) {
+    Product product = {};
+    product.terms[0] = term;
+    product.term_count = 1;
+    product.rows = rows;
+    product.columns = columns;
+    product.out = out;
+    product.dtype = dtype;
+    product.accumulate = accumulate;
+    return product;
+}
+
 inline bool multiplies_bfloat16(const Call &call, int dtype) {
     return dtype == QLK_BFLOAT16 && call.kernels.has_bfloat16_units;
 }
