@@ -6,9 +6,8 @@ apart with glibc's mallinfo2 and /proc/PID/smaps) these remain when its tensors 
 - Python, torch and the other libraries: 506 to 513 MB on an AMD machine, whatever the run, and 510 on an Intel one. A
   quarter is in pages of files, the others in the heap and in Python's own arenas.
 - The tokenizer.
-- What glibc's heap has free between tensors: a share of what a step keeps there, more in float32 than in 16 bits (0.28
-  to 0.42 and 0.14 to 0.22 of it where that is much); why so, is not known. Batches had padding, as they mostly have;
-  without it there is less of this, and less of tensors, since attention then has no mask and no copies of its keys.
+- What glibc's heap has free between tensors: a share of what a step keeps there, more in float32 than in 16 bits (0.08
+  to 0.32 and 0.08 to 0.25 of it where that is much); why so, is not known. Batches had padding, as they mostly have.
 - Where embeddings are trained whose matrix glibc maps apart from its heap: what was kept, of which the heap has given
   nothing back when their gradient is made. (Of SmolLM2-135M mallinfo2 then counts six such matrices, weights and
   optimizer states among them, beside a heap as large as ever.)
@@ -24,8 +23,8 @@ from qlora_lab.memory.step import Step
 LIBRARIES_BYTES = 510_000_000
 SHARED_BYTES = 134_000_000  # of these, in pages of files
 TOKENIZER_BYTES = 850  # of each token of a vocabulary; half of them are used, the others loading leaves free
-# Of what is kept for the backward pass, in float32 and in 16 bits: means of four runs each that keep much.
-HEAP_SHARE = (0.36, 0.19)
+# Of what is kept for the backward pass, in float32 and in 16 bits: about the means of five runs each that keep much.
+HEAP_SHARE = (0.22, 0.15)
 LARGEST_IN_HEAP_BYTES = 2**25  # on 64 bits (mallopt(3), M_MMAP_THRESHOLD)
 
 
