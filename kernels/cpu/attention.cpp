@@ -1,5 +1,5 @@
-// The C entries of attention: softmax(scale query key^T) value for each row and head, and its gradients. Scores are made
-// for some queries at a time, as floats that stay in the second-level cache, by the products that linear.cpp uses.
+// The C entries of attention: softmax(scale query key^T) value for each row and head, and its gradients. Scores are
+// made for some queries at a time, as floats that stay in the second-level cache, by the products of linear.cpp.
 #include "attention.h"
 
 #include "isa.h"
@@ -44,8 +44,8 @@ struct Sizes {
     int64_t blocks() const { return ceil_div(of.tokens, queries); }
     // The keys that some of the queries up to `end` see.
     int64_t keys(int64_t end) const { return of.causal ? end : of.tokens; }
-    // What some queries take up as rows of a head's values or of scores. The lines after them keep parts of the workspace
-    // from beginning at the same place of a page, where stores to one hold up loads from the other.
+    // What some queries take up as rows of a head's values or of scores. The lines after them keep parts of the
+    // workspace from beginning at the same place of a page, where stores to one hold up loads from the other.
     int64_t head_floats() const { return queries * head_stride + 5 * CACHE_LINE_FLOATS; }
     int64_t scores_floats() const { return queries * scores_stride + 5 * CACHE_LINE_FLOATS; }
 
@@ -93,11 +93,12 @@ class Block {
         }
     }
 
-    // out (tokens, keys) = left right^T for tokens of two heads: exact products where both are bfloat16, summed in floats.
-    // `floats`: the tokens of the left head.
+    // out (tokens, keys) = left right^T for tokens of two heads: where both are bfloat16, exact products, summed as
+    // floats. `floats`: the tokens of the left head.
     void multiply_heads(const Head &left, const float *floats, const Head &right, int64_t begin, int64_t end,
                         uint16_t *pairs, float *out) const {
-        Term term = {floats, nullptr, sizes_.head_stride, right.right(Layout::dense_transposed), of_.head_size, nullptr};
+        const Right keys = right.right(Layout::dense_transposed);
+        Term term = {floats, nullptr, sizes_.head_stride, keys, of_.head_size, nullptr};
         if (in_bfloat16_) {
             const int64_t bytes = of_.head_size * sizeof(uint16_t);
             for (int64_t token = begin; token < end; ++token) {
@@ -330,8 +331,9 @@ int qlk_cpu_attention_backward(const qlk_attention *attention, const void *out, 
                                const void *grad_out, void *grad_query, void *grad_key, void *grad_value, int threads) {
     const int status = check_attention(attention);
     if (status != QLK_OK || is_empty(*attention)) return status;
-    if (!has_inputs(*attention) || out == nullptr || logsumexp == nullptr || grad_out == nullptr) return QLK_NULL_POINTER;
-    if (grad_query == nullptr || grad_key == nullptr || grad_value == nullptr) return QLK_NULL_POINTER;
+    if (!has_inputs(*attention) || out == nullptr || logsumexp == nullptr) return QLK_NULL_POINTER;
+    if (grad_out == nullptr || grad_query == nullptr) return QLK_NULL_POINTER;
+    if (grad_key == nullptr || grad_value == nullptr) return QLK_NULL_POINTER;
     return attend_backward(isa(), *attention, out, logsumexp, grad_out, grad_query, grad_key, grad_value,
                            threads_of(threads));
 }

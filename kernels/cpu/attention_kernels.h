@@ -10,8 +10,8 @@
 
 namespace qlk::QLK_ISA {
 
-// e^x, to two units in the last place; 0 below -87, where floats begin to be denormal, and NaN for NaN. Not for x far above
-// 0, where it stops growing.
+// e^x for x up to a little above 0, to a unit in the last place; 0 below -87, where floats begin to be denormal, and NaN
+// for NaN.
 inline Floats exp_of_negative(Floats x) {
     const Floats lowest = broadcast(-87.0f);
     const Floats bounded = min(max(x, lowest), broadcast(88.0f));  // lowest for NaN
