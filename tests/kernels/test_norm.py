@@ -84,6 +84,13 @@ def test_any_shape(library: ctypes.CDLL, rows: int, columns: int, threads: int, 
 
 
 @dtypes
+def test_it_rounds_where_transformers_does(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    x, weight = random(5, 70, dtype=dtype), random(70, dtype=dtype, seed=2)
+    out, scales = rms_norm(library, x, weight)
+    assert torch.equal(out, weight * (x.float() * scales).to(dtype))
+
+
+@dtypes
 def test_a_row_of_zeros_is_one_of_zeros(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     x, weight = torch.zeros(1, 20, dtype=dtype), torch.ones(20, dtype=dtype)
     out, scales = rms_norm(library, x, weight)
