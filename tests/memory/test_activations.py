@@ -242,7 +242,7 @@ COMBINATIONS: list[tuple[str, list[str], dict[str, int]]] = [
         (model_type, ["trainer.compute_dtype=bfloat16", CHECKPOINTING], LONG)
         for model_type in ("llama", "gemma3_text", "opt", "bloom", "t5", "roberta")
     ),
-    # ... and not quite so long: the longest that attention multiplies in float32 on every CPU
+    # ... and not quite so long
     *((m, ["trainer.compute_dtype=bfloat16", *how], {"tokens": 191}) for m in ("llama", "opt") for how in ([], FULL)),
     ("llama", ["trainer.compute_dtype=bfloat16", CHECKPOINTING], {"tokens": 191}),
     # ... and where attention holds its weights, which are more than all else: with checkpointing of one layer at a time
