@@ -22,10 +22,7 @@ struct Head {
     const void *token(int64_t number) const {
         return static_cast<const char *>(values) + number * stride * bytes_of(dtype);
     }
-    Right right(Layout layout) const {
-        if (dtype == QLK_FLOAT32) return {layout, static_cast<const float *>(values), stride, nullptr};
-        return {layout, nullptr, stride, nullptr, static_cast<const uint16_t *>(values)};
-    }
+    Right right(Layout layout) const { return right_of(layout, values, dtype, stride); }
 };
 
 Head head_of(const void *values, const qlk_attention &of, const int64_t strides[3], int64_t row, int64_t head) {

@@ -15,9 +15,7 @@ struct Dense {
 
     // From row `first` on, as the right operand of a product.
     Right right(Layout layout, int64_t first) const {
-        const void *from = row_of(values, dtype, first, in_features);
-        if (dtype == QLK_FLOAT32) return {layout, static_cast<const float *>(from), in_features, nullptr};
-        return {layout, nullptr, in_features, nullptr, static_cast<const uint16_t *>(from)};
+        return right_of(layout, row_of(values, dtype, first, in_features), dtype, in_features);
     }
 };
 

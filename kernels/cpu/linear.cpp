@@ -42,9 +42,16 @@ void scale(const float *in, int64_t count, float factor, float *out) {
 
 // out (columns, rows) = in (rows, columns) transposed, times factor; rows of `out` lie `stride` apart.
 void transpose(const float *in, int64_t rows, int64_t columns, float factor, float *out, int64_t stride) {
-    for (int64_t row = 0; row < rows; ++row) {
+    const auto move = [&](int64_t row, int64_t column) {
+        out[column * stride + row] = in[row * columns + column] * factor;
+    };
+    if (rows < columns) {  // the short dimension inside: its lines stay in cache
         for (int64_t column = 0; column < columns; ++column) {
-            out[column * stride + row] = in[row * columns + column] * factor;
+            for (int64_t row = 0; row < rows; ++row) move(row, column);
+        }
+    } else {
+        for (int64_t row = 0; row < rows; ++row) {
+            for (int64_t column = 0; column < columns; ++column) move(row, column);
         }
     }
 }
@@ -58,8 +65,8 @@ class Forward {
           bias_(call, bias, dtype, weight.out_features), rank_(adapter != nullptr ? adapter->rank : 0),
           x_given_(static_cast<const uint16_t *>(x)),
           x_(x, dtype, weight.in_features, NO_DROPOUT),
-          dropped_(x, dtype, weight.in_features, dropout_of(adapter)),
           x_bfloat16_(x, weight.in_features),
+          thin_(x, dtype, weight.in_features, dropout_of(adapter)),
           few_rows_(call.kernels.few_rows_at_once(rows, dtype, weight)),
           in_bfloat16_(multiplies_bfloat16(call, dtype)) {}
 
@@ -67,7 +74,7 @@ class Forward {
         if (!allocate()) return QLK_NO_MEMORY;
         for (int64_t row = 0; row < rows_; row += ROWS_AT_ONCE) {
             const int64_t count = smaller(ROWS_AT_ONCE, rows_ - row);
-            if (needs_floats()) x_.load(call_, row, count);
+            if (!in_bfloat16_) x_.load(call_, row, count);
             if (in_bfloat16_ && few_rows_ == 0) x_bfloat16_.load(call_, row, count);
             if (adapter_ != nullptr) multiply_low(row, count);
             if (few_rows_ == 0) multiply(row, count);
@@ -81,25 +88,19 @@ class Forward {
   private:
     bool allocate() {
         const int64_t rows = smaller(ROWS_AT_ONCE, rows_);
-        if (needs_floats() && !x_.allocate(rows)) return false;
+        if (!in_bfloat16_ && !x_.allocate(rows)) return false;
         if (in_bfloat16_ && few_rows_ == 0 && !x_bfloat16_.allocate(rows)) return false;
-        if (drops() && !dropped_.allocate(rows)) return false;
+        if (adapter_ != nullptr && !thin_.allocate(call_)) return false;
         if (few_rows_ > 0 && !laid_out_.allocate(call_.kernels.few_rows_floats(few_rows_, weight_))) return false;
         if (!bias_.is_ready()) return false;
         if (few_rows_ == 0 && !sums_.allocate(call_.sums_floats())) return false;
         return scaled_low_.allocate(rows * rank_);
     }
 
-    bool drops() const { return dropout_of(adapter_).share > 0; }
-    // The adapter's own product is one of floats, of the same input unless it is dropped.
-    bool needs_floats() const { return !in_bfloat16_ || (adapter_ != nullptr && !drops()); }
-
+    // The adapter's own product is one of floats whatever the dtype.
     void multiply_low(int64_t row, int64_t count) {
-        LeftRows &input = drops() ? dropped_ : x_;
-        if (&input != &x_) input.load(call_, row, count);
         const Right lora_A = transposed(adapter_->lora_A, weight_.in_features);
-        const Term term = {input.get(), nullptr, input.stride(), lora_A, weight_.in_features, nullptr};
-        call_.multiply(product_of(term, count, rank_, low_ + row * rank_, QLK_FLOAT32, false), nullptr);
+        thin_.multiply(call_, row, count, lora_A, rank_, low_ + row * rank_);
         scale(low_ + row * rank_, count * rank_, adapter_->scaling, scaled_low_.get());
     }
 
@@ -150,8 +151,9 @@ class Forward {
     const Bias bias_;
     const int64_t rank_;
     const uint16_t *x_given_;
-    LeftRows x_, dropped_;
+    LeftRows x_;
     LeftBfloat16 x_bfloat16_;
+    ThinProduct thin_;
     const int64_t few_rows_;  // that are multiplied at once; 0 if there are many
     const bool in_bfloat16_;
     Buffer laid_out_, sums_, scaled_low_;
@@ -163,24 +165,23 @@ class Backward {
     Backward(const Call &call, const void *grad_output, const void *x, const float *low, int dtype, int64_t rows,
              const qlk_weight &weight, const qlk_adapter *adapter, void *grad_input, float *grad_lora_A,
              float *grad_lora_B)
-        : call_(call), low_(low), dtype_(dtype), rows_(rows), weight_(weight), adapter_(adapter),
-          grad_input_(grad_input), grad_lora_A_(grad_lora_A), grad_lora_B_(grad_lora_B),
+        : call_(call), grad_given_(grad_output), x_given_(x), low_(low), dtype_(dtype), rows_(rows), weight_(weight),
+          adapter_(adapter), grad_input_(grad_input), grad_lora_A_(grad_lora_A), grad_lora_B_(grad_lora_B),
           rank_(adapter != nullptr ? adapter->rank : 0), dropout_(dropout_of(adapter)),
-          in_bfloat16_(grad_input != nullptr && multiplies_bfloat16(call, dtype)),
+          in_bfloat16_(multiplies_bfloat16(call, dtype)),
           grad_output_(grad_output, dtype, weight.out_features, NO_DROPOUT),
           dropped_(x, dtype, weight.in_features, dropout_),
-          grad_bfloat16_(grad_output, weight.out_features) {}
+          grad_bfloat16_(grad_output, weight.out_features),
+          thin_(grad_output, dtype, weight.out_features, NO_DROPOUT) {}
 
     int run() {
         if (!allocate()) return QLK_NO_MEMORY;
         if (rows_ == 0 && adapter_ != nullptr) multiply_grad_lora(0, 0);
         for (int64_t row = 0; row < rows_; row += ROWS_AT_ONCE) {
             const int64_t count = smaller(ROWS_AT_ONCE, rows_ - row);
-            if (needs_floats()) grad_output_.load(call_, row, count);
-            if (in_bfloat16_) grad_bfloat16_.load(call_, row, count);
             if (adapter_ != nullptr) {
-                multiply_grad_low(count);
-                dropped_.load(call_, row, count);
+                multiply_grad_low(row, count);
+                if (drops()) dropped_.load(call_, row, count);
                 multiply_grad_lora(row, count);
             }
             if (grad_input_ != nullptr) multiply_grad_input(row, count);
@@ -194,23 +195,23 @@ class Backward {
   private:
     bool allocate() {
         const int64_t rows = smaller(ROWS_AT_ONCE, rows_);
-        if (needs_floats() && !grad_output_.allocate(rows)) return false;
-        if (in_bfloat16_ && !grad_bfloat16_.allocate(rows)) return false;
-        if (grad_input_ != nullptr && !sums_.allocate(call_.sums_floats())) return false;
+        if (grad_input_ != nullptr) {
+            const bool has_left = in_bfloat16_ ? grad_bfloat16_.allocate(rows) : grad_output_.allocate(rows);
+            if (!has_left || !sums_.allocate(call_.sums_floats())) return false;
+        }
         if (adapter_ == nullptr) return true;
         lows_stride_ = stride_of(rows);
-        return dropped_.allocate(rows, true) && grad_low_.allocate(rows * rank_) &&
+        if (drops() && !dropped_.allocate(rows)) return false;
+        return thin_.allocate(call_) && grad_low_.allocate(rows * rank_) &&
                lows_.allocate(rank_ * lows_stride_) && grad_lows_.allocate(rank_ * lows_stride_) &&
                grad_lora_B_transposed_.allocate(rank_ * weight_.out_features);
     }
 
-    bool needs_floats() const { return !in_bfloat16_ || adapter_ != nullptr; }
+    bool drops() const { return dropout_.share > 0; }
 
     // scaling * grad_output lora_B
-    void multiply_grad_low(int64_t count) {
-        const Term term = {grad_output_.get(), nullptr, grad_output_.stride(), dense(adapter_->lora_B, rank_),
-                           weight_.out_features, nullptr};
-        call_.multiply(product_of(term, count, rank_, grad_low_.get(), QLK_FLOAT32, false), nullptr);
+    void multiply_grad_low(int64_t row, int64_t count) {
+        thin_.multiply(call_, row, count, dense(adapter_->lora_B, rank_), rank_, grad_low_.get());
         scale(grad_low_.get(), count * rank_, adapter_->scaling, grad_low_.get());
     }
 
@@ -218,8 +219,9 @@ class Backward {
     void multiply_grad_lora(int64_t row, int64_t count) {
         transpose(low_ + row * rank_, count, rank_, adapter_->scaling, lows_.get(), lows_stride_);
         transpose(grad_low_.get(), count, rank_, 1.0f, grad_lows_.get(), lows_stride_);
-        const Right input = dense(dropped_.get(), dropped_.stride());
-        const Right gradient = dense(grad_output_.get(), grad_output_.stride());
+        const Right input = drops() ? dense(dropped_.get(), dropped_.stride())
+                                    : given(x_given_, row, weight_.in_features);
+        const Right gradient = given(grad_given_, row, weight_.out_features);
         const Term to_A = {grad_lows_.get(), nullptr, lows_stride_, input, count, nullptr};
         const Term to_B = {lows_.get(), nullptr, lows_stride_, gradient, count, nullptr};
         const bool adds = row > 0;
@@ -228,11 +230,20 @@ class Backward {
         call_.multiply(product_of(to_B, rank_, weight_.out_features, to_B_transposed, QLK_FLOAT32, adds), nullptr);
     }
 
+    Right given(const void *values, int64_t row, int64_t columns) const {
+        return right_of(Layout::dense, row_of(values, dtype_, row, columns), dtype_, columns);
+    }
+
     void multiply_grad_input(int64_t row, int64_t count) {
+        if (in_bfloat16_) {
+            grad_bfloat16_.load(call_, row, count);
+        } else {
+            grad_output_.load(call_, row, count);
+        }
         Product product = {};
         if (adapter_ != nullptr) {
             const Right lora_A = dense(adapter_->lora_A, weight_.in_features);
-            const Dropout *dropout = dropout_.share > 0 ? &dropout_ : nullptr;
+            const Dropout *dropout = drops() ? &dropout_ : nullptr;
             product.terms[product.term_count++] = {grad_low_.get(), nullptr, rank_, lora_A, rank_, dropout};
         }
         const Right right = {Layout::weight, nullptr, 0, &weight_};
@@ -247,6 +258,7 @@ class Backward {
     }
 
     const Call &call_;
+    const void *grad_given_, *x_given_;
     const float *low_;
     const int dtype_;
     const int64_t rows_;
@@ -259,6 +271,7 @@ class Backward {
     const bool in_bfloat16_;
     LeftRows grad_output_, dropped_;
     LeftBfloat16 grad_bfloat16_;
+    ThinProduct thin_;
     int64_t lows_stride_ = 0;
     Buffer sums_, grad_low_, lows_, grad_lows_, grad_lora_B_transposed_;
 };

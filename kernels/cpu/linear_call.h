@@ -132,10 +132,8 @@ class LeftRows {
     LeftRows(const void *values, int dtype, int64_t columns, Dropout dropout)
         : values_(values), dtype_(dtype), columns_(columns), dropout_(dropout), stride_(stride_of(columns)) {}
 
-    // `crowded_too`: as they are even where their stride is crowded, for what reads one row after the other.
-    bool allocate(int64_t rows, bool crowded_too = false) {
-        const bool crowded = columns_ % CROWDED_STRIDE == 0 && !crowded_too;
-        direct_ = dtype_ == QLK_FLOAT32 && !(dropout_.share > 0) && !crowded;
+    bool allocate(int64_t rows) {
+        direct_ = dtype_ == QLK_FLOAT32 && !(dropout_.share > 0) && columns_ % CROWDED_STRIDE != 0;
         return direct_ || buffer_.allocate(rows * stride_);
     }
     void load(const Call &call, int64_t first_row, int64_t rows) {
@@ -161,32 +159,46 @@ class LeftRows {
     const float *loaded_ = nullptr;
 };
 
-// Rows of bfloat16 copied into the workspace: not crowded, and ending in zeros.
+// Rows of bfloat16 that are multiplied in pairs: the caller's own where they will do, otherwise copied into the
+// workspace, not crowded and ending in zeros.
 class LeftBfloat16 {
   public:
     LeftBfloat16(const void *values, int64_t columns)
         : values_(static_cast<const uint16_t *>(values)),
           columns_(columns),
-          stride_(2 * stride_of(ceil_div(columns, 2))) {}
+          direct_(columns % 2 == 0 && columns / 2 % CROWDED_STRIDE != 0),
+          stride_(direct_ ? columns : 2 * stride_of(ceil_div(columns, 2))) {}
 
-    bool allocate(int64_t rows) { return buffer_.allocate(rows * stride_ / 2); }
+    bool allocate(int64_t rows) { return direct_ || buffer_.allocate(rows * stride_ / 2); }
     void load(const Call &call, int64_t first_row, int64_t rows) {
+        loaded_ = direct_ ? values_ + first_row * columns_ : reinterpret_cast<const uint16_t *>(buffer_.get());
+        if (direct_) return;
+        uint16_t *copies = reinterpret_cast<uint16_t *>(buffer_.get());
         parallel_for(rows, 16, call.threads, [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
-                uint16_t *to = get() + row * stride_;
+                uint16_t *to = copies + row * stride_;
                 if (columns_ > 0) std::memcpy(to, values_ + (first_row + row) * columns_, columns_ * sizeof(uint16_t));
                 std::memset(to + columns_, 0, (stride_ - columns_) * sizeof(uint16_t));
             }
         });
     }
-    uint16_t *get() const { return reinterpret_cast<uint16_t *>(buffer_.get()); }
+    const uint16_t *get() const { return loaded_; }
     int64_t stride() const { return stride_; }
 
   private:
     const uint16_t *values_;
-    int64_t columns_, stride_;
+    int64_t columns_;
+    bool direct_;
+    int64_t stride_;
     Buffer buffer_;
+    const uint16_t *loaded_ = nullptr;
 };
+
+// A dense matrix of either type as a right operand.
+inline Right right_of(Layout layout, const void *values, int dtype, int64_t stride) {
+    if (dtype == QLK_FLOAT32) return {layout, static_cast<const float *>(values), stride, nullptr};
+    return {layout, nullptr, stride, nullptr, static_cast<const uint16_t *>(values)};
+}
 
 // out (rows, columns) = one term, or added to what is there.
 inline Product product_of(const Term &term, int64_t rows, int64_t columns, void *out, int dtype, bool accumulate) {
@@ -200,6 +212,50 @@ inline Product product_of(const Term &term, int64_t rows, int64_t columns, void 
     product.accumulate = accumulate;
     return product;
 }
+
+// Rows of a matrix, dropped where they are, times so few columns that what the rows become in between matters: floats
+// in the second-level cache, some rows at a time.
+class ThinProduct {
+  public:
+    ThinProduct(const void *left, int dtype, int64_t inner, Dropout dropout)
+        : left_(left), dtype_(dtype), inner_(inner), dropout_(dropout), stride_(stride_of(inner)),
+          direct_(dtype == QLK_FLOAT32 && !(dropout.share > 0) && inner % CROWDED_STRIDE != 0),
+          rows_at_once_(direct_ ? RECTANGLE_ROWS : smaller(larger(CACHED_FLOATS / stride_, LEAST_ROWS), MOST_ROWS)) {}
+
+    bool allocate(const Call &call) { return direct_ || buffer_.allocate(call.threads * rows_at_once_ * stride_); }
+
+    // out (rows, columns) = rows of the left operand from first_row on times `right` (inner, columns).
+    void multiply(const Call &call, int64_t first_row, int64_t rows, Right right, int64_t columns, float *out) const {
+        const int64_t at_once = smaller(rows_at_once_, larger(ceil_div(rows, call.threads), 1));
+        parallel_tasks(ceil_div(rows, at_once), call.threads, [&](int64_t task, int worker) {
+            const int64_t begin = task * at_once, count = smaller(at_once, rows - begin);
+            const void *from = row_of(left_, dtype_, first_row + begin, inner_);
+            Term term = {static_cast<const float *>(from), nullptr, inner_, right, inner_, nullptr};
+            if (!direct_) {
+                float *floats = buffer_.get() + worker * rows_at_once_ * stride_;
+                call.kernels.rows_to_float(from, dtype_, first_row + begin, count, inner_, dropout_, floats, stride_);
+                term.left = floats;
+                term.left_stride = stride_;
+            }
+            const Product product = product_of(term, count, columns, out + begin * columns, QLK_FLOAT32, false);
+            call.kernels.multiply(product, {0, count, 0, columns}, nullptr);
+        });
+    }
+
+  private:
+    static constexpr int64_t CACHED_FLOATS = 128 * 1024;
+    // Fewer rows would bring the right operand into panels too often for what they multiply.
+    static constexpr int64_t LEAST_ROWS = 32, MOST_ROWS = 128;
+
+    const void *left_;
+    int dtype_;
+    int64_t inner_;
+    Dropout dropout_;
+    int64_t stride_;
+    bool direct_;
+    int64_t rows_at_once_;
+    Buffer buffer_;
+};
 
 inline bool multiplies_bfloat16(const Call &call, int dtype) {
     return dtype == QLK_BFLOAT16 && call.kernels.has_bfloat16_units;
