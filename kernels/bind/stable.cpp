@@ -32,12 +32,26 @@ int format_index(const std::string &name) {
     return index;
 }
 
+// As Python writes it.
+const char *name_of(ScalarType dtype) {
+    switch (dtype) {
+        case ScalarType::Float: return "float32";
+        case ScalarType::Double: return "float64";
+        case ScalarType::Half: return "float16";
+        case ScalarType::BFloat16: return "bfloat16";
+        case ScalarType::Byte: return "uint8";
+        case ScalarType::Char: return "int8";
+        case ScalarType::Long: return "int64";
+        default: return torch::headeronly::toString(dtype);
+    }
+}
+
 int dtype_code(ScalarType dtype) {
     switch (dtype) {
         case ScalarType::Float: return QLK_FLOAT32;
         case ScalarType::BFloat16: return QLK_BFLOAT16;
         case ScalarType::Half: return QLK_FLOAT16;
-        default: STD_TORCH_CHECK(false, "expected float32, bfloat16 or float16, got another dtype");
+        default: STD_TORCH_CHECK(false, "expected float32, bfloat16 or float16, got ", name_of(dtype));
     }
 }
 
@@ -89,7 +103,13 @@ Tensor in_dtype_of(const Tensor &like, const Tensor &result) {
 }
 
 void check_scalar(const Tensor &offset) {
-    STD_TORCH_CHECK(offset.numel() == 1 && offset.scalar_type() == ScalarType::Float, "offset must be one float32");
+    STD_TORCH_CHECK(offset.numel() == 1 && offset.scalar_type() == ScalarType::Float, "offset must be one float32; got ",
+                    offset.numel(), " of ", name_of(offset.scalar_type()));
+}
+
+void check_type(const Tensor &tensor, ScalarType expected, const char *name) {
+    STD_TORCH_CHECK(tensor.scalar_type() == expected, name, " must be ", name_of(expected), "; got ",
+                    name_of(tensor.scalar_type()));
 }
 
 // The tensors of a weight, kept alive and contiguous while the kernel reads them.
@@ -100,16 +120,17 @@ class Weight {
            int64_t out_features, int64_t in_features)
         : packed_(as_contiguous(packed)), absmax_(as_contiguous(absmax)) {
         int64_t numel = 0;
-        STD_TORCH_CHECK(out_features >= 0 && in_features >= 0, "negative size");
+        STD_TORCH_CHECK(out_features >= 0 && in_features >= 0, "a weight cannot have a shape of (", out_features, ", ", in_features, ")");
         STD_TORCH_CHECK(!__builtin_mul_overflow(out_features, in_features, &numel) && numel < (int64_t{1} << 60),
                         out_features, " times ", in_features, " weights are too many");
         const int format = format_index(fmt);
         const int64_t blocks = blocks_of(numel, block_size);
-        STD_TORCH_CHECK(packed_.scalar_type() == ScalarType::Byte && packed_.numel() >= (numel * qlk::FORMATS[format].bits + 7) / 8,
+        check_type(packed_, ScalarType::Byte, "packed");
+        STD_TORCH_CHECK(packed_.numel() >= (numel * qlk::FORMATS[format].bits + 7) / 8,
                         "packed holds ", packed_.numel(), " elements, too few for ", numel, " weights in ", fmt);
         STD_TORCH_CHECK(absmax_.numel() >= blocks, "absmax has ", absmax_.numel(), " elements for ", blocks, " blocks");
         const bool nested = nested_absmax.has_value();
-        STD_TORCH_CHECK(absmax_.scalar_type() == (nested ? ScalarType::Byte : ScalarType::Float), "absmax has the wrong dtype");
+        check_type(absmax_, nested ? ScalarType::Byte : ScalarType::Float, "absmax");
         const float *nested_pointer = nullptr;
         const float *offset_pointer = nullptr;
         if (nested) {
@@ -117,8 +138,8 @@ class Weight {
             check_scalar(*offset);
             nested_absmax_ = as_contiguous(*nested_absmax);
             offset_ = *offset;
-            STD_TORCH_CHECK(nested_absmax_->scalar_type() == ScalarType::Float &&
-                                nested_absmax_->numel() >= blocks_of(blocks, nested_block_size),
+            check_type(*nested_absmax_, ScalarType::Float, "nested_absmax");
+            STD_TORCH_CHECK(nested_absmax_->numel() >= blocks_of(blocks, nested_block_size),
                             "nested_absmax has ", nested_absmax_->numel(), " elements, too few for ", blocks, " blocks");
             nested_pointer = data<float>(*nested_absmax_);
             offset_pointer = data<float>(*offset_);
@@ -212,7 +233,7 @@ Tensor dequantize_weight(Tensor packed, Tensor absmax, std::optional<Tensor> nes
 std::tuple<Tensor, Tensor> quantize_absmax(Tensor absmax, Tensor offset, int64_t block_size) {
     const Tensor source = as_contiguous(absmax);
     check_scalar(offset);
-    STD_TORCH_CHECK(source.scalar_type() == ScalarType::Float, "absmax must be float32");
+    check_type(source, ScalarType::Float, "absmax");
     const int64_t blocks = source.numel();
     Tensor codes = allocate({blocks}, ScalarType::Byte);
     Tensor nested_absmax = allocate({blocks_of(blocks, block_size)}, ScalarType::Float);
@@ -227,8 +248,9 @@ Tensor dequantize_absmax(Tensor codes, Tensor nested_absmax, Tensor offset, int6
     const Tensor scales = as_contiguous(nested_absmax);
     check_scalar(offset);
     const int64_t blocks = source.numel();
-    STD_TORCH_CHECK(source.scalar_type() == ScalarType::Byte && scales.scalar_type() == ScalarType::Float &&
-                        scales.numel() >= blocks_of(blocks, block_size),
+    check_type(source, ScalarType::Byte, "codes");
+    check_type(scales, ScalarType::Float, "nested_absmax");
+    STD_TORCH_CHECK(scales.numel() >= blocks_of(blocks, block_size),
                     "nested_absmax has ", scales.numel(), " elements, too few for ", blocks, " codes");
     Tensor absmax = allocate({blocks}, ScalarType::Float);
     check(qlk_cpu_dequantize_absmax(data<uint8_t>(source), data<float>(scales), data<float>(offset), blocks, block_size,
@@ -272,8 +294,8 @@ struct Adapter {
     Adapter(const Tensor &A, const Tensor &B, int64_t out_features, int64_t in_features, double scaling, double dropout,
             int64_t seed)
         : lora_A(as_contiguous(A)), lora_B(as_contiguous(B)) {
-        STD_TORCH_CHECK(lora_A.scalar_type() == ScalarType::Float && lora_B.scalar_type() == ScalarType::Float,
-                        "lora_A and lora_B must be float32");
+        check_type(lora_A, ScalarType::Float, "lora_A");
+        check_type(lora_B, ScalarType::Float, "lora_B");
         STD_TORCH_CHECK(lora_A.dim() == 2 && lora_B.dim() == 2 && lora_A.size(1) == in_features &&
                             lora_B.size(0) == out_features && lora_A.size(0) == lora_B.size(1),
                         "lora_A must be (rank, ", in_features, ") and lora_B (", out_features, ", rank)");

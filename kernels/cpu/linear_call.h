@@ -74,9 +74,6 @@ inline bool product_fits(int64_t a, int64_t b) {
 
 constexpr Dropout NO_DROPOUT = {0.0f, 0};
 
-constexpr int MOST_THREADS = 1024;
-inline int threads_of(int threads) { return threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads; }
-
 struct Split {
     int64_t rows, panels, row_count, column_count;
 

@@ -7,13 +7,21 @@
 
 namespace qlk {
 
+// More threads than some for each core only cost, and where the system has none left OpenMP ends the process.
+constexpr int MOST_THREADS_PER_CORE = 4;
+
+inline int threads_of(int threads) {
+    static const int most = MOST_THREADS_PER_CORE * omp_get_num_procs();
+    return threads < 1 ? 1 : threads > most ? most : threads;
+}
+
 // Call body(begin, end) for ranges that together are [0, count), on up to `threads` threads; each range but the last
 // is a multiple of `grain` long. `body` must not throw.
 template <typename Body>
 void parallel_for(int64_t count, int64_t grain, int threads, const Body &body) {
     if (count <= 0) return;
-    const int64_t pieces = (count + grain - 1) / grain;
-    const int64_t workers = pieces < threads ? pieces : threads;
+    const int64_t pieces = (count + grain - 1) / grain, most = threads_of(threads);
+    const int64_t workers = pieces < most ? pieces : most;
     if (workers <= 1) {
         body(int64_t{0}, count);
         return;

@@ -96,6 +96,7 @@ QLK_API const char *qlk_cpu_isa(void);
 QLK_API const char *qlk_cpu_isas(void); /* all that this machine has, separated by spaces, best last */
 QLK_API int qlk_cpu_use_isa(const char *name);
 
+/* `threads` of every function: at most four a core are taken, and one where it is less. */
 QLK_API int qlk_cpu_quantize(const void *weight, int dtype, int64_t numel, int format, int64_t block_size,
                              uint8_t *packed, float *absmax, int threads);
 QLK_API int qlk_cpu_dequantize(const qlk_weight *weight, int dtype, void *out, int threads);

@@ -76,7 +76,7 @@ class Case:
         return self.random.randint(1, most if kind < 0.3 else max(2, most // 8))
 
     def threads(self) -> int:
-        return self.random.randint(-1, 4)
+        return self.random.choice((-1, 0, 1, 2, 3, 4, 2**31 - 1))
 
     def weight(self, out_features: int, in_features: int) -> tuple[WeightView, list[Tensor]]:
         """Return a random weight, nested or not, and what its view points to."""

@@ -1,6 +1,9 @@
 """Native matrix products with a quantized weight are within a proven bound of the product in float64."""
 
 import ctypes
+import os
+import subprocess
+import sys
 from ctypes import byref, c_int64, c_void_p
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qlora_lab.ops.formats import FORMATS
+from qlora_lab.ops.registry import KERNELS
 from tests.kernels.linear_calls import (
     BAD_BLOCK_SIZE,
     BAD_DTYPE,
@@ -225,3 +229,26 @@ def test_bad_arguments_give_a_status(library: ctypes.CDLL) -> None:
     null = c_void_p(None)
     assert status(x=null) == status(out=null) == status(packed=None) == status(offset=None) == NULL_POINTER
     assert library.qlk_cpu_linear(full, 0, c_int64(2), None, None, full, 1) == NULL_POINTER
+
+
+PEAK_OF_A_PRODUCT = """
+import resource, torch
+from qlora_lab.ops.blockwise.op import quantized_linear
+from qlora_lab.ops.blockwise.weight import PackedWeight
+
+OUT, IN = 11008, 4096
+codes, absmax = torch.zeros(OUT * IN // 2, dtype=torch.uint8), torch.ones(OUT * IN // 64)
+weight = PackedWeight(codes, absmax, None, None, "nf4", 64, 256, OUT, IN)
+x, out = torch.ones(64, IN, requires_grad=True), torch.ones(64, OUT)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+quantized_linear(x, weight).backward(out)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * OUT * IN))
+"""
+
+
+@pytest.mark.skipif(KERNELS.library is None, reason=f"no native kernels: {KERNELS.reason}")
+@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="under a sanitizer memory is not what the library takes")
+def test_a_product_never_has_the_whole_dense_weight() -> None:
+    """The library's own memory, which torch does not see."""
+    done = subprocess.run([sys.executable, "-c", PEAK_OF_A_PRODUCT], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.25

@@ -1,6 +1,7 @@
 """Which kernels run: what was built is loaded, what cannot be is named, and both bindings compute the same."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_lab.errors import KernelError
+from qlora_lab import doctor
+from qlora_lab.errors import ConfigError, KernelError, ShapeError
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.native.ctypes_ops import CtypesOps
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE, Library
@@ -57,6 +59,13 @@ def test_the_doctor_says_which_kernels_run() -> None:
     )
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("kernels"))
     assert line.removeprefix("kernels").strip() == f"reference (pure torch): {PATH_VARIABLE}=reference asks for it"
+
+
+@native
+def test_the_doctor_names_the_instruction_sets_of_the_machine() -> None:
+    assert KERNELS.library is not None
+    (said,) = (finding for what, finding in doctor.report() if what == "instruction sets")
+    assert said.startswith(", ".join(KERNELS.library.isas) + " ") and KERNELS.library.isas[0] == "scalar"
 
 
 @pytest.mark.skipif(PATH_VARIABLE in os.environ, reason=f"{PATH_VARIABLE} chooses the kernels")
@@ -175,29 +184,71 @@ def test_large_weights_are_expanded_alike_wherever_their_memory_comes_from() -> 
 
 
 @native
+@pytest.mark.parametrize("binding", ["stable ABI", "ctypes"])
 @pytest.mark.parametrize(
     ("op", "position", "wrong", "sentence"),
     [
-        ("quantized_linear", 1, torch.zeros(3, dtype=torch.uint8), "too few for 2880 weights"),
-        ("quantized_linear", 2, torch.zeros(3, dtype=torch.uint8), "absmax has 3 elements for 45 blocks"),
-        ("quantized_linear", 2, torch.zeros(45), "absmax has the wrong dtype"),
-        ("quantized_linear", 3, torch.zeros(0), "too few for 45 blocks"),
-        ("quantized_linear", 5, "nf5", "no number format 'nf5'"),
-        ("quantized_linear", 6, 48, "absmax has 45 elements for 60 blocks"),
+        ("quantize_blockwise", 0, torch.zeros(64, dtype=torch.float64), "float16,? .*got float64"),
+        ("quantize_blockwise", 2, 0, "from 32 to 4096"),
+        ("quantized_linear", 0, torch.zeros(2, IN, dtype=torch.float64), "float16,? .*got float64"),
+        ("quantized_linear", 0, torch.zeros(2, IN - 1), f"x must have {IN} "),
+        ("quantized_linear", 0, torch.zeros(()), f"x must have {IN} "),
+        ("quantized_linear", 1, torch.zeros(3, dtype=torch.uint8), "too few for 2880 weights|2880 weights in nf4 take"),
+        ("quantized_linear", 1, torch.zeros(1440), "packed must be uint8; got float32|packed is 1440 of float32"),
+        ("quantized_linear", 2, torch.zeros(3, dtype=torch.uint8), "absmax has 3( elements for 45 blocks|; was it)"),
+        ("quantized_linear", 2, torch.zeros(45), "absmax (must be|is) uint8.* float32"),
+        ("quantized_linear", 3, torch.zeros(0), "45 (absmax codes make 2 )?blocks"),
+        ("quantized_linear", 3, torch.zeros(2, dtype=torch.float64), "nested_absmax .*must be float32; got float64"),
+        ("quantized_linear", 4, torch.zeros((), dtype=torch.float64), "offset must be (one )?float32; got .*float64"),
+        ("quantized_linear", 5, "nf5", "'nf5'"),
+        ("quantized_linear", 6, 48, "absmax has 45 elements for 60 blocks|power of two"),
         ("quantized_linear", 6, 96, "power of two"),
-        ("quantized_linear", 6, 0, "not from 32 to 4096"),
-        ("quantized_linear", 8, -1, "negative"),
-        ("quantized_linear", 8, 2**62, "are too many"),
-        ("quantized_linear", 10, torch.zeros(3), "bias must have 40 elements"),
+        ("quantized_linear", 6, 0, "from 32 to 4096"),
+        ("quantized_linear", 8, -1, r"a weight cannot have a shape of \(-1, 72\)"),
+        ("quantized_linear", 8, 2**62, "are too many|weights in nf4 take"),
+        ("quantized_linear", 10, torch.zeros(3), "bias must have "),
+        ("quantized_linear_grad_input", 0, torch.zeros(2, IN), "grad_output must have 40 "),
         ("lora_linear", 11, torch.zeros(3, 3), "lora_A must be"),
+        ("lora_linear", 11, torch.zeros(()), "lora_A must be"),
+        ("lora_linear_backward", 12, torch.zeros(4, IN).bfloat16(), "lora_A .*must .*be.* float32.* bfloat16"),
         ("lora_linear_backward", 1, torch.zeros(2, IN), "do not belong together"),
-        ("dequantize_weight_into", 9, torch.zeros(3), "out must be contiguous with 2880 elements"),
+        ("lora_linear_backward", 1, torch.zeros(2, 3, IN, dtype=torch.bfloat16), "do not belong together"),
+        ("lora_linear_backward", 2, torch.zeros(6, 3), "do not belong together"),
+        ("dequantize_weight_into", 9, torch.zeros(3), "out must be contiguous "),
+        ("dequantize_absmax", 0, torch.zeros(45), "uint8.* float32"),
+        ("dequantize_absmax", 1, torch.zeros(1), "nested_absmax *has 1 "),
+        ("dequantize_absmax", 1, torch.zeros(2, dtype=torch.int8), "nested_absmax .*must be float32; got int8"),
+        ("quantize_absmax", 0, torch.zeros(45, dtype=torch.float64), "absmax must be float32.* got .*float64"),
     ],
 )
-def test_the_binding_refuses_what_would_read_outside_of_a_tensor(
-    op: str, position: int, wrong: Any, sentence: str
+def test_no_binding_reads_or_writes_outside_of_a_tensor(
+    op: str, position: int, wrong: Any, sentence: str, binding: str
 ) -> None:
+    assert KERNELS.library is not None
     given = list(arguments(op, torch.float32))
     given[position] = wrong
-    with pytest.raises(RuntimeError, match=sentence):
-        getattr(torch.ops.qlora_lab, op)(*given)
+    call = getattr(torch.ops.qlora_lab if binding == "stable ABI" else CtypesOps(KERNELS.library), op)
+    with pytest.raises((RuntimeError, ConfigError, ShapeError), match=sentence):
+        call(*given)
+
+
+@native
+def test_a_library_of_something_else_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / FILE
+    shutil.copy(Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so", other)
+    with pytest.raises(KernelError, match="is another library: it has no qlk_version"):
+        Library(other)
+
+
+@native
+def test_a_binding_that_does_not_load_is_named_and_ctypes_takes_its_place(without_binding: Path, load: Load) -> None:
+    (without_binding / BINDING_FILE).write_bytes(b"not a library")
+    said = str(load(without_binding))
+    assert "(ctypes: " in said and BINDING_FILE in said and "was not built" not in said
+
+
+@native
+def test_kernels_run_on_the_threads_of_torch() -> None:
+    torch.ops.qlora_lab.quantize_blockwise(torch.ones(2**16), "nf4", 64)
+    maps = Path("/proc/self/maps").read_text().split()
+    assert len({word for word in maps if re.search(r"/lib[gi]?omp\d*[-.]", word)}) == 1

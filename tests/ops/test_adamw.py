@@ -236,6 +236,20 @@ def test_gradients_may_lie_in_any_order() -> None:
     assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_gradients_of_another_dtype_count_as_their_values(dtype: torch.dtype) -> None:
+    ours, expected = (torch.ones(5000, requires_grad=True) for _ in range(2))
+    gradient = torch.randn(5000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ours.grad_dtype = dtype  # as torch lets it be
+    ours.grad, expected.grad = gradient, gradient.float()
+    norms = []
+    for parameter in (ours, expected):
+        optimizer = AdamW([parameter])
+        norms.append(optimizer.gradient_norm()[0])
+        optimizer.step()
+    assert torch.equal(ours, expected) and norms[0] == norms[1]
+
+
 def test_gradient_norm_and_the_first_that_is_not_finite() -> None:
     parameters = random_parameters()
     set_gradients(parameters, seed=0)

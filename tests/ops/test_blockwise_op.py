@@ -169,6 +169,10 @@ def test_quantize_refuses_what_it_cannot_read() -> None:
         quantize_blockwise(torch.empty(0, 64), "nf4", 64)
     with pytest.raises(ShapeError, match="float32 vector; got bfloat16 of shape"):
         quantize_absmax(normal(2, 3).bfloat16())
+    with pytest.raises(ConfigError, match=r"block_size must be a power of two from 32 to 4096; got 64\.0"):
+        quantize_blockwise(normal(64), "nf4", 64.0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be a tensor of torch; got ndarray"):
+        quantize_blockwise(normal(64).numpy(), "nf4", 64)  # type: ignore[arg-type]
 
 
 def test_dequantize_refuses_parts_that_do_not_belong_together() -> None:
@@ -184,6 +188,10 @@ def test_dequantize_refuses_parts_that_do_not_belong_together() -> None:
         dequantize_absmax(codes, nested_absmax, offset, 64)
     with pytest.raises(ShapeError, match="it is float32"):
         dequantize_absmax(normal(300), nested_absmax, offset, 256)
+    with pytest.raises(ShapeError, match="must be float32; got float64 and float32"):
+        dequantize_absmax(codes, nested_absmax.double(), offset, 256)
+    with pytest.raises(ShapeError, match="must be float32; got float32 and int64"):
+        dequantize_absmax(codes, nested_absmax, offset.long(), 256)
 
 
 def test_dequantize_refuses_an_out_of_another_shape() -> None:
@@ -195,6 +203,8 @@ def test_dequantize_refuses_an_out_of_another_shape() -> None:
         dequantize_weight(weight, out=out.view(IN, OUT))
     with pytest.raises(ShapeError, match="must be contiguous"):
         dequantize_weight(weight, out=torch.empty(IN, OUT).T)
+    with pytest.raises(ShapeError, match="out is on meta and the weight on cpu"):
+        dequantize_weight(weight, out=torch.empty(OUT, IN, device="meta"))
 
 
 def test_linear_refuses_parts_that_do_not_belong_together() -> None:
@@ -211,3 +221,16 @@ def test_linear_refuses_parts_that_do_not_belong_together() -> None:
         quantized_linear(normal(2, IN), weight._replace(packed=weight.packed[1:]))
     with pytest.raises(ConfigError, match="the dtype of x"):
         quantized_linear(normal(2, IN).double(), weight)
+    with pytest.raises(ShapeError, match=r"x must have .*; got shape \(\)"):
+        quantized_linear(torch.tensor(1.0), weight)
+    with pytest.raises(ShapeError, match=r"cannot have a shape of \(-\d+, -\d+\)"):
+        quantized_linear(normal(2, IN), weight._replace(out_features=-OUT, in_features=-IN))
+
+
+def test_linear_refuses_a_weight_of_another_device() -> None:
+    weight, _ = quantized("nf4", nested=False)
+    nowhere = weight._replace(packed=weight.packed.to("meta"))
+    with pytest.raises(ShapeError, match="packed is on meta and absmax on cpu; a tensor on meta has no values"):
+        quantized_linear(normal(2, IN), nowhere)
+    with pytest.raises(ShapeError, match="x is on cpu and the weight on meta"):
+        quantized_linear(normal(2, IN), nowhere._replace(absmax=weight.absmax.to("meta")))

@@ -120,3 +120,7 @@ def test_bad_adapters_are_refused(weight: PackedWeight) -> None:
         lora_linear(x, weight, None, A.half(), B.half(), scaling=1.0)
     with pytest.raises(ShapeError, match=r"dropout must be at least 0 and less than 1; got 1\.0"):
         lora_linear(x, weight, None, A, B, scaling=1.0, dropout=1.0)
+    with pytest.raises(ShapeError, match=r"lora_A must be .*got \(\)"):
+        lora_linear(x, weight, None, torch.tensor(1.0), B, scaling=1.0)
+    with pytest.raises(ShapeError, match="lora_B is on meta and the weight on cpu"):
+        lora_linear(x, weight, None, A, B.to("meta"), scaling=1.0)

@@ -114,7 +114,7 @@ class AdamW(torch.optim.Optimizer):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         parameters = [parameter for parameter in parameters if parameter.grad is not None]
         norm, first_not_finite = self._kernels.gradient_norm(
-            [parameter.grad.contiguous() for parameter in parameters], gradient_scale
+            [_gradient_of(parameter) for parameter in parameters], gradient_scale
         )
         return norm, None if first_not_finite is None else parameters[first_not_finite]
 
@@ -169,8 +169,7 @@ class AdamW(torch.optim.Optimizer):
             rate, eps, weight_decay = float(group["lr"]), group["eps"], group["weight_decay"]
             lists: dict[int, list[AdamwTensor]] = {}  # by step: a parameter without gradients falls behind
             for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
+                if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
@@ -181,7 +180,7 @@ class AdamW(torch.optim.Optimizer):
                 state["step"] = counts[number]
                 tensor = AdamwTensor(
                     parameter,
-                    gradient.contiguous(),
+                    _gradient_of(parameter),
                     state["exp_avg"],
                     state["exp_avg_sq"],
                     state.get("exp_avg_absmax"),
@@ -255,3 +254,9 @@ def _check_group(group: dict[str, Any]) -> None:
 def _words(states: dict[str, tuple[torch.dtype, torch.Size]]) -> str:
     words = (f"{key} {dtype_name(dtype)} {tuple(shape)}" for key, (dtype, shape) in states.items())
     return ", ".join(words) or "nothing"
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    """Return the gradient as kernels read it: in the parameter's dtype (torch allows another), without gaps."""
+    assert parameter.grad is not None
+    return parameter.grad.to(parameter.dtype).contiguous()

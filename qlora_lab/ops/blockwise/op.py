@@ -207,11 +207,7 @@ def dequantize_weight(weight: PackedWeight, dtype: torch.dtype = torch.float32, 
     if out is None:
         check_dtype("dtype", dtype)
         return torch.ops.qlora_lab.dequantize_weight(*weight, dtype)
-    check_dtype("the dtype of out", out.dtype)
-    if out.shape != (weight.out_features, weight.in_features) or not out.is_contiguous():
-        raise ShapeError(
-            f"out must be contiguous of shape ({weight.out_features}, {weight.in_features}); got {tuple(out.shape)}"
-        )
+    weight.check_out(out)
     torch.ops.qlora_lab.dequantize_weight_into(*weight, out)
     return out
 
@@ -281,17 +277,7 @@ def quantized_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None
         ConfigError: unknown format, block size or dtype.
         ShapeError: tensors that do not belong together.
     """
-    check_linear(x, weight, bias)
+    weight.check_linear(x, bias)
     if torch.compiler.is_compiling():
         return torch.ops.qlora_lab.quantized_linear(x, *weight, bias)
     return linear_with_gradients(x, weight, bias)  # the op itself, without a way through torch's dispatcher
-
-
-def check_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
-    """Raise ConfigError or ShapeError unless `weight` and `bias` make a linear layer that can take `x`."""
-    check_dtype("the dtype of x", x.dtype)
-    weight.check()
-    if x.shape[-1] != weight.in_features:
-        raise ShapeError(f"x must have {weight.in_features} features in its last dimension; got shape {tuple(x.shape)}")
-    if bias is not None and bias.shape != (weight.out_features,):
-        raise ShapeError(f"bias must have shape ({weight.out_features},); got {tuple(bias.shape)}")

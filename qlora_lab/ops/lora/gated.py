@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qlora_lab.ops.blockwise.weight import WEIGHT_TENSORS, PackedWeight
-from qlora_lab.ops.lora.op import LORA_LINEAR, LORA_LINEAR_BACKWARD, Adapter, as_kernels_take, check_lora_linear
+from qlora_lab.ops.lora.checks import check_lora_linear
+from qlora_lab.ops.lora.op import LORA_LINEAR, LORA_LINEAR_BACKWARD, Adapter, as_kernels_take
 
 Activation = Callable[[Tensor], Tensor]
 

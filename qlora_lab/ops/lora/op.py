@@ -5,13 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlora_lab.errors import ShapeError
-from qlora_lab.ops.blockwise.op import check_linear
 from qlora_lab.ops.blockwise.weight import WEIGHT_PARTS, WEIGHT_SCHEMA, WEIGHT_TENSORS, PackedWeight
 from qlora_lab.ops.lora import reference
+from qlora_lab.ops.lora.checks import check_lora_linear
 from qlora_lab.ops.registry import register, register_differentiable
 
-ADAPTER_DTYPES = (torch.float32, torch.bfloat16)
 Adapter = tuple[float, float, int]  # scaling, dropout, seed
 ADAPTER_SCHEMA = "Tensor lora_A, Tensor lora_B, float scaling, float dropout, int seed"
 
@@ -149,22 +147,3 @@ def lora_linear(
     else:  # the op itself, without a way through torch's dispatcher
         out, _ = lora_linear_with_gradients(x, weight, bias, lora_A, lora_B, adapter)
     return out
-
-
-def check_lora_linear(
-    x: Tensor, weight: PackedWeight, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, dropout: float
-) -> None:
-    """Raise ConfigError or ShapeError unless they are what `lora_linear` takes."""
-    check_linear(x, weight, bias)
-    rank = lora_A.shape[0]
-    if lora_A.shape != (rank, weight.in_features) or lora_B.shape != (weight.out_features, rank):
-        raise ShapeError(
-            f"lora_A must be (rank, {weight.in_features}) and lora_B ({weight.out_features}, rank); "
-            f"got {tuple(lora_A.shape)} and {tuple(lora_B.shape)}"
-        )
-    if lora_A.dtype not in ADAPTER_DTYPES or lora_B.dtype != lora_A.dtype:
-        raise ShapeError(
-            f"lora_A and lora_B must both be float32 or both bfloat16; got {lora_A.dtype} and {lora_B.dtype}"
-        )
-    if not 0.0 <= dropout < 1.0:
-        raise ShapeError(f"dropout must be at least 0 and less than 1; got {dropout}")

@@ -134,6 +134,8 @@ class CLibrary:
             self._handle = ctypes.CDLL(str(path))
         except OSError as error:
             raise KernelError(f"{path.name} does not load ({error})") from error
+        if not hasattr(self._handle, f"{prefix}_version"):
+            raise KernelError(f"{path} is another library: it has no {prefix}_version; build the kernels again")
         built = getattr(self._handle, f"{prefix}_version")()
         if built != version:
             raise KernelError(
