@@ -6,27 +6,10 @@
 #include <limits>
 
 #include "attention.h"
+#include "exp_kernels.h"
 #include "few_rows_kernels.h"
 
 namespace qlk::QLK_ISA {
-
-// e^x for x up to a little above 0, to a unit in the last place; 0 below -87, where floats begin to be denormal, and NaN
-// for NaN.
-inline Floats exp_of_negative(Floats x) {
-    const Floats lowest = broadcast(-87.0f);
-    const Floats bounded = min(max(x, lowest), broadcast(88.0f));  // lowest for NaN
-    // bounded = n log 2 + r, with r within half of log 2, which is subtracted in two parts
-    const Ints n = truncate(fma(bounded, broadcast(1.44269504f), broadcast(-0.5f)));
-    const Floats whole = to_floats(n);
-    const Floats r = fma(whole, broadcast(2.12194440e-4f), fma(whole, broadcast(-0.693359375f), bounded));
-    constexpr float COEFFICIENTS[] = {1 / 5040.0f, 1 / 720.0f, 1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1.0f, 1.0f};
-    Floats series = broadcast(COEFFICIENTS[0]);
-    for (int i = 1; i < 8; ++i) series = fma(series, r, broadcast(COEFFICIENTS[i]));
-    constexpr int32_t BIAS = 127, ONE = 1 << 23;  // of a float's exponent
-    const Floats power = as_floats(mul_low(add(n, broadcast_int(BIAS)), broadcast_int(ONE)));
-    const Floats beyond = select(unordered(x, x), x, broadcast(0.0f));
-    return select(greater(x, lowest), mul(series, power), beyond);
-}
 
 // Visits the scores of one query, a vector at a time: visit(offset, scaled scores with minus infinity where hidden).
 template <typename Visit>

@@ -3,6 +3,7 @@
 
 #include "adamw.h"
 #include "attention.h"
+#include "gate.h"
 #include "linear.h"
 #include "norm.h"
 #include "quantize.h"
@@ -15,6 +16,7 @@ struct Isa {
     LinearKernels linear;
     AttentionKernels attention;
     NormKernels norm;
+    GateKernels gate;
     AdamwKernels adamw;
 };
 

@@ -11,11 +11,13 @@
 
 #include "norm_kernels.h"
 
+#include "gate_kernels.h"
+
 #include "adamw_kernels.h"
 
 #include "isa.h"
 
 namespace qlk {
 const Isa isa_avx2 = {"avx2", avx2::quantize_kernels, avx2::linear_kernels, avx2::attention_kernels,
-    avx2::norm_kernels, avx2::adamw_kernels};
+    avx2::norm_kernels, avx2::gate_kernels, avx2::adamw_kernels};
 }

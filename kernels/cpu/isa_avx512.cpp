@@ -11,11 +11,13 @@
 
 #include "norm_kernels.h"
 
+#include "gate_kernels.h"
+
 #include "adamw_kernels.h"
 
 #include "isa.h"
 
 namespace qlk {
 const Isa isa_avx512 = {"avx512", avx512::quantize_kernels, avx512::linear_kernels, avx512::attention_kernels,
-    avx512::norm_kernels, avx512::adamw_kernels};
+    avx512::norm_kernels, avx512::gate_kernels, avx512::adamw_kernels};
 }

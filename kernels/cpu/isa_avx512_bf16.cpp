@@ -12,6 +12,8 @@
 
 #include "norm_kernels.h"
 
+#include "gate_kernels.h"
+
 #include "adamw_kernels.h"
 
 #include "isa.h"
@@ -19,5 +21,5 @@
 namespace qlk {
 const Isa isa_avx512_bf16 = {
     "avx512_bf16", avx512_bf16::quantize_kernels, avx512_bf16::linear_kernels, avx512_bf16::attention_kernels,
-    avx512_bf16::norm_kernels, avx512_bf16::adamw_kernels};
+    avx512_bf16::norm_kernels, avx512_bf16::gate_kernels, avx512_bf16::adamw_kernels};
 }

@@ -11,11 +11,13 @@
 
 #include "norm_kernels.h"
 
+#include "gate_kernels.h"
+
 #include "adamw_kernels.h"
 
 #include "isa.h"
 
 namespace qlk {
 const Isa isa_scalar = {"scalar", scalar::quantize_kernels, scalar::linear_kernels, scalar::attention_kernels,
-    scalar::norm_kernels, scalar::adamw_kernels};
+    scalar::norm_kernels, scalar::gate_kernels, scalar::adamw_kernels};
 }

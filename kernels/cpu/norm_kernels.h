@@ -4,30 +4,9 @@
 #include <cmath>
 
 #include "norm.h"
-#include "qlk.h"
+#include "value_kernels.h"
 
 namespace qlk::QLK_ISA {
-
-inline Floats load_values(const void *values, int dtype, int64_t at, int lanes) {
-    if (dtype == QLK_FLOAT32) return load_first(static_cast<const float *>(values) + at, lanes);
-    return load_bfloat16_first(static_cast<const uint16_t *>(values) + at, lanes);
-}
-
-inline void store_values(void *values, int dtype, int64_t at, Floats x, int lanes) {
-    if (dtype == QLK_FLOAT32) {
-        store_first(static_cast<float *>(values) + at, x, lanes);
-    } else {
-        store_bfloat16_first(static_cast<uint16_t *>(values) + at, x, lanes);
-    }
-}
-
-// Call visit(first element, how many) for the vectors of a row.
-template <typename Visit>
-inline void visit_vectors(int64_t columns, const Visit &visit) {
-    int64_t at = 0;
-    for (; at + WIDTH <= columns; at += WIDTH) visit(at, WIDTH);
-    if (at < columns) visit(at, static_cast<int>(columns - at));
-}
 
 inline Floats rounded_to(int dtype, Floats x) {
     if (dtype == QLK_FLOAT32) return x;

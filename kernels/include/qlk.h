@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define QLK_API __attribute__((visibility("default")))
-#define QLK_VERSION 7 /* raised whenever a signature, an op's name or the meaning of an argument changes */
+#define QLK_VERSION 8 /* raised whenever a signature, an op's name or the meaning of an argument changes */
 
 enum qlk_status {
     QLK_OK = 0,
@@ -144,6 +144,12 @@ QLK_API int qlk_cpu_rms_norm(const void *x, int dtype, int64_t rows, int64_t col
                              void *out, float *scales, int threads);
 QLK_API int qlk_cpu_rms_norm_backward(const void *grad_out, const void *x, int dtype, int64_t rows, int64_t columns,
                                       const void *weight, const float *scales, void *grad_x, int threads);
+
+/* out = gate * sigmoid(gate) * up, elementwise, `count` values of `dtype` each; worked out in float and rounded once. The
+ * other: the gradients of gate and up for that of out; grad_gate or grad_up may be the same memory as grad_out. */
+QLK_API int qlk_cpu_silu_gate(const void *gate, const void *up, int dtype, int64_t count, void *out, int threads);
+QLK_API int qlk_cpu_silu_gate_backward(const void *grad_out, const void *gate, const void *up, int dtype,
+                                       int64_t count, void *grad_gate, void *grad_up, int threads);
 
 /* The norm of all gradients together times |gradient_scale|, summed in double and in one order whatever the threads,
  * and the index of the first tensor with a value that is not finite, -1 if there is none. Only `gradient`, `numel`

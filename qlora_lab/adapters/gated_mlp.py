@@ -3,11 +3,14 @@
 Llama, Mistral, Qwen and Gemma have the same one: down_proj(act_fn(gate_proj(x)) * up_proj(x)).
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from transformers.activations import ACT2FN
 
 # The classes of transformers that compute this and nothing more (others may, and are left as they are).
 GATED_MLPS = {
@@ -19,6 +22,7 @@ GATED_MLPS = {
     )
 }
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+SILUS = {type(ACT2FN[name]) for name in ("silu", "swish")}  # classes: transformers' own, and torch's
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -30,8 +34,8 @@ class TakesGatedProduct(Protocol):
     def can_take_gated_product(self) -> bool:
         """Whether it can at the moment."""
 
-    def of_gated_product(self, activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
-        """Return what the layer gives for activation(gate) * up, bit for bit."""
+    def of_gated_product(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+        """Return what the layer gives for activation(gate) * up; see `ops.lora.gated.gated_lora_linear`."""
 
 
 class GatedMlp(nn.Module):
@@ -62,7 +66,7 @@ class GatedMlp(nn.Module):
             and down.can_take_gated_product
             and not _is_watched(activation, down)
         ):
-            return down.of_gated_product(activation, gate, up)
+            return down.of_gated_product(F.silu if _is_silu(activation) else activation, gate, up)
         result: Tensor = down(activation(gate) * up)
         return result
 
@@ -78,6 +82,11 @@ def is_gated_mlp(module: nn.Module) -> bool:
         and not module.get_submodule("act_fn").state_dict()
         and not _is_watched(module)
     )
+
+
+def _is_silu(activation: nn.Module) -> bool:
+    """Whether a module computes what `F.silu` does, so that its product may run native kernels."""
+    return type(activation) in SILUS and "forward" not in vars(activation)
 
 
 def _is_watched(*modules: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from qlora_lab.adapters.placement import Linear, target_modules
 from qlora_lab.adapters.trained_modules import train_modules
 from qlora_lab.config.schema import AdapterConfig
 from qlora_lab.errors import ModelError
-from qlora_lab.ops.lora.gated import gated_lora_linear
+from qlora_lab.ops.lora.gated import Activation, gated_lora_linear
 from qlora_lab.quant.linear import QuantizedLinear
 
 MAX_SEED = 2**62  # of a layer's dropout, drawn on the CPU for each forward
@@ -97,8 +97,11 @@ class LoraLinear(nn.Module):
         frozen = isinstance(base, QuantizedLinear) and (base.bias is None or not base.bias.requires_grad)
         return frozen and not base.is_expanded
 
-    def of_gated_product(self, activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
-        """Return `self(activation(gate) * up)`, keeping of its inputs only gate and up, (..., in_features)."""
+    def of_gated_product(self, activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+        """Return `self(activation(gate) * up)`, keeping of its inputs only gate and up, (..., in_features).
+
+        What it differs by, where native kernels work out the product, `gated_lora_linear` says.
+        """
         base = self.base
         assert isinstance(base, QuantizedLinear)
         return gated_lora_linear(

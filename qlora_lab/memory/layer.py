@@ -90,6 +90,11 @@ class Layer:
         return self.profile.gated and self.numbers.quantized and any_of(("down_proj",), self.adapted)
 
     @property
+    def gates_natively(self) -> bool:
+        """Say whether native kernels work out what that MLP does not keep (ops/lora/gated.py)."""
+        return self.works_out_again and self.profile.native_gate and not self.numbers.on_gpu
+
+    @property
     def attends_natively(self) -> bool:
         """Say whether its attention is our own (models/attention.py): on a CPU, without dropout, biases or caps."""
         return self.profile.masked and not self.numbers.on_gpu

@@ -62,6 +62,7 @@ class Profile:
     returns_weights: bool = False
     # bytes of a place in the mask that attention written out in Python is given, in float32 and in 16 bits
     written_masks: tuple[int, int] = (0, 0)
+    native_gate: bool = False  # a gated MLP's gate is SiLU, which a CPU has kernels for
     native_norms: bool = False  # on a CPU those of frozen weights keep in the compute dtype what is `exact`
     sees_all_every: int = 1  # so many layers; the others see a window, and have a mask of their own
     norm_workspace: float = 0.0  # of a norm, in vectors of hidden in float32
@@ -70,6 +71,8 @@ class Profile:
 
 # What a gated MLP that works two vectors out again takes beyond `workspace`, in vectors of feed-forward width.
 GATED_WORKSPACE = (1.9, 1.4)
+# What one takes instead of both where the gate's kernels run: the product and its gradient, then those of its factors.
+NATIVE_GATED_WORKSPACE = 2.0
 # What one takes beyond it that keeps them and is quantized, without an adapter at its end.
 FROZEN_GATED_WORKSPACE = (0.75, 0.0)
 # What one that is not gated takes beyond it where the input of its last layer is not kept, whose place its gradient
@@ -92,6 +95,7 @@ LLAMA = Profile(
     gated=True,
     query=4,
     exact_hidden=2,
+    native_gate=True,
     native_norms=True,
     inputs=LLAMA_INPUTS,
     trained_norms=2,
@@ -139,7 +143,7 @@ PROFILES = {
     "mistral": LLAMA,
     "smollm3": LLAMA,
     "qwen2": LLAMA,
-    "gemma": replace(LLAMA, native_norms=False),
+    "gemma": replace(LLAMA, native_gate=False, native_norms=False),
     "qwen3": replace(LLAMA, exact_query=1, exact_key_value=1, head_norms=True, autocast=(26, 8, 10, 10)),
     "gemma2": Profile(
         feed_forward=3,
@@ -161,6 +165,7 @@ PROFILES = {
     ),
     "gemma3_text": replace(
         LLAMA,
+        native_gate=False,
         native_norms=False,
         exact_hidden=4,
         trained_norms=4,

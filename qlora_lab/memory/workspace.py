@@ -7,6 +7,7 @@ from qlora_lab.memory.profiles import (
     GATED_WORKSPACE,
     HIDDEN,
     KEY_VALUE,
+    NATIVE_GATED_WORKSPACE,
     QUERY,
     UNGATED_WORKSPACE,
 )
@@ -41,6 +42,8 @@ def _block_vectors(layer: Layer) -> float:
     """Return what the backward pass of a feed-forward block takes, in vectors of its width."""
     profile, numbers = layer.profile, layer.numbers
     vectors = profile.workspace[numbers.short]
+    if layer.gates_natively:
+        return NATIVE_GATED_WORKSPACE
     if layer.works_out_again:
         return vectors + GATED_WORKSPACE[numbers.short]
     if profile.gated:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     Gemma2Config,
@@ -17,12 +18,15 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from qlora_lab.adapters.gated_mlp import GATED_MLPS, GatedMlp, is_gated_mlp
+from qlora_lab.adapters.gated_mlp import GATED_MLPS, GatedMlp, _is_silu, is_gated_mlp
 from qlora_lab.adapters.lora import add_adapters
 from qlora_lab.config.schema import AdapterConfig
-from qlora_lab.quant.linear import cached_weights
+from qlora_lab.ops.lora import gated
+from qlora_lab.ops.registry import KERNELS
+from qlora_lab.quant.linear import QuantizedLinear, cached_weights
 from qlora_lab.quant.quantizer import quantize_model
 from qlora_lab.quant.settings import QloraLabConfig
 from tests.adapters.conftest import randomize_adapters
@@ -33,6 +37,10 @@ FAMILIES: list[tuple[Any, Any]] = [
     (Qwen3Config, Qwen3ForCausalLM),
     (Gemma2Config, Gemma2ForCausalLM),  # GELU
 ]
+# How far a gradient may be off, of its norm: a few units where native kernels round elsewhere than torch, in one layer
+# and, grown by what follows, in a model of two.
+OFF_IN_LAYER = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+OFF_IN_MODEL = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 SIZE = WIDER_LLAMA | {"vocab_size": 96, "head_dim": 16}
 
 
@@ -72,6 +80,25 @@ def loss_and_gradients(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, dic
     return loss.detach(), gradients
 
 
+@pytest.fixture
+def is_native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether SiLU's product is one of native kernels; without, torch works it out as for all else."""
+    if request.param and KERNELS.library is None:
+        pytest.skip(f"no native kernels: {KERNELS.reason}")
+    if not request.param:
+        monkeypatch.setattr(gated, "KERNELS", SimpleNamespace(library=None))
+    return bool(request.param)
+
+
+natively = pytest.mark.parametrize("is_native", [False, True], indirect=True, ids=["torch", "native"])
+by_torch = pytest.mark.parametrize("is_native", [False], indirect=True, ids=["torch"])
+
+
+def assert_near(actual: Tensor, expected: Tensor, share: float) -> None:
+    assert (actual.double() - expected.double()).norm() <= share * expected.double().norm()
+
+
+@natively
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize(
     ("family", "dtype", "dropout"),
@@ -84,7 +111,7 @@ def loss_and_gradients(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, dic
     ids=["llama", "llama bfloat16 dropout", "qwen3 dropout", "gemma2"],
 )
 def test_loss_and_gradients_are_those_of_the_mlp_written_out(
-    family: tuple[Any, Any], dtype: torch.dtype, dropout: float, checkpointing: bool, ids: Tensor
+    family: tuple[Any, Any], dtype: torch.dtype, dropout: float, checkpointing: bool, is_native: bool, ids: Tensor
 ) -> None:
     model = adapted(family, dtype, dropout)
     plain = written_out(model)
@@ -92,8 +119,14 @@ def test_loss_and_gradients_are_those_of_the_mlp_written_out(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loss, gradients = loss_and_gradients(model, ids)
     expected_loss, expected = loss_and_gradients(plain, ids)
-    assert torch.equal(loss, expected_loss)
     assert gradients.keys() == expected.keys() and len(gradients) == 28
+    if is_native and family is not FAMILIES[2]:
+        assert not all(torch.equal(gradient, expected[name]) for name, gradient in gradients.items())  # they ran
+        assert_near(loss, expected_loss, OFF_IN_MODEL[dtype])
+        for name, gradient in gradients.items():
+            assert_near(gradient, expected[name], OFF_IN_MODEL[dtype])
+        return
+    assert torch.equal(loss, expected_loss)
     for name, gradient in gradients.items():
         assert torch.equal(gradient, expected[name]), name  # the same operations on the same numbers
 
@@ -133,7 +166,8 @@ def test_evaluation_generation_and_expanded_weights_give_what_they_gave(ids: Ten
         assert torch.equal(model(ids).logits, plain(ids).logits)
 
 
-def test_hooks_on_its_parts_are_called(ids: Tensor) -> None:
+@by_torch
+def test_hooks_on_its_parts_are_called(is_native: bool, ids: Tensor) -> None:
     model = adapted()
     mlp = model.model.layers[0].mlp
     for part in (mlp.down_proj, mlp.down_proj.base, mlp.act_fn):
@@ -189,3 +223,112 @@ def test_a_model_that_is_not_quantized_keeps_its_mlps(make_llama) -> None:
     model = make_llama()
     add_adapters(model, AdapterConfig(rank=4), torch.Generator())
     assert not any(isinstance(module, GatedMlp) for module in model.modules())
+
+
+def outputs_and_gradients(
+    gate: Tensor, up: Tensor, compute_dtype: torch.dtype, activation: Any = F.silu, dropout: float = 0.0
+) -> list[Tensor]:
+    """Return what gated_lora_linear gives, and the gradients of gate, up, lora_A and lora_B."""
+    draw = torch.Generator().manual_seed(5)
+    linear = nn.Linear(96, 40, bias=False)
+    linear.weight.data.normal_(generator=draw)
+    weight = QuantizedLinear.from_linear(
+        linear, format="nf4", block_size=64, double_quant=False, double_quant_block_size=256, compute_dtype=gate.dtype
+    ).packed_weight
+    leaves = [gate, up, torch.randn(4, 96, generator=draw), torch.randn(40, 4, generator=draw)]
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    out = gated.gated_lora_linear(
+        activation,
+        *leaves[:2],
+        weight,
+        None,
+        *leaves[2:],
+        compute_dtype=compute_dtype,
+        scaling=0.5,
+        dropout=dropout,
+        seed=3,
+    )
+    out.backward(torch.randn(out.shape, generator=draw).to(out.dtype))
+    return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def draw_gate_and_up(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    gate, up = torch.randn(2, 5, 3, 96, generator=torch.Generator().manual_seed(4)).to(dtype)
+    return gate, up
+
+
+def turned(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_native", [True], indirect=True, ids=["native"])
+def test_kernels_give_what_torch_gives(
+    dtype: torch.dtype, compute_dtype: torch.dtype, autocast: bool, is_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, up = draw_gate_and_up(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = outputs_and_gradients(gate, up, compute_dtype, dropout=0.2)
+        in_other_order = outputs_and_gradients(turned(gate), turned(up), compute_dtype, dropout=0.2)
+        monkeypatch.setattr(gated, "KERNELS", SimpleNamespace(library=None))
+        expected = outputs_and_gradients(gate, up, compute_dtype, dropout=0.2)
+    rounded = torch.bfloat16 if torch.bfloat16 in (dtype, compute_dtype) else torch.float32
+    for one, turned_one, other in zip(found, in_other_order, expected, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert_near(one, other, OFF_IN_LAYER[rounded])
+        assert torch.equal(one, turned_one)
+    assert not torch.equal(found[1], expected[1])  # it is the kernels that ran
+
+
+@pytest.mark.parametrize(
+    ("activation", "of_up"),
+    [
+        (F.gelu, lambda up: up),
+        (nn.SiLU(), lambda up: up),  # a module may be anything: GatedMlp says which are SiLU
+        (F.silu, lambda up: up.bfloat16()),
+        (F.silu, lambda up: up.double()),
+    ],
+    ids=["gelu", "module", "two dtypes", "float64"],
+)
+def test_what_kernels_do_not_take_is_bit_for_bit_that_of_torch(
+    activation: Any, of_up: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, up = draw_gate_and_up()
+    up = of_up(up)
+    found = outputs_and_gradients(gate, up, torch.float32, activation)
+    monkeypatch.setattr(gated, "KERNELS", SimpleNamespace(library=None))
+    for one, other in zip(found, outputs_and_gradients(gate, up, torch.float32, activation), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("wants", [(True, False), (False, True), (False, False)], ids=str)
+@natively
+def test_gradients_that_nobody_wants(wants: tuple[bool, bool], is_native: bool) -> None:
+    gate, up = (t.requires_grad_(wanted) for t, wanted in zip(draw_gate_and_up(), wants, strict=True))
+    product = gated._ProductAgain(F.silu, gate, up, wants[0])
+    assert (product._native is not None) == is_native
+    gradients = product.gradients(torch.ones_like(gate) if any(wants) else torch.empty(0), wants[1])
+    leaves = [t.detach().requires_grad_() for t in (gate, up)]
+    (F.silu(leaves[0]) * leaves[1]).sum().backward()
+    for found, leaf, wanted in zip(gradients, leaves, wants, strict=True):
+        if wanted:
+            torch.testing.assert_close(found, leaf.grad)
+
+
+def test_the_silu_of_every_family_is_known() -> None:
+    for config, is_silu in ((LlamaConfig, True), (Qwen3Config, True), (Gemma2Config, False)):
+        size = config(**SIZE)
+        name = getattr(size, "hidden_activation", None) or size.hidden_act
+        assert _is_silu(ACT2FN[name]) == is_silu
+    assert _is_silu(nn.SiLU()) and not _is_silu(nn.GELU())
+    patched = nn.SiLU()
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    assert not _is_silu(patched)
+
+    class Other(nn.SiLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    assert not _is_silu(Other())

@@ -164,7 +164,9 @@ def test_adapters_sit_on_quantized_layers(make_llama, ids: Tensor) -> None:
     names = add_adapters(model, AdapterConfig(rank=4), generator())
     assert len(names) == 14
     assert isinstance(model.get_submodule(names[0]).base, QuantizedLinear)
-    assert torch.equal(model(ids).logits, before)
+    torch.testing.assert_close(model(ids).logits, before)  # native kernels round the MLP's product elsewhere than torch
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, before)
     model(ids, labels=ids).loss.backward()
     gradients = {name: parameter.grad for name, parameter in trainable_parameters(model).items()}
     assert all(gradient is not None for gradient in gradients.values())

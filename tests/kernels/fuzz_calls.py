@@ -314,6 +314,33 @@ def norm_inputs(case: Case) -> Built:
     return arguments, [*nulls("x", "weight"), ("dtype", (2, *BAD_DTYPES), BAD_DTYPE), *sizes]
 
 
+def silu_gate(case: Case) -> Built:
+    arguments, spoilers = gate_inputs(case)
+    return arguments | {"out": case.output(arguments["numel"], DTYPES[arguments["dtype"]])}, [*spoilers, *nulls("out")]
+
+
+def silu_gate_backward(case: Case) -> Built:
+    """Return a backward pass, at times with a gradient in the place of the one that comes in."""
+    arguments, spoilers = gate_inputs(case)
+    numel, dtype = arguments["numel"], DTYPES[arguments["dtype"]]
+    arguments = {"grad_out": case.values(numel, dtype), **arguments}
+    in_place = case.random.choice((None, "grad_gate", "grad_up"))
+    for name in ("grad_gate", "grad_up"):
+        arguments[name] = arguments["grad_out"] if name == in_place else case.output(numel, dtype)
+    return arguments, [*spoilers, *nulls("grad_out", "grad_gate", "grad_up")]
+
+
+def gate_inputs(case: Case) -> Built:
+    numel, dtype = case.count(40_000), case.random.randrange(2)
+    arguments = {
+        "gate": case.values(numel, DTYPES[dtype]),
+        "up": case.values(numel, DTYPES[dtype]),
+        "dtype": dtype,
+        "numel": numel,
+    }
+    return arguments, [*nulls("gate", "up"), ("dtype", (2, *BAD_DTYPES), BAD_DTYPE), ("numel", TOO_LARGE, BAD_SIZE)]
+
+
 def adapter(case: Case, out_features: int, in_features: int) -> tuple[AdapterView, list[Tensor]]:
     rank = case.count(100)
     matrices = [case.values(rank * in_features), case.values(out_features * rank)]
@@ -411,6 +438,6 @@ ENTRIES: dict[str, Callable[[Case], Built]] = {
     for build in (
         *(quantize, dequantize, quantize_absmax, dequantize_absmax, linear, linear_grad_input),
         *(lora_linear, lora_linear_backward, dense_linear, dense_grad_input, attention, attention_backward),
-        *(rms_norm, rms_norm_backward, gradient_norm, adamw),
+        *(rms_norm, rms_norm_backward, silu_gate, silu_gate_backward, gradient_norm, adamw),
     )
 }

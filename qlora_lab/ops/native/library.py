@@ -11,7 +11,7 @@ from typing import Any
 from qlora_lab.errors import KernelError, unknown_name
 from qlora_lab.ops.formats import FORMATS
 
-VERSION = 7  # QLK_VERSION of kernels/include/qlk.h
+VERSION = 8  # QLK_VERSION of kernels/include/qlk.h
 FILE = "libqlk_cpu.so"
 FOLDER = "qlora_lab/_native"  # inside an installed package
 PATH_VARIABLE = "QLORA_LAB_KERNELS"  # a folder to load from instead, or REFERENCE
@@ -109,6 +109,8 @@ SIGNATURES = {
     "qlk_cpu_attention_backward": (ATTENTION, *[c_void_p] * 6, c_int),
     "qlk_cpu_rms_norm": (c_void_p, c_int, c_int64, c_int64, c_void_p, c_float, c_void_p, c_void_p, c_int),
     "qlk_cpu_rms_norm_backward": (*(c_void_p, c_void_p, c_int, c_int64, c_int64), *[c_void_p] * 3, c_int),
+    "qlk_cpu_silu_gate": (c_void_p, c_void_p, c_int, c_int64, c_void_p, c_int),
+    "qlk_cpu_silu_gate_backward": (*(c_void_p, c_void_p, c_void_p, c_int, c_int64), *[c_void_p] * 2, c_int),
     "qlk_cpu_gradient_norm": (TENSORS, c_int64, c_double, POINTER(c_double), POINTER(c_int64), c_int),
     "qlk_cpu_adamw": (TENSORS, c_int64, *[c_double] * 5, c_int64, c_int64, c_int),
     "qlk_cpu_use_isa": (c_char_p,),
