@@ -332,3 +332,13 @@ def test_the_silu_of_every_family_is_known() -> None:
             return 2 * x
 
     assert not _is_silu(Other())
+
+
+def test_a_compiled_model_trains_as_one_that_is_not(ids: Tensor) -> None:
+    model = adapted()
+    expected, gradients = loss_and_gradients(model, ids)
+    torch._dynamo.reset()
+    loss, compiled = loss_and_gradients(torch.compile(model, backend="aot_eager"), ids)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        assert_near(compiled[f"_orig_mod.{name}"], gradient, 1e-4)
