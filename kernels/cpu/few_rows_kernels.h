@@ -6,13 +6,12 @@
 #include <cstring>
 #include <utility>
 
-#include "panel_kernels.h"
+#include "direct_kernels.h"
 
 namespace qlk::QLK_ISA {
 
 constexpr int64_t MOST_FEW_ROWS = 6;
-// Of bfloat16, where units multiply it; and as many as meet a decoded weight together.
-constexpr int64_t MOST_FEW_PAIRED_ROWS = 24, PAIRED_ROWS_AT_ONCE = 12;
+constexpr int64_t MOST_FEW_PAIRED_ROWS = 12;  // of bfloat16, where units multiply it
 // Rows of the weight that share what is loaded of floats, as many as registers hold the sums of.
 #if defined(QLK_ISA_AVX512)
 constexpr int COLUMNS = 4;
@@ -27,10 +26,14 @@ constexpr int64_t DECODED_AT_ONCE = 512;  // weights of a row whose blocks have 
 
 inline bool multiplies_pairs(int dtype) { return HAS_BFLOAT16_UNITS && dtype == QLK_BFLOAT16; }
 
+inline bool are_few(int64_t rows, bool paired) { return rows <= (paired ? MOST_FEW_PAIRED_ROWS : MOST_FEW_ROWS); }
+
+// Rows that are more than a few go as in direct_kernels.h, in equal passes.
 inline int64_t few_rows_at_once(int64_t rows, int dtype, const qlk_weight &weight) {
-    if (!multiplies_pairs(dtype) || !has_whole_blocks(weight)) return rows <= MOST_FEW_ROWS ? rows : 0;
-    if (rows > MOST_FEW_PAIRED_ROWS) return 0;
-    return rows <= PAIRED_ROWS_AT_ONCE ? rows : (rows + 1) / 2;
+    const bool whole_blocks = has_whole_blocks(weight), paired = whole_blocks && multiplies_pairs(dtype);
+    if (are_few(rows, paired)) return rows;
+    if (!whole_blocks || rows > (paired ? DIRECT_ROWS : MOST_DIRECT_FLOAT_ROWS)) return 0;
+    return ceil_div(rows, ceil_div(rows, DIRECT_ROWS));
 }
 
 inline int64_t few_rows_stride(const qlk_weight &weight) { return (weight.in_features + GROUP - 1) / GROUP * GROUP; }
@@ -38,8 +41,10 @@ inline int64_t few_rows_stride(const qlk_weight &weight) { return (weight.in_fea
 inline int64_t few_rows_floats(int64_t rows, const qlk_weight &weight) { return rows * few_rows_stride(weight); }
 
 // Where rows are made of whole blocks: group by group, row by row, the even elements and then the odd ones, as the high
-// and low halves of WIDTH bytes of the weight meet them. Otherwise the rows as they are, filled up with zeros.
+// and low halves of WIDTH bytes of the weight meet them. Otherwise the rows as they are, filled up with zeros. More
+// than a few as FloatGroup meets them.
 inline void lay_out_few_rows(const float *x, int64_t x_stride, int64_t rows, const qlk_weight &weight, float *out) {
+    if (!are_few(rows, false)) return FloatGroup::lay_out(x, x_stride, rows, weight.in_features, out);
     const int64_t stride = few_rows_stride(weight);
     const bool split = has_whole_blocks(weight);
     for (int64_t row = 0; row < rows; ++row, x += x_stride) {
@@ -56,7 +61,7 @@ inline void lay_out_few_rows(const float *x, int64_t x_stride, int64_t rows, con
 }
 
 // Of bfloat16, where rows are made of whole blocks: group by group, row by row, quarters in the order of lookup_pairs.
-// Otherwise as above.
+// Otherwise as above; more than a few: as PairGroup meets them.
 inline void lay_out_few_pairs(const uint16_t *x, int64_t rows, const qlk_weight &weight, uint16_t *out) {
     if (!has_whole_blocks(weight)) {
         const int64_t stride = few_rows_stride(weight);
@@ -65,6 +70,7 @@ inline void lay_out_few_pairs(const uint16_t *x, int64_t rows, const qlk_weight 
         }
         return;
     }
+    if (!are_few(rows, true)) return PairGroup::lay_out(x, weight.in_features, rows, weight.in_features, out);
     for (int64_t begin = 0; begin < weight.in_features; begin += GROUP) {
         for (int64_t row = 0; row < rows; ++row) {
             const uint16_t *from = x + row * weight.in_features + begin;
@@ -291,14 +297,27 @@ constexpr std::array<FewRowsFunction, sizeof...(ROWS)> pair_functions(std::integ
     return {multiply_rows<PairBlocks, ROWS + 1, PAIRED_COLUMNS<ROWS + 1>>...};
 }
 
+// For more than FEW rows, up to DIRECT_ROWS.
+template <typename Group, int64_t FEW>
+constexpr auto more_functions() {
+    constexpr int count = DIRECT_ROWS > FEW ? DIRECT_ROWS - FEW : 0;
+    return direct_functions<Group, FEW + 1>(std::make_integer_sequence<int, count>());
+}
+
 inline void multiply_few_rows(const FewRows &product, int64_t begin, int64_t end) {
     if constexpr (HAS_BFLOAT16_UNITS) {
         if (product.x_bfloat16 != nullptr) {
-            constexpr auto PAIRS = pair_functions(std::make_integer_sequence<int, PAIRED_ROWS_AT_ONCE>());
-            return PAIRS[product.rows - 1](product, begin, end);
+            constexpr auto PAIRS = pair_functions(std::make_integer_sequence<int, MOST_FEW_PAIRED_ROWS>());
+            constexpr auto MORE_PAIRS = more_functions<PairGroup, MOST_FEW_PAIRED_ROWS>();
+            if (are_few(product.rows, true)) return PAIRS[product.rows - 1](product, begin, end);
+            return MORE_PAIRS[product.rows - MOST_FEW_PAIRED_ROWS - 1](product, begin, end);
         }
     }
     constexpr auto FLOATS = float_functions(std::make_integer_sequence<int, MOST_FEW_ROWS>());
+    if constexpr (DIRECT_ROWS > 0) {
+        constexpr auto MORE_FLOATS = more_functions<FloatGroup, MOST_FEW_ROWS>();
+        if (!are_few(product.rows, false)) return MORE_FLOATS[product.rows - MOST_FEW_ROWS - 1](product, begin, end);
+    }
     FLOATS[product.rows - 1](product, begin, end);
 }
 

@@ -42,7 +42,7 @@ inline __attribute__((always_inline)) void finish_tile(Floats (&sums)[ROWS][VECT
     const auto short_vector = [](int v) { return !WHOLE && v == VECTORS - 1; };
     if (to.add != nullptr) {
         const float *from = to.add;
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int i = 0; i < ROWS; ++i, from += to.add_stride) {
 #pragma GCC unroll 3
             for (int v = 0; v < VECTORS; ++v) {
@@ -55,13 +55,13 @@ inline __attribute__((always_inline)) void finish_tile(Floats (&sums)[ROWS][VECT
 #pragma GCC unroll 3
         for (int v = 0; v < VECTORS; ++v) {
             const Floats bias = load(to.bias + v * WIDTH);
-#pragma GCC unroll 8
+#pragma GCC unroll 24
             for (int i = 0; i < ROWS; ++i) sums[i][v] = add(sums[i][v], bias);
         }
     }
     if (to.bfloat16) {
         uint16_t *out = static_cast<uint16_t *>(to.out);
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int i = 0; i < ROWS; ++i, out += to.out_stride) {
 #pragma GCC unroll 3
             for (int v = 0; v < VECTORS; ++v) {
@@ -70,7 +70,7 @@ inline __attribute__((always_inline)) void finish_tile(Floats (&sums)[ROWS][VECT
         }
     } else {
         float *out = static_cast<float *>(to.out);
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int i = 0; i < ROWS; ++i, out += to.out_stride) {
 #pragma GCC unroll 3
             for (int v = 0; v < VECTORS; ++v) {
@@ -114,7 +114,7 @@ inline __attribute__((always_inline)) void add_floats(Floats (&sums)[ROWS][VECTO
         Floats right[VECTORS];
 #pragma GCC unroll 3
         for (int v = 0; v < VECTORS; ++v) right[v] = load(panel + v * WIDTH);
-#pragma GCC unroll 8
+#pragma GCC unroll 24
         for (int i = 0; i < ROWS; ++i) {
             const Floats element = broadcast(left[i * left_stride]);
 #pragma GCC unroll 3

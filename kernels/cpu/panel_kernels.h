@@ -29,6 +29,13 @@ inline bool has_whole_blocks(const qlk_weight &weight) {
     return FORMATS[weight.format].bits == 4 && weight.in_features % weight.block_size == 0;
 }
 
+// Code number I of the eight in a word; what lies above it is cut off when it is looked up.
+template <int I>
+inline Ints code_of(Ints word) {
+    constexpr int begin = I / 2 * 8 + (I % 2 == 0 ? 4 : 0);
+    return shift_right<begin>(word);
+}
+
 // Writes panels of one right operand: panel[inner * PANEL + column].
 class PanelWriter {
   public:
@@ -224,14 +231,14 @@ class PanelWriter {
 
     void write_word(Ints word, Floats scale, float *out) const {
         const auto put = [&](int i, Ints codes) { store(out + i * PANEL, mul(lookup(levels_, codes), scale)); };
-        put(0, shift_right<4>(word));
-        put(1, word);
-        put(2, shift_right<12>(word));
-        put(3, shift_right<8>(word));
-        put(4, shift_right<20>(word));
-        put(5, shift_right<16>(word));
-        put(6, shift_right<28>(word));
-        put(7, shift_right<24>(word));
+        put(0, code_of<0>(word));
+        put(1, code_of<1>(word));
+        put(2, code_of<2>(word));
+        put(3, code_of<3>(word));
+        put(4, code_of<4>(word));
+        put(5, code_of<5>(word));
+        put(6, code_of<6>(word));
+        put(7, code_of<7>(word));
     }
 
     void write_word(Ints word, Floats scale, uint32_t *out) const {
@@ -239,10 +246,10 @@ class PanelWriter {
         const auto put = [&](int i, Ints first, Ints second) {
             store_pairs(out + i * PANEL, pair_up(weight(first), weight(second)));
         };
-        put(0, shift_right<4>(word), word);
-        put(1, shift_right<12>(word), shift_right<8>(word));
-        put(2, shift_right<20>(word), shift_right<16>(word));
-        put(3, shift_right<28>(word), shift_right<24>(word));
+        put(0, code_of<0>(word), code_of<1>(word));
+        put(1, code_of<2>(word), code_of<3>(word));
+        put(2, code_of<4>(word), code_of<5>(word));
+        put(3, code_of<6>(word), code_of<7>(word));
     }
 
     // The scales of a panel's vectors in `count` rows of the weight: element i * stride of scales[v] is that of row i.

@@ -29,6 +29,38 @@ inline Pairs pair_up(Floats first, Floats second) {
     return _mm512_permutexvar_epi16(_mm512_or_si512(of_second, lane_numbers()), halves);
 }
 
+// The same of lanes that are pairs already: those of `first`, then those of `second`.
+inline Pairs round_pairs(Floats first, Floats second) {
+    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+}
+
+// Each lane of the low (high) half twice.
+inline Floats repeat_low(Floats x) {
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), x);
+}
+inline Floats repeat_high(Floats x) {
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15), x);
+}
+
+// Lanes 2 r and 2 r + 1 of words[2 j] are the double word j of the 16 bytes at rows[r] + offset; of words[2 j + 1], at
+// rows[8 + r].
+inline void transpose_double_words(const uint8_t *const rows[WIDTH], int64_t offset, Ints words[4]) {
+    for (int half = 0; half < 2; ++half) {
+        const auto piece = [&](int row) {
+            return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows[half * 8 + row] + offset));
+        };
+        const auto four = [&](int row) {  // of every other row
+            __m512i pieces = _mm512_castsi128_si512(piece(row));
+            pieces = _mm512_inserti32x4(pieces, piece(row + 2), 1);
+            pieces = _mm512_inserti32x4(pieces, piece(row + 4), 2);
+            return _mm512_inserti32x4(pieces, piece(row + 6), 3);
+        };
+        const __m512i even = four(0), odd = four(1);
+        words[half] = _mm512_unpacklo_epi64(even, odd);
+        words[half + 2] = _mm512_unpackhi_epi64(even, odd);
+    }
+}
+
 // The levels of two blocks, rounded to bfloat16.
 struct PairTables {
     __m512i values;
@@ -65,6 +97,10 @@ void store_pairs(uint32_t *p, Pairs x);
 Pairs broadcast_pair(const uint16_t *p);
 Floats add_products(Floats sum, Pairs a, Pairs b);
 Pairs pair_up(Floats first, Floats second);
+Pairs round_pairs(Floats first, Floats second);
+Floats repeat_low(Floats x);
+Floats repeat_high(Floats x);
+void transpose_double_words(const uint8_t *const rows[WIDTH], int64_t offset, Ints words[4]);
 PairTables pair_tables(const Table16 &first, const Table16 &second);
 template <int NUMBER>
 Pairs lookup_pairs(const PairTables &tables, const uint8_t *p);

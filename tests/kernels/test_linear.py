@@ -30,16 +30,17 @@ from tests.kernels.linear_calls import (
     random_weight,
 )
 
-ROWS = (0, 1, 2, 3, 5, 8, 11, 16, 17, 64)
+ROWS = (0, 1, 2, 3, 5, 8, 11, 16, 17, 40, 64)
 DTYPES = (torch.float32, torch.bfloat16)
 EXTRA_ROUNDINGS = 16  # of a product, its pieces' sums, the bias
 
 # (out_features, in_features), format, block size, nested: whole blocks in a row, blocks across rows, rows that begin in
-# the middle of a byte, tails of panels and of pieces of the inner dimension
+# the middle of a byte, tails of panels and of pieces of the inner dimension, more blocks than are scaled at once
 WEIGHTS = {
     "whole blocks": ((50, 320), "nf4", 64, False),
     "whole blocks, nested": ((49, 576), "nf4", 64, True),
     "small blocks": ((33, 96), "fp4_e2m1", 32, True),
+    "many blocks": ((18, 2112), "nf4", 32, True),
     "blocks across rows": ((65, 100), "fp4_e3m0", 64, False),
     "odd": ((37, 45), "int4", 32, True),
     "one large block": ((20, 31), "nf4", 4096, False),

@@ -107,7 +107,7 @@ class Autograd:
 @cases
 @dtypes
 def test_adapter_is_within_the_bound(library: ctypes.CDLL, case: str, dtype: torch.dtype) -> None:
-    for rows, threads in ((1, 1), (3, 2), (7, 1), (64, 2)):
+    for rows, threads in ((1, 1), (3, 2), (7, 1), (20, 2), (64, 2)):
         check(library, *layer(case), rows, dtype, threads)
 
 
