@@ -17,6 +17,10 @@ constexpr int64_t DIRECT_ROWS = 24, MOST_DIRECT_FLOAT_ROWS = 40;
 #else
 constexpr int64_t DIRECT_ROWS = 0, MOST_DIRECT_FLOAT_ROWS = 0;
 #endif
+// Rows are filled up with zeros to a multiple of this: a function for each number of them would double the time that a
+// compiler takes for the library.
+constexpr int64_t DIRECT_STEP = FILLED_UP_ROWS;
+constexpr int64_t direct_width(int64_t rows) { return (rows + DIRECT_STEP - 1) / DIRECT_STEP * DIRECT_STEP; }
 constexpr int64_t DIRECT_GROUP = 32;   // weights of a column that are transposed at once
 constexpr int64_t DIRECT_BLOCKS = 64;  // of a column, whose absmax are decoded before them
 
@@ -43,10 +47,11 @@ class FloatGroup {
 
     // As vectors meet them: all rows of an element of x, then of the next one.
     static void lay_out(const float *x, int64_t stride, int64_t rows, int64_t columns, float *out) {
-        for (int64_t begin = 0; begin < columns; begin += DIRECT_GROUP, out += rows * DIRECT_GROUP) {
-            for (int64_t row = 0; row < rows; ++row) {
+        const int64_t width = direct_width(rows);
+        for (int64_t begin = 0; begin < columns; begin += DIRECT_GROUP, out += width * DIRECT_GROUP) {
+            for (int64_t row = 0; row < width; ++row) {
                 const float *from = x + row * stride + begin;
-                for (int64_t i = 0; i < DIRECT_GROUP; ++i) out[i * rows + row] = from[i];
+                for (int64_t i = 0; i < DIRECT_GROUP; ++i) out[i * width + row] = row < rows ? from[i] : 0.0f;
             }
         }
     }
@@ -84,13 +89,14 @@ class PairGroup {
     }
 
     static void lay_out(const uint16_t *x, int64_t stride, int64_t rows, int64_t columns, uint16_t *out) {
-        for (int64_t begin = 0; begin < columns; begin += 2 * APART, out += rows * 2 * APART) {
-            for (int64_t row = 0; row < rows; ++row) {
+        const int64_t width = direct_width(rows);
+        for (int64_t begin = 0; begin < columns; begin += 2 * APART, out += width * 2 * APART) {
+            for (int64_t row = 0; row < width; ++row) {
                 const uint16_t *from = x + row * stride + begin;
                 for (int64_t i = 0; i < APART; ++i) {
-                    uint16_t *pair = out + (i * rows + row) * 2;
-                    pair[0] = from[i];
-                    pair[1] = from[i + APART];
+                    uint16_t *pair = out + (i * width + row) * 2;
+                    pair[0] = row < rows ? from[i] : 0;
+                    pair[1] = row < rows ? from[i + APART] : 0;
                 }
             }
         }
@@ -171,7 +177,7 @@ __attribute__((noinline)) inline void write_adapter_panel(const qlk_adapter &ada
     PanelWriter(lora_B).write(begin, count, column, columns, panel);
 }
 
-// What the adapter adds to them.
+// What the adapter adds to them; of rows that are not there, anything.
 template <int ROWS>
 inline __attribute__((always_inline)) void add_adapter(const FewRows &product, int64_t column, int columns,
                                                        Floats (&sums)[ROWS][1]) {
@@ -199,16 +205,24 @@ void multiply_directly(const FewRows &product, int64_t begin, int64_t end) {
         const float *bias = product.bias != nullptr ? product.bias + column : nullptr;
         void *out = narrow ? static_cast<void *>(static_cast<uint16_t *>(product.out) + column)
                            : static_cast<float *>(product.out) + column;
-        finish_tile<ROWS, 1, false>(sums, {nullptr, 0, bias, out, stride, narrow, columns});
+        const TileOut to = {nullptr, 0, bias, out, stride, narrow, columns};
+        finish_tile<ROWS, 1, false>(sums, to, static_cast<int>(product.rows));
     }
 }
 
 using DirectFunction = void (*)(const FewRows &, int64_t, int64_t);
 
-// For LEAST rows and on.
-template <typename Group, int LEAST, int... ROWS>
-constexpr std::array<DirectFunction, sizeof...(ROWS)> direct_functions(std::integer_sequence<int, ROWS...>) {
-    return {multiply_directly<Group, LEAST + ROWS>...};
+// For FIRST rows, and each step more.
+template <typename Group, int FIRST, int... STEPS>
+constexpr std::array<DirectFunction, sizeof...(STEPS)> direct_functions(std::integer_sequence<int, STEPS...>) {
+    return {multiply_directly<Group, FIRST + STEPS * DIRECT_STEP>...};
+}
+
+template <typename Group, int64_t FEW>
+void multiply_more_than_few(const FewRows &product, int64_t begin, int64_t end) {
+    constexpr int FIRST = direct_width(FEW + 1), COUNT = (DIRECT_ROWS - FIRST) / DIRECT_STEP + 1;
+    constexpr auto FUNCTIONS = direct_functions<Group, FIRST>(std::make_integer_sequence<int, COUNT>());
+    FUNCTIONS[(direct_width(product.rows) - FIRST) / DIRECT_STEP](product, begin, end);
 }
 
 }  // namespace qlk::QLK_ISA

@@ -38,7 +38,9 @@ inline int64_t few_rows_at_once(int64_t rows, int dtype, const qlk_weight &weigh
 
 inline int64_t few_rows_stride(const qlk_weight &weight) { return (weight.in_features + GROUP - 1) / GROUP * GROUP; }
 
-inline int64_t few_rows_floats(int64_t rows, const qlk_weight &weight) { return rows * few_rows_stride(weight); }
+inline int64_t few_rows_floats(int64_t rows, const qlk_weight &weight) {
+    return direct_width(rows) * few_rows_stride(weight);
+}
 
 // Where rows are made of whole blocks: group by group, row by row, the even elements and then the odd ones, as the high
 // and low halves of WIDTH bytes of the weight meet them. Otherwise the rows as they are, filled up with zeros. More
@@ -297,26 +299,19 @@ constexpr std::array<FewRowsFunction, sizeof...(ROWS)> pair_functions(std::integ
     return {multiply_rows<PairBlocks, ROWS + 1, PAIRED_COLUMNS<ROWS + 1>>...};
 }
 
-// For more than FEW rows, up to DIRECT_ROWS.
-template <typename Group, int64_t FEW>
-constexpr auto more_functions() {
-    constexpr int count = DIRECT_ROWS > FEW ? DIRECT_ROWS - FEW : 0;
-    return direct_functions<Group, FEW + 1>(std::make_integer_sequence<int, count>());
-}
-
 inline void multiply_few_rows(const FewRows &product, int64_t begin, int64_t end) {
     if constexpr (HAS_BFLOAT16_UNITS) {
         if (product.x_bfloat16 != nullptr) {
             constexpr auto PAIRS = pair_functions(std::make_integer_sequence<int, MOST_FEW_PAIRED_ROWS>());
-            constexpr auto MORE_PAIRS = more_functions<PairGroup, MOST_FEW_PAIRED_ROWS>();
             if (are_few(product.rows, true)) return PAIRS[product.rows - 1](product, begin, end);
-            return MORE_PAIRS[product.rows - MOST_FEW_PAIRED_ROWS - 1](product, begin, end);
+            return multiply_more_than_few<PairGroup, MOST_FEW_PAIRED_ROWS>(product, begin, end);
         }
     }
     constexpr auto FLOATS = float_functions(std::make_integer_sequence<int, MOST_FEW_ROWS>());
     if constexpr (DIRECT_ROWS > 0) {
-        constexpr auto MORE_FLOATS = more_functions<FloatGroup, MOST_FEW_ROWS>();
-        if (!are_few(product.rows, false)) return MORE_FLOATS[product.rows - MOST_FEW_ROWS - 1](product, begin, end);
+        if (!are_few(product.rows, false)) {
+            return multiply_more_than_few<FloatGroup, MOST_FEW_ROWS>(product, begin, end);
+        }
     }
     FLOATS[product.rows - 1](product, begin, end);
 }

@@ -35,15 +35,17 @@ struct TileOut {
     int columns;
 };
 
-// out = sums + add + bias. Only the last vector of a row can be cut short: WHOLE says that it is not.
+// out = sums + add + bias, for the first `rows`. Only the last vector of a row can be cut short: WHOLE says that it is
+// not.
 template <int ROWS, int VECTORS, bool WHOLE>
-inline __attribute__((always_inline)) void finish_tile(Floats (&sums)[ROWS][VECTORS], const TileOut to) {
+inline __attribute__((always_inline)) void finish_tile(Floats (&sums)[ROWS][VECTORS], const TileOut to,
+                                                       const int rows = ROWS) {
     const int lanes = to.columns - (VECTORS - 1) * WIDTH;
     const auto short_vector = [](int v) { return !WHOLE && v == VECTORS - 1; };
     if (to.add != nullptr) {
         const float *from = to.add;
 #pragma GCC unroll 24
-        for (int i = 0; i < ROWS; ++i, from += to.add_stride) {
+        for (int i = 0; i < ROWS && i < rows; ++i, from += to.add_stride) {
 #pragma GCC unroll 3
             for (int v = 0; v < VECTORS; ++v) {
                 const float *at = from + v * WIDTH;
@@ -62,7 +64,7 @@ inline __attribute__((always_inline)) void finish_tile(Floats (&sums)[ROWS][VECT
     if (to.bfloat16) {
         uint16_t *out = static_cast<uint16_t *>(to.out);
 #pragma GCC unroll 24
-        for (int i = 0; i < ROWS; ++i, out += to.out_stride) {
+        for (int i = 0; i < ROWS && i < rows; ++i, out += to.out_stride) {
 #pragma GCC unroll 3
             for (int v = 0; v < VECTORS; ++v) {
                 store_bfloat16_first(out + v * WIDTH, sums[i][v], short_vector(v) ? lanes : WIDTH);
@@ -71,7 +73,7 @@ inline __attribute__((always_inline)) void finish_tile(Floats (&sums)[ROWS][VECT
     } else {
         float *out = static_cast<float *>(to.out);
 #pragma GCC unroll 24
-        for (int i = 0; i < ROWS; ++i, out += to.out_stride) {
+        for (int i = 0; i < ROWS && i < rows; ++i, out += to.out_stride) {
 #pragma GCC unroll 3
             for (int v = 0; v < VECTORS; ++v) {
                 if (short_vector(v)) {

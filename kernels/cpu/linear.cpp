@@ -94,7 +94,7 @@ class Forward {
         if (few_rows_ > 0 && !laid_out_.allocate(call_.kernels.few_rows_floats(few_rows_, weight_))) return false;
         if (!bias_.is_ready()) return false;
         if (few_rows_ == 0 && !sums_.allocate(call_.sums_floats())) return false;
-        return scaled_low_.allocate(rows * rank_);
+        return scaled_low_.allocate((rows + FILLED_UP_ROWS) * rank_);
     }
 
     // The adapter's own product is one of floats whatever the dtype.

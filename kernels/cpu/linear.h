@@ -58,6 +58,9 @@ struct Rectangle {
     int64_t row_begin, row_end, column_begin, column_end;  // column_begin is a multiple of panel_columns
 };
 
+// Kernels fill up a few rows to a multiple of this, read rows of `scaled_low` for what is not there, and store nothing.
+constexpr int64_t FILLED_UP_ROWS = 4;
+
 // The first rows of x against whole rows of the weight, for a few rows of x (see few_rows_kernels.h).
 struct FewRows {
     const float *x;  // as lay_out_few_rows writes it
