@@ -26,7 +26,7 @@ static void stream(char *to, Words value) { *reinterpret_cast<Words *>(to) = val
 static void stream_end() {}
 #endif
 
-constexpr int64_t LINE = 64, PIECE = 4096, AHEAD = 2048;  // bytes
+constexpr int64_t LINE = 64, PIECE = 1024, AHEAD = 2048;  // bytes
 
 static float chains(int64_t steps, float start) {
     Vector sums[CHAINS], factor, addend;
@@ -62,12 +62,13 @@ constexpr int BFLOAT16_ADVANTAGE = 1;
 static float bfloat16_chains(int64_t steps, float start) { return chains(steps, start); }
 #endif
 
+// Every line is asked for or none: asking for some of them keeps the processor's own prefetching from the others.
+template <bool PREFETCH>
 static Words read(const char *from, int64_t bytes) {
     Words sums[4] = {};
     int64_t at = 0;
     for (; at + 4 * BYTES <= bytes; at += 4 * BYTES) {
-        __builtin_prefetch(from + at + AHEAD);
-        __builtin_prefetch(from + at + AHEAD + 2 * BYTES);
+        for (int64_t line = 0; PREFETCH && line < 4 * BYTES; line += LINE) __builtin_prefetch(from + at + AHEAD + line);
         for (int i = 0; i < 4; ++i) sums[i] += *reinterpret_cast<const Words *>(from + at + i * BYTES);
     }
     for (; at < bytes; at += BYTES) sums[0] += *reinterpret_cast<const Words *>(from + at);
@@ -102,19 +103,30 @@ int64_t multiply_adds(int64_t steps, int threads, int in_bfloat16) {
 }
 
 // Reads `read_bytes` and writes `written_bytes`, piece by piece in turn; both begin on a cache line. In place (`to` is
-// null): writes the first bytes of each piece that it has read.
-int64_t move(char *from, int64_t read_bytes, char *to, int64_t written_bytes, int past_caches, int threads) {
-    const int64_t pieces = (read_bytes + written_bytes) / PIECE + 1;
+// null): writes the first bytes of each piece that it has read. Memory is cut into so many streams, whose pieces take
+// turns: a kernel may read several arrays side by side.
+int64_t move(char *from, int64_t read_bytes, char *to, int64_t written_bytes, int streams, int prefetch,
+             int past_caches, int threads) {
+    const int64_t from_stream = whole_lines(read_bytes, 1, streams), to_stream = whole_lines(written_bytes, 1, streams);
+    const int64_t pieces = (from_stream + to_stream) / PIECE + 1;
+    const auto read_piece = prefetch != 0 ? read<true> : read<false>;
     int64_t total = 0;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : total)
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t begin = whole_lines(read_bytes, piece, pieces), end = whole_lines(read_bytes, piece + 1, pieces);
-        const int64_t first = whole_lines(written_bytes, piece, pieces);
-        const int64_t bytes = whole_lines(written_bytes, piece + 1, pieces) - first;
-        total += read(from + begin, end - begin)[0];
-        write(to == nullptr ? from + begin : to + first, bytes, past_caches != 0);
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+    {
+#pragma omp for schedule(static)
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+            const int64_t begin = whole_lines(from_stream, piece, pieces);
+            const int64_t end = whole_lines(from_stream, piece + 1, pieces);
+            const int64_t first = whole_lines(to_stream, piece, pieces);
+            const int64_t bytes = whole_lines(to_stream, piece + 1, pieces) - first;
+            for (int stream = 0; stream < streams; ++stream) {
+                char *read_from = from + stream * from_stream + begin;
+                total += read_piece(read_from, end - begin)[0];
+                write(to == nullptr ? read_from : to + stream * to_stream + first, bytes, past_caches != 0);
+            }
+        }
+        stream_end();  // of what this thread wrote
     }
-    stream_end();
     return total;
 }
 }

@@ -6,12 +6,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 STEPS = 100_000  # of chains of multiply-adds: under a millisecond
+# Ways to read: arrays side by side, and whether their lines are asked for ahead. Which is fastest depends on the
+# machine and on the size.
+READING = ((1, False), (4, False), (1, True))
 
 
 class Ceilings:
@@ -30,7 +34,7 @@ class Ceilings:
         self._library.multiply_adds.restype = ctypes.c_int64
         self._library.multiply_adds.argtypes = (ctypes.c_int64, ctypes.c_int, ctypes.c_int)
         pointer_and_size = (ctypes.c_void_p, ctypes.c_int64)
-        self._library.move.argtypes = (*pointer_and_size, *pointer_and_size, ctypes.c_int, ctypes.c_int)
+        self._library.move.argtypes = (*pointer_and_size, *pointer_and_size, *[ctypes.c_int] * 4)
 
     def flops(self, dtype: str) -> int:
         """Do independent multiply-adds on every thread; return the operations, two each.
@@ -40,16 +44,18 @@ class Ceilings:
         """
         return 2 * self._threads * int(self._library.multiply_adds(STEPS, self._threads, dtype == "bf16"))
 
-    def bytes(self, read: int, written: int, in_place: bool) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        """Return the reading and writing of so many bytes: with ordinary stores, and with stores past the caches.
+    def bytes(self, read: int, written: int, in_place: bool) -> list[Callable[[], Any]]:
+        """Return the ways to read and write so many bytes, of which the fastest counts.
 
-        Memory is as large as what is read and written, so what fits in a cache stays there as it does for a kernel.
+        Those of `READING`, each with ordinary stores and with stores past the caches. Memory is as large as what is
+        read and written, so what fits in a cache stays there as it does for a kernel.
         """
         source = torch.ones(read // 64 * 64 + 64, dtype=torch.uint8)
         target = None if in_place else torch.ones(written // 64 * 64 + 64, dtype=torch.uint8)
 
-        def move(past_caches: int) -> None:
+        def move(streams: int, prefetch: bool, past_caches: bool) -> None:
             to = None if target is None else target.data_ptr()
-            self._library.move(source.data_ptr(), read, to, written, past_caches, self._threads)
+            self._library.move(source.data_ptr(), read, to, written, streams, prefetch, past_caches, self._threads)
 
-        return lambda: move(0), lambda: move(1)
+        stores = (False, True) if written else (False,)
+        return [partial(move, *reading, past_caches) for reading in READING for past_caches in stores]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from checks import Expected
 from rounds import Cell, main
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,6 +22,7 @@ from qlora_lab.ops.registry import KERNELS
 # rows, heads, key heads, tokens, head size: of SmolLM2-135M, and a quarter of LLaMA 7B's heads
 SHAPES = ((16, 9, 3, 32, 64), (4, 9, 3, 128, 64), (1, 9, 3, 512, 64), (1, 9, 3, 2048, 64), (1, 8, 8, 1024, 128))
 PRODUCTS = {"forward": 2, "forward+backward": 7}
+TOLERANCES = {"fp32": 1e-5, "bf16": 2**-6}  # torch rounds the gradients of repeated key heads before it adds them
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -50,18 +52,23 @@ def cells(wanted: str) -> Iterator[Cell]:
                 name = f"{dtype_name} {rows}x{tokens}x{heads}x{size} {step}"
                 if wanted in name:
                     work = works(parts, gradient, backward=products > 2)
-                    yield Cell(name, work, moved, gradient.nbytes, products * flops, dtype=dtype_name)
+                    expected = Expected(
+                        works([part.double() for part in parts], gradient.double(), backward=products > 2)["torch"],
+                        dict.fromkeys(work, TOLERANCES[dtype_name]),
+                    )
+                    yield Cell(
+                        name, work, moved, gradient.nbytes, products * flops, dtype=dtype_name, expected=expected
+                    )
 
 
 def works(parts: list[Tensor], gradient: Tensor, *, backward: bool) -> dict[str, Callable[[], Any]]:
     layer, (query, key, value) = Layer(parts[0].shape[1] // parts[1].shape[1]), parts
 
     def work(forward: Callable[..., tuple[Tensor, None]]) -> Callable[[], Any]:
-        def run() -> None:
+        def run() -> Any:
             leaves = [part.detach().requires_grad_(backward) for part in (query, key, value)]
             output, _ = forward(layer, *leaves, None, scaling=query.shape[-1] ** -0.5)
-            if backward:
-                torch.autograd.grad(output, leaves, gradient)
+            return torch.autograd.grad(output, leaves, gradient) if backward else output
 
         return run
 

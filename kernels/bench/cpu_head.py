@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from checks import PRODUCTS, Expected
 from rounds import Cell, main
 
 from qlora_lab.models.head_products import head_input_gradient, head_logits
@@ -35,7 +36,9 @@ def logits_cell(name: str, dtype_name: str, weight: torch.Tensor, rows: int) -> 
     work = {"ours": lambda: head_logits(x, weight, None), "torch": lambda: F.linear(x, weight).float()}
     written = 4 * rows * weight.shape[0]
     flops = 2 * rows * weight.numel()
-    return Cell(f"{name} logits of {rows} rows", work, weight.nbytes + x.nbytes, written, flops, dtype=dtype_name)
+    expected = Expected(lambda: F.linear(x.float(), weight.float()), dict.fromkeys(work, PRODUCTS[dtype_name]))
+    title, read = f"{name} logits of {rows} rows", weight.nbytes + x.nbytes
+    return Cell(title, work, read, written, flops, dtype=dtype_name, expected=expected)
 
 
 def gradient_cell(name: str, dtype_name: str, weight: torch.Tensor, rows: int) -> Cell:
@@ -45,7 +48,9 @@ def gradient_cell(name: str, dtype_name: str, weight: torch.Tensor, rows: int) -
         "torch": lambda: gradient.to(weight.dtype) @ weight,
     }
     read, written = weight.nbytes + gradient.nbytes, 4 * rows * weight.shape[1]
-    return Cell(f"{name} gradient of {rows} rows", work, read, written, 2 * rows * weight.numel(), dtype=dtype_name)
+    expected = Expected(lambda: gradient @ weight.float(), dict.fromkeys(work, PRODUCTS[dtype_name]))
+    title, flops = f"{name} gradient of {rows} rows", 2 * rows * weight.numel()
+    return Cell(title, work, read, written, flops, dtype=dtype_name, expected=expected)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes import matmul_4bit
 from bitsandbytes.nn import Linear4bit
+from checks import BYTES_EQUAL, PRODUCTS, QUANTIZATION, Expected
 from rounds import Cell, main
 from torch import Tensor, nn, no_grad
 
@@ -43,7 +44,7 @@ class Weights:
         self.nested = self.ours._replace(absmax=None)._replace(
             **dict(zip(("absmax", "nested_absmax", "offset"), quantize_absmax(absmax), strict=True))
         )
-        self.bitsandbytes = bnb.quantize_4bit(self.dense, quant_type="nf4", blocksize=64)
+        self.bitsandbytes = quantized_by_bitsandbytes(self.dense)
         self.inference = self.to_inference() if dtype == torch.bfloat16 and bnb.has_avx512bf16() else None
         self.torchao = self.to_torchao() if to_nf4 is not None else None
 
@@ -63,6 +64,18 @@ class Weights:
         return next(name for name, dtype in DTYPES.items() if dtype == self.dense.dtype)
 
     @property
+    def expanded(self) -> Tensor:
+        """What bitsandbytes makes of its codes, which are ours too."""
+        return bnb.dequantize_4bit(*self.bitsandbytes)
+
+    def expected(self, of: Callable[[Tensor], Any]) -> Expected:
+        """Expect of every implementation the products `of` the float32 values of the weight."""
+        product = PRODUCTS[self.dtype_name]
+        tolerances = {"ours": product, "bitsandbytes": product}
+        others = dict.fromkeys(("bitsandbytes inference", "torch dense", "torchao"), QUANTIZATION)
+        return Expected(lambda: of(self.expanded.float()), {**tolerances, **others})
+
+    @property
     def dense_bytes(self) -> int:
         return self.dense.nbytes
 
@@ -70,16 +83,27 @@ class Weights:
         return sum(part.nbytes for part in (self.nested if nested else self.ours)[:4] if part is not None)
 
 
+def quantized_by_bitsandbytes(dense: Tensor, *, nested: bool = False) -> tuple[Tensor, bnb.QuantState]:
+    return bnb.quantize_4bit(dense, quant_type="nf4", blocksize=64, compress_statistics=nested)
+
+
 def quantize_cell(name: str, weights: Weights) -> Cell:
     work = {
         "ours": lambda: quantize_blockwise(weights.dense, "nf4", 64),
-        "bitsandbytes": lambda: bnb.quantize_4bit(weights.dense, quant_type="nf4", blocksize=64),
+        "bitsandbytes": lambda: quantized_by_bitsandbytes(weights.dense),
         "torch clone": lambda: weights.dense.clone(),
     }
     if to_nf4 is not None:
         work["torchao"] = weights.to_torchao
-    # An operation a weight to find the largest, and one to scale by it.
-    return Cell(f"{name} quantize", work, weights.dense_bytes, weights.packed_bytes(), 2 * weights.dense.numel())
+    codes, state = weights.bitsandbytes
+    return Cell(
+        f"{name} quantize",
+        work,
+        weights.dense_bytes,
+        weights.packed_bytes(),
+        2 * weights.dense.numel(),  # an operation a weight to find the largest, and one to scale by it
+        expected=Expected(lambda: (codes.flatten(), state.absmax), {"ours": BYTES_EQUAL}),
+    )
 
 
 def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
@@ -92,10 +116,15 @@ def dequantize_cells(name: str, weights: Weights) -> Iterator[Cell]:
     if weights.torchao is not None:
         others["torchao"] = lambda: weights.torchao.to(dtype)
     least = (weights.packed_bytes(), weights.dense_bytes, weights.dense.numel())  # one multiplication a weight
-    yield Cell(f"{name} dequantize", {"ours": lambda: dequantize_weight(weights.ours, dtype), **others}, *least)
-    yield Cell(f"{name} dequantize out=", {"ours": lambda: dequantize_weight(weights.ours, out=out), **others}, *least)
+    alike = {"ours": BYTES_EQUAL, "torchao": QUANTIZATION}
+    expected = Expected(lambda: weights.expanded, alike)
+    work = {"ours": lambda: dequantize_weight(weights.ours, dtype), **others}
+    yield Cell(f"{name} dequantize", work, *least, expected=expected)
+    work = {"ours": lambda: dequantize_weight(weights.ours, out=out), **others}
+    yield Cell(f"{name} dequantize out=", work, *least, expected=expected)
     work = {"ours": lambda: dequantize_weight(weights.nested, out=out), **others}
-    yield Cell(f"{name} dequantize nested out=", work, weights.packed_bytes(nested=True), *least[1:])
+    nested = Expected(lambda: bnb.dequantize_4bit(*quantized_by_bitsandbytes(weights.dense, nested=True)), alike)
+    yield Cell(f"{name} dequantize nested out=", work, weights.packed_bytes(nested=True), *least[1:], expected=nested)
 
 
 def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
@@ -118,6 +147,7 @@ def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
         written,
         2 * rows * weights.dense.numel(),
         dtype=weights.dtype_name,
+        expected=weights.expected(lambda weight: F.linear(x.float(), weight)),
     )
 
 
@@ -136,10 +166,14 @@ def training_cell(name: str, weights: Weights, rows: int) -> Cell:
     }
     if weights.torchao is not None:
         work["torchao"] = both(lambda: linear_nf4(x, weights.torchao))
-    read = 2 * weights.packed_bytes() + x.nbytes + gradient.nbytes
-    flops = 4 * rows * weights.dense.numel()
     return Cell(
-        f"{name} forward+backward {rows} rows", work, read, x.nbytes + gradient.nbytes, flops, dtype=weights.dtype_name
+        f"{name} forward+backward {rows} rows",
+        work,
+        2 * weights.packed_bytes() + x.nbytes + gradient.nbytes,
+        x.nbytes + gradient.nbytes,
+        4 * rows * weights.dense.numel(),
+        dtype=weights.dtype_name,
+        expected=weights.expected(lambda weight: gradient.float() @ weight),
     )
 
 
@@ -154,6 +188,11 @@ def adapter_cell(name: str, weights: Weights, rows: int) -> Cell:
 
     def both(forward: Callable[[], Tensor]) -> Callable[[], Any]:
         return lambda: torch.autograd.grad(forward(), (x, lora_A, lora_B), gradient)
+
+    def in_float32(weight: Tensor) -> Any:
+        wide = x.detach().float().requires_grad_()
+        output = F.linear(wide, weight) + F.linear(F.linear(wide, lora_A), lora_B) * SCALING
+        return torch.autograd.grad(output, (wide, lora_A, lora_B), gradient.float())
 
     def adapted(base: Tensor) -> Tensor:
         return base + (F.linear(F.linear(x.float(), lora_A), lora_B) * SCALING).to(dtype)
@@ -170,7 +209,8 @@ def adapter_cell(name: str, weights: Weights, rows: int) -> Cell:
     written = x.nbytes + gradient.nbytes + 4 * adapter
     # Products with the weight and the adapter in both directions, and two for the adapter's own gradients.
     flops = 4 * rows * weights.dense.numel() + 6 * rows * adapter
-    return Cell(f"{name} the same with rank {RANK}", work, read, written, flops, dtype=weights.dtype_name)
+    title, expected = f"{name} the same with rank {RANK}", weights.expected(in_float32)
+    return Cell(title, work, read, written, flops, dtype=weights.dtype_name, expected=expected)
 
 
 def cells(wanted: str) -> Iterator[Cell]:

@@ -3,13 +3,17 @@
 One process; the implementations take turns, round by round, so that a noisy machine disturbs all of them. A figure is
 the median over rounds, a ratio the median of the per-round ratios (theirs / ours: above 1, ours is faster).
 
+Before a cell is timed, its implementations are called once, and the run stops if one of them does not return what is
+expected (checks.py); the JSON has the errors found.
+
 `--cpu-time` counts what the process computed, on one thread: for a machine on which others compute too.
 
 A cell has two floors: the time in which a loop that does nothing else reads and writes its bytes, in memory of the same
 size (so in the same cache), and the time of its operations in a loop of nothing but multiply-adds (ceilings.py). Both
 loops run in every round before and after ours, for as long as an implementation at least, and their best call counts;
 the share of the floor is the median of the per-round shares of the longer one. `ratio_at_floor` is what the other
-implementations take over that floor: the most that a kernel could reach. table.py prints the JSON as a table.
+implementations take over that floor: the most that a kernel could reach. table.py prints the JSON as a table; where
+ours takes less time than the floor by more than two loops differ, it says that the floor is none.
 """
 
 import argparse
@@ -27,10 +31,12 @@ from typing import Any
 
 import torch
 from ceilings import Ceilings
-from table import bound
+from checks import Expected, check
+from table import share_of_floor
 
 from qlora_lab.config.hardware import detect
 from qlora_lab.ops.registry import KERNELS
+from qlora_lab.runs.environment import measured_commit
 
 SHORTEST_ROUND_S = 0.01  # an implementation is called until this is over, and counted per call
 PACKAGES = ("torch", "bitsandbytes", "torchao")
@@ -46,6 +52,7 @@ class Cell:
         flops: the fewest operations, a multiply-add being two.
         in_place: what is written is part of what was read.
         dtype: of the operands that are multiplied, "fp32" or "bf16".
+        expected: what the work returns; None where there is nothing to compare it with.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Cell:
     flops: int = 0
     in_place: bool = False
     dtype: str = "fp32"
+    expected: Expected | None = None
 
 
 def time_calls(work: Callable[[], Any], clock: Clock) -> float:
@@ -102,7 +110,8 @@ class Floors:
 
 
 def measure(cell: Cell, rounds: int, ceilings: Ceilings, clock: Clock = time.perf_counter) -> dict[str, Any]:
-    """Return the medians of one cell: milliseconds by implementation, ratios to ours, floors and share of them."""
+    """Check one cell and return its medians: milliseconds by implementation, ratios to ours, floors, share of them."""
+    checked = check(cell.name, cell.work, cell.expected) if cell.expected else None
     seconds: dict[str, list[float]] = {name: [] for name in cell.work}
     floors: list[dict[str, float]] = []
     cell_floors = Floors(cell, ceilings, clock)
@@ -120,6 +129,7 @@ def measure(cell: Cell, rounds: int, ceilings: Ceilings, clock: Clock = time.per
     longest = [max(floor.values()) for floor in floors]
     return {
         "cell": cell.name,
+        "checked": checked,
         "read_bytes": cell.read,
         "written_bytes": cell.written,
         "flops": cell.flops,
@@ -157,6 +167,7 @@ def main(description: str, cells: Callable[[str], Iterator[Cell]]) -> None:
     results: dict[str, Any] = {
         "machine": f"{detect().cpu_model}, {options.threads} threads",
         "kernels": str(KERNELS),
+        "commit": measured_commit(),
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
         "rounds": options.rounds,
@@ -175,8 +186,7 @@ def main(description: str, cells: Callable[[str], Iterator[Cell]]) -> None:
 
 def line(result: dict[str, Any]) -> str:
     """Return a cell's figures in one line."""
-    share = result["share_of_floor"]
-    floor = f"{100 * share:>4.0f} % of the {bound(result):<10}" if share else " " * 22
+    floor = f"{share_of_floor(result):<18}"
     ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in result["ratio"].items())
     return f"{result['cell']:<44} {result['ms']['ours']:>9.3f} ms  {floor}   {ratios}"
 

@@ -42,14 +42,25 @@ def environment(hardware: Hardware, **of_the_run: Any) -> dict[str, Any]:
     }
 
 
-def git_commit(folder: Path) -> str | None:
-    """Return the commit of the code, with `+changes` where files differ from it; None outside git."""
+def git_commit(folder: Path, *paths: str) -> str | None:
+    """Return the commit of the code, with `+changes` where files (or those below `paths`) differ from it.
+
+    None outside git.
+    """
     try:
         commit = _git(folder, "rev-parse", "HEAD").strip()
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no").strip()
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *paths).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}+changes" if changed else commit
+
+
+def measured_commit(root: Path = Path(__file__).parents[2]) -> str:
+    """Return the commit that a benchmark measured, for its results; "unknown" outside git.
+
+    With `+changes` where the kernels or the library differ from it; results written before make no difference.
+    """
+    return git_commit(root, "kernels", "qlora_lab", ":!kernels/bench/results") or "unknown"
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -36,6 +36,7 @@ from qlora_lab.evaluation.benchmarks.items import ItemReader
 from qlora_lab.evaluation.benchmarks.mmlu_rows import LETTERS, question_of
 from qlora_lab.evaluation.harness import harness_scores, task_manager
 from qlora_lab.models.load import load_model, load_tokenizer
+from qlora_lab.runs.environment import measured_commit
 from qlora_lab.wheels import default_cache_dir
 from tests.evaluation.benchmarks.harness_definitions import write_definition
 from tests.helpers import composed
@@ -67,7 +68,7 @@ def main() -> None:
             print(way, {name: value for name, value in found[way].items() if name != "logits"}, flush=True)
     report(found)
     if options.out:
-        options.out.write_text(json.dumps({"questions": asked, "found": found}))
+        options.out.write_text(json.dumps({"commit": measured_commit(), "questions": asked, "found": found}))
 
 
 def embedded(batch_tokens: int, context: int | None) -> Examinee:

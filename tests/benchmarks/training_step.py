@@ -207,8 +207,13 @@ def main() -> None:
     work = f"{options.dtype}{', gradient checkpointing' if options.checkpointing else ''}"
     report(rounds, work)
     if options.json:
-        results = {"machine": machine(), "kernels": kernels(), "work": work, "rounds": rounds}
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        options.json.write_text(json.dumps(record(rounds, work), indent=1) + "\n")
+
+
+def record(rounds: list[dict[str, dict[str, float]]], work: str) -> dict[str, Any]:
+    from qlora_lab.runs.environment import measured_commit
+
+    return {"machine": machine(), "kernels": kernels(), "commit": measured_commit(), "work": work, "rounds": rounds}
 
 
 def report(rounds: list[dict[str, dict[str, float]]], work: str) -> None:
