@@ -27,7 +27,22 @@ inline Ints find_exp_avg_sq(Floats x) {
     return shift_right(add(gather(exp_avg_sq_ranks.cells, index), low), Table::SHIFT);
 }
 
+// Values whose codes are found, or read, at once: with byte permutes as many as there are codes in a register.
+struct Group {
+#if defined(QLK_ISA_VBMI)
+    static constexpr int VECTORS = 4;
+#else
+    static constexpr int VECTORS = 1;
+#endif
+    static constexpr int COUNT = VECTORS * WIDTH;
+    Floats vectors[VECTORS];
+};
+
 }  // namespace qlk::QLK_ISA
+
+#if defined(QLK_ISA_VBMI)
+#include "dynamic_map_vbmi.h"
+#else
 
 #if defined(QLK_ISA_AVX512)
 #include "dynamic_map_avx512.h"
@@ -38,6 +53,20 @@ inline Floats exp_avg_levels(Ints codes) { return gather(DYNAMIC_LEVELS, codes);
 inline Floats exp_avg_sq_levels(Ints codes) { return gather(UNSIGNED_DYNAMIC_LEVELS, codes); }
 inline Ints encode_exp_avg(Floats x) { return find_exp_avg(x); }
 inline Ints encode_exp_avg_sq(Floats x) { return find_exp_avg_sq(x); }
+
+}  // namespace qlk::QLK_ISA
+#endif
+
+namespace qlk::QLK_ISA {
+
+inline Group decode_exp_avg(const uint8_t *codes) { return {{exp_avg_levels(load_bytes(codes))}}; }
+inline Group decode_exp_avg_sq(const uint8_t *codes) { return {{exp_avg_sq_levels(load_bytes(codes))}}; }
+inline void encode_exp_avg(const float *values, Floats factor, uint8_t *codes) {
+    store_bytes(codes, encode_exp_avg(mul(load(values), factor)));
+}
+inline void encode_exp_avg_sq(const float *values, Floats factor, uint8_t *codes) {
+    store_bytes(codes, encode_exp_avg_sq(mul(load(values), factor)));
+}
 
 }  // namespace qlk::QLK_ISA
 #endif

@@ -2,9 +2,8 @@
 // 30 cycles each on the many CPUs whose microcode closes the "Downfall" leak, and an update needs four of them.
 #pragma once
 
-#include "dynamic_rank.h"
 #include "qlk/tables.h"
-#include "quick_rank.h"
+#include "quick_rank_avx512.h"
 
 namespace qlk::QLK_ISA {
 
@@ -38,38 +37,21 @@ inline Floats exp_avg_sq_levels(Ints codes) {
     return select(bit_7, high, low);
 }
 
-inline Floats lookup_32(const float *table, Ints index) {
-    return _mm512_permutex2var_ps(load(table), index, load(table + 16));
-}
-
-// The ranks above zero's of values from SMALLEST to 1; `uncertain` where the exact table has to be asked.
-inline Ints quick_rank(const QuickRank &quick, Floats x, Mask &uncertain) {
-    const Ints binade = shift_right(as_ints(x), 23);
-    const Ints line = add_where(greater(x, lookup_32(quick.threshold, binade)), binade, broadcast_int(1));
-    const Floats straight = fma(x, lookup_32(quick.slope, line), lookup_32(quick.intercept, line));
-    const Ints units = truncate(min(straight, lookup_32(quick.limit, line)));
-    uncertain = _mm512_testn_epi32_mask(units, broadcast_int(QuickRank::UNLESS_UNCERTAIN));
-    return shift_right(units, QuickRank::SHIFT);
-}
+inline Ints rank_of(Ints units) { return bit_and(shift_right<QuickRank::SHIFT>(units), broadcast_int(0xFF)); }
 
 inline Ints encode_exp_avg(Floats x) {
-    constexpr int LARGER_MAGNITUDE = 0xB;  // the larger of two magnitudes, positive
-    const Ints magnitude = as_ints(_mm512_range_ps(x, broadcast(ExpAvgRanks::SMALLEST), LARGER_MAGNITUDE));
-    const Mask negative = _mm512_movepi32_mask(as_ints(x));
-    // A negative value at a midpoint belongs to the level farther from zero: as if it were larger by one bit.
-    const Ints adjusted = add_where(negative, magnitude, broadcast_int(1));
-    Mask uncertain;
-    const Ints rank = quick_rank(QUICK_EXP_AVG, as_floats(adjusted), uncertain);
-    if (any(uncertain)) return find_exp_avg(x);
+    Mask negative, certain = first(WIDTH);
+    const Ints rank = rank_of(quick_exp_avg_units(x, negative, certain));
+    if (!all(certain)) return find_exp_avg(x);
     const Ints zero = broadcast_int(EXP_AVG_ZERO);
     const Ints code = _mm512_mask_sub_epi32(add(zero, rank), negative, zero, rank);
     return max(code, broadcast_int(0));  // -1 has no level
 }
 
 inline Ints encode_exp_avg_sq(Floats x) {
-    Mask uncertain;
-    const Ints rank = quick_rank(QUICK_EXP_AVG_SQ, max(x, broadcast(ExpAvgSqRanks::SMALLEST)), uncertain);
-    return any(uncertain) ? find_exp_avg_sq(x) : rank;
+    Mask certain = first(WIDTH);
+    const Ints units = quick_exp_avg_sq_units(x, certain);
+    return all(certain) ? rank_of(units) : find_exp_avg_sq(x);
 }
 
 }  // namespace qlk::QLK_ISA

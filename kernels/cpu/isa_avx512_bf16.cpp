@@ -2,6 +2,7 @@
 #define QLK_ISA avx512_bf16
 #define QLK_ISA_AVX512 1
 #define QLK_ISA_BFLOAT16 1
+#define QLK_ISA_VBMI 1
 #include "simd_avx512.h"
 
 #include "quantize_kernels.h"

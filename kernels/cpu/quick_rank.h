@@ -1,6 +1,6 @@
 // Constants for finding ranks in a dynamic map by arithmetic instead of a table in memory. The levels of a decade lie
-// at equal distances, so a straight line takes a value to its rank, here in units of 1 / 4096. The midpoints lie a few
-// roundings off the line: within two units of a change of rank the exact table (dynamic_rank.h) has to be asked.
+// at equal distances, so a straight line takes a value to its rank, here in units of 1 / 32768. The midpoints lie some
+// roundings off the line: within four units of a change of rank the exact table (dynamic_rank.h) has to be asked.
 //
 // All is by binade (the values of one exponent), so that a permute finds it among 32 by the low bits of the exponent:
 // 2^-23 starts binade 8 and 1 starts binade 31. A binade has at most one `threshold`; above it the line is that of the
@@ -14,11 +14,14 @@
 namespace qlk {
 
 struct alignas(64) QuickRank {
-    static constexpr int SHIFT = 12;  // rank = units >> SHIFT
+    static constexpr int SHIFT = 15;  // rank = units >> SHIFT
     static constexpr int UNITS = 1 << SHIFT;
-    static constexpr int WINDOW = 4;  // units after a multiple of UNITS: ranks change in their middle
+    static constexpr int WINDOW = 8;  // units after a multiple of UNITS: ranks change in their middle
     static constexpr int UNLESS_UNCERTAIN = UNITS - WINDOW;  // bits of which one is set outside of the windows
     static constexpr int DECADES = 7;
+    // Added to all units: the lowest bit of such a float is one unit, and its lowest 23 bits are the units.
+    static constexpr float ONE_A_BIT = 1 << 23;
+    static_assert(256 * UNITS <= 1 << 23, "ranks below 256 have to fit");
 
     float threshold[32];  // infinity in most binades
     float slope[32], intercept[32];
@@ -28,7 +31,7 @@ struct alignas(64) QuickRank {
     constexpr QuickRank(const float *midpoints, int slices) : threshold(), slope(), intercept(), limit() {
         for (int binade = 0; binade < 32; ++binade) {
             threshold[binade] = __builtin_inff();
-            intercept[binade] = limit[binade] = UNITS / 2;  // rank 0
+            intercept[binade] = limit[binade] = ONE_A_BIT + UNITS / 2;  // rank 0
         }
         int first = 1;
         double scale = 1e-6;  // decades reach from scale / 10 to scale, and begin with rank `first`
@@ -59,8 +62,8 @@ struct alignas(64) QuickRank {
         threshold[binade_of(start)] = start;
         for (int binade = binade_of(start) + 1; binade < 32; ++binade) {
             slope[binade] = static_cast<float>(UNITS * line_slope);
-            intercept[binade] = static_cast<float>(UNITS * line_intercept + WINDOW / 2);
-            limit[binade] = static_cast<float>(UNITS * (last + 0.5));
+            intercept[binade] = static_cast<float>(ONE_A_BIT + UNITS * line_intercept + WINDOW / 2);
+            limit[binade] = static_cast<float>(ONE_A_BIT + UNITS * (last + 0.5));
         }
     }
 
@@ -69,7 +72,7 @@ struct alignas(64) QuickRank {
     constexpr float line(float x) const {
         const int binade = binade_of(x) + (x > threshold[binade_of(x)] ? 1 : 0);
         const float value = static_cast<float>(static_cast<double>(slope[binade]) * x + intercept[binade]);
-        return value < limit[binade] ? value : limit[binade];
+        return (value < limit[binade] ? value : limit[binade]) - ONE_A_BIT;
     }
 
     // A unit is kept as a margin for how the product and the sum are rounded.

@@ -68,6 +68,7 @@ inline Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline Mask greater(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 inline Mask unordered(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 inline bool any(Mask m) { return m != 0; }
+inline bool all(Mask m) { return m == 0xFFFF; }
 inline Floats select(Mask m, Floats yes, Floats no) { return _mm512_mask_mov_ps(no, m, yes); }
 inline Ints select(Mask m, Ints yes, Ints no) { return _mm512_mask_mov_epi32(no, m, yes); }
 

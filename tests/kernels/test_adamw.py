@@ -166,7 +166,7 @@ def test_bfloat16_parameters_equal_the_reference(library: ctypes.CDLL, block_siz
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("block_size", [32, 256, 4096])
+@pytest.mark.parametrize("block_size", [32, 64, 256, 4096])
 def test_8bit_states_equal_the_reference(library: ctypes.CDLL, block_size: int, threads: int) -> None:
     tensors = make_tensors(LENGTHS, block_size, seed=block_size)
     step = replace(STEP, block_size=block_size)
@@ -254,40 +254,46 @@ def zero_8bit(gradient: Tensor, block_size: int = 256) -> AdamwTensor:
     return AdamwTensor(torch.zeros_like(gradient), gradient, *codes, *absmax, 0.0)
 
 
-@pytest.mark.parametrize("block_size", [None, 32])
+@pytest.mark.parametrize("block_size", [None, 32, 64])
 def test_zero_gradients_leave_parameters_alone(library: ctypes.CDLL, block_size: int | None) -> None:
-    tensor = zero_8bit(torch.zeros(77), 32)
+    tensor = zero_8bit(torch.zeros(77), block_size or 32)
     if block_size is None:
         tensor = AdamwTensor(torch.zeros(77), torch.zeros(77), torch.zeros(77), torch.zeros(77), None, None, 0.0)
     parameter = torch.randn(77, generator=torch.Generator().manual_seed(0))
     tensor = tensor._replace(parameter=parameter.clone())
-    NativeKernels(library).update([tensor], replace(STEP, block_size=32))
+    NativeKernels(library).update([tensor], replace(STEP, block_size=block_size or 32))
     assert_same_bits(tensor.parameter, parameter)
     assert tensor.exp_avg.float().eq(127 if block_size else 0).all()
     assert tensor.exp_avg_sq.eq(0).all()
 
 
+@pytest.mark.parametrize("block_size", [32, 64])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_gradient_that_is_not_finite_spoils_its_block_alone(library: ctypes.CDLL, value: float) -> None:
+def test_a_gradient_that_is_not_finite_spoils_its_block_alone(
+    library: ctypes.CDLL, value: float, block_size: int
+) -> None:
     gradient = torch.randn(200, generator=torch.Generator().manual_seed(0))
     gradient[70] = value
-    tensors = [zero_8bit(gradient, 32), zero_8bit(gradient.nan_to_num(0.0, 0.0, 0.0), 32)]
-    assert_updates_alike(NativeKernels(library), tensors, replace(STEP, block_size=32))
-    NativeKernels(library).update(tensors, replace(STEP, block_size=32))
-    assert tensors[0].exp_avg_absmax.isfinite().tolist() == [i != 2 for i in range(7)]
+    step, spoilt, blocks = replace(STEP, block_size=block_size), 70 // block_size, -(-200 // block_size)
+    tensors = [zero_8bit(gradient, block_size), zero_8bit(gradient.nan_to_num(0.0, 0.0, 0.0), block_size)]
+    assert_updates_alike(NativeKernels(library), tensors, step)
+    NativeKernels(library).update(tensors, step)
+    assert tensors[0].exp_avg_absmax.isfinite().tolist() == [i != spoilt for i in range(blocks)]
     tensors[0].gradient.zero_()
-    NativeKernels(library).update(tensors, replace(STEP, block_size=32))
-    assert tensors[0].parameter.isnan().view(-1).tolist() == [64 <= i < 96 for i in range(200)]
+    NativeKernels(library).update(tensors, step)
+    assert tensors[0].parameter.isnan().view(-1).tolist() == [i // block_size == spoilt for i in range(200)]
 
 
-def test_huge_and_tiny_blocks_equal_the_reference(library: ctypes.CDLL) -> None:
+@pytest.mark.parametrize("block_size", [32, 64])
+def test_huge_and_tiny_blocks_equal_the_reference(library: ctypes.CDLL, block_size: int) -> None:
     """Absmax near the largest float and far below the smallest normal one."""
     generator = torch.Generator().manual_seed(5)
     gradients = [torch.randn(300, generator=generator) * scale for scale in (1e18, 5e37, 1e-20, 1e-38, 1e-43, 1e-45)]
     for gradient in gradients:
         gradient.clamp_(-3.4e38, 3.4e38)
-    step = replace(STEP, block_size=32, gradient_scale=1.0)
-    assert_updates_alike(NativeKernels(library), [zero_8bit(gradient, 32) for gradient in gradients], step, steps=2)
+    step = replace(STEP, block_size=block_size, gradient_scale=1.0)
+    tensors = [zero_8bit(gradient, block_size) for gradient in gradients]
+    assert_updates_alike(NativeKernels(library), tensors, step, steps=2)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

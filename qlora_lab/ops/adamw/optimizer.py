@@ -164,6 +164,7 @@ class AdamW(torch.optim.Optimizer):
         """Count the step of every parameter with a gradient; return the tensors of each distinct update."""
         updates: dict[AdamwStep, list[AdamwTensor]] = {}
         counts: dict[int, Tensor] = {}  # parameters share the tensors of their counts: adding to each costs 4 us
+        numbers: dict[Tensor, int] = {}  # and reading each 0.2 us
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             rate, eps, weight_decay = float(group["lr"]), group["eps"], group["weight_decay"]
@@ -174,7 +175,9 @@ class AdamW(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state.update(self._zero_state(parameter))
-                number = int(state["step"]) + 1
+                count = state["step"]
+                if (number := numbers.get(count)) is None:
+                    number = numbers[count] = int(count) + 1
                 if number not in counts:
                     counts[number] = torch.tensor(float(number), dtype=torch.float32)
                 state["step"] = counts[number]
