@@ -15,6 +15,7 @@ from qlora_lab.runs.causes import RULES
 from qlora_lab.runs.folder import FAILED, FINISHED, NEW, RUNNING, RunFolder
 from qlora_lab.sweep.plan import make_plan
 from qlora_lab.sweep.settle import may_go_on
+from qlora_lab.sweep.slurm.script import nonce_of
 from tests.helpers import TINY, tiny
 from tests.slurm.cluster import Cluster
 from tests.slurm.daemons import wait_until
@@ -164,6 +165,15 @@ class FakeStudy:
     def last_event(self) -> str:
         """Return the last event that the journal has a whole line of; nothing where it has none."""
         return next((line["event"] for line in reversed(whole_lines(self.journal()))), "nothing")
+
+    def has_jobs(self) -> bool:
+        """Say whether SLURM has a job of this study that is not over, held for ever or not.
+
+        Another test's may be there too: a killed controller goes back to what it saved, some seconds before.
+        """
+        nonces = {line["nonce"] for line in whole_lines(self.journal())}
+        comments = self.cluster.output("squeue", "-h", "-t", "PD,R,CG,S,CF", "-o", "%k").splitlines()
+        return any(nonce_of(comment) in nonces for comment in comments)
 
     def logs(self) -> str:
         return "\n".join(file.read_text() for file in sorted((self.runs_dir / "slurm" / "logs").glob("*.log")))

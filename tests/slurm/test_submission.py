@@ -126,7 +126,7 @@ def test_a_controller_killed_a_second_after_submission(cluster: Cluster, tmp_pat
     study.go_on()
     study.check_each_was_done_once()
     study.launch()
-    wait_until(cluster.empty, 30)
+    wait_until(lambda: not study.has_jobs(), 30)
 
 
 def test_above_a_submit_limit_workers_take_the_runs(cluster: Cluster, tmp_path: Path) -> None:
