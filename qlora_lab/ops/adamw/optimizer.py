@@ -112,11 +112,9 @@ class AdamW(torch.optim.Optimizer):
     def gradient_norm(self, gradient_scale: float = 1.0) -> tuple[float, Tensor | None]:
         """Return the norm of all gradients times |gradient_scale|, and the first parameter whose is not finite."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        parameters = [parameter for parameter in parameters if parameter.grad is not None]
-        norm, first_not_finite = self._kernels.gradient_norm(
-            [_gradient_of(parameter) for parameter in parameters], gradient_scale
-        )
-        return norm, None if first_not_finite is None else parameters[first_not_finite]
+        found = [(parameter, gradient) for parameter in parameters if (gradient := _gradient_of(parameter)) is not None]
+        norm, first_not_finite = self._kernels.gradient_norm([gradient for _, gradient in found], gradient_scale)
+        return norm, None if first_not_finite is None else found[first_not_finite][0]
 
     @torch.no_grad()
     def step(  # type: ignore[override]  # torch declares its overloads without the scale
@@ -164,33 +162,34 @@ class AdamW(torch.optim.Optimizer):
         """Count the step of every parameter with a gradient; return the tensors of each distinct update."""
         updates: dict[AdamwStep, list[AdamwTensor]] = {}
         counts: dict[int, Tensor] = {}  # parameters share the tensors of their counts: adding to each costs 4 us
-        numbers: dict[Tensor, int] = {}  # and reading each 0.2 us
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             rate, eps, weight_decay = float(group["lr"]), group["eps"], group["weight_decay"]
             lists: dict[int, list[AdamwTensor]] = {}  # by step: a parameter without gradients falls behind
+            previous = None
             for parameter in group["params"]:
-                if parameter.grad is None:
+                if (gradient := _gradient_of(parameter)) is None:
                     continue
                 state = self.state[parameter]
                 if not state:
                     state.update(self._zero_state(parameter))
                 count = state["step"]
-                if (number := numbers.get(count)) is None:
-                    number = numbers[count] = int(count) + 1
-                if number not in counts:
-                    counts[number] = torch.tensor(float(number), dtype=torch.float32)
-                state["step"] = counts[number]
+                if count is not previous:  # reading each costs 0.2 us
+                    previous, number = count, int(count) + 1
+                    if number not in counts:
+                        counts[number] = torch.tensor(float(number), dtype=torch.float32)
+                    new_count, tensors = counts[number], lists.setdefault(number, [])
+                state["step"] = new_count
                 tensor = AdamwTensor(
                     parameter,
-                    _gradient_of(parameter),
+                    gradient,
                     state["exp_avg"],
                     state["exp_avg_sq"],
                     state.get("exp_avg_absmax"),
                     state.get("exp_avg_sq_absmax"),
                     weight_decay,
                 )
-                lists.setdefault(number, []).append(tensor)
+                tensors.append(tensor)
             for number, tensors in lists.items():
                 step = AdamwStep(rate, beta1, beta2, eps, number, gradient_scale, self.block_size)
                 updates.setdefault(step, []).extend(tensors)
@@ -259,7 +258,9 @@ def _words(states: dict[str, tuple[torch.dtype, torch.Size]]) -> str:
     return ", ".join(words) or "nothing"
 
 
-def _gradient_of(parameter: Tensor) -> Tensor:
+def _gradient_of(parameter: Tensor) -> Tensor | None:
     """Return the gradient as kernels read it: in the parameter's dtype (torch allows another), without gaps."""
-    assert parameter.grad is not None
-    return parameter.grad.to(parameter.dtype).contiguous()
+    gradient = parameter.grad
+    if gradient is None or (gradient.dtype is parameter.dtype and gradient.is_contiguous()):
+        return gradient  # asking costs a fifth of `to` and `contiguous`, which return it too
+    return gradient.to(parameter.dtype).contiguous()

@@ -24,10 +24,7 @@ class CudaAdamw:
     def gradient_norm(self, gradients: Sequence[Tensor], gradient_scale: float) -> tuple[float, int | None]:
         if not gradients:
             return 0.0, None
-        words = array("q")
-        for gradient in gradients:
-            words.extend(gradient_words(gradient))
-        table = _Table(words, [gradient.numel() for gradient in gradients], gradients[0].device)
+        table = _Table(gradient_words(gradients), [gradient.numel() for gradient in gradients], gradients[0].device)
         workspace = torch.empty(table.pieces + 2, dtype=torch.float64, device=gradients[0].device)
         result = workspace[table.pieces :]  # a double and an int64
         with self._streams.queue(workspace.device) as stream:
@@ -42,11 +39,8 @@ class CudaAdamw:
     def update(self, tensors: Sequence[AdamwTensor], step: AdamwStep) -> None:
         if not tensors:
             return
-        words = array("q")
-        for tensor in tensors:
-            words.extend(tensor_words(tensor))
         device = tensors[0].parameter.device
-        table = _Table(words, [tensor.parameter.numel() for tensor in tensors], device)
+        table = _Table(tensor_words(tensors), [tensor.parameter.numel() for tensor in tensors], device)
         with self._streams.queue(device) as stream:
             self._library.qlk_cuda_adamw(
                 *(table.tensors, table.first_piece, table.count, table.pieces),
