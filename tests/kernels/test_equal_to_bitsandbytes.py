@@ -28,10 +28,10 @@ def test_equals_bitsandbytes(
     theirs, state = bitsandbytes.functional.quantize_4bit(weight, blocksize=block_size, quant_type=THEIRS[fmt])
     assert_same(packed, theirs.flatten())
     assert_same(absmax, state.absmax)
-    # From blocks of 2048 on bitsandbytes compiles a function of torch first, which takes seconds.
-    if dtype != torch.float16 and block_size < 2048:
+    if dtype != torch.float16:  # which the C library does not write
         ours = native.dequantize(c_weight(packed, absmax, None, fmt, block_size, 0, weight.numel()), dtype)
-        assert_same(ours, bitsandbytes.functional.dequantize_4bit(theirs, state).flatten())
+        with torch.compiler.set_stance("force_eager"):  # it compiles for seconds from blocks of 2048 on
+            assert_same(ours, bitsandbytes.functional.dequantize_4bit(theirs, state).flatten())
 
 
 @shared_format
@@ -49,6 +49,6 @@ def test_a_nested_state_equals_bitsandbytes(native: Native, fmt: str, dtype: tor
     assert_same(codes, state.absmax)
     assert_same(nested_absmax, state.state2.absmax)
     nested = c_weight(packed, codes, (nested_absmax, state.offset), fmt, block_size, 256, weight.numel())
-    if dtype != torch.float16:  # which the C library does not write
+    if dtype != torch.float16:
         expected = bitsandbytes.functional.dequantize_4bit(theirs, state)
         assert_same(native.dequantize(nested, dtype), expected.flatten())

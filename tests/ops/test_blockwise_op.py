@@ -213,6 +213,10 @@ def test_linear_refuses_parts_that_do_not_belong_together() -> None:
         quantized_linear(normal(2, OUT), weight)
     with pytest.raises(ShapeError, match=rf"bias must have shape \({OUT},\); got \({IN},\)"):
         quantized_linear(normal(2, IN), weight, normal(IN))
+    with pytest.raises(ConfigError, match=r"the dtype of bias must be one of .*; got int64"):
+        quantized_linear(normal(2, IN), weight, torch.zeros(OUT, dtype=torch.int64))
+    with pytest.raises(ShapeError, match="bias is on meta and the weight on cpu"):
+        quantized_linear(normal(2, IN), weight, torch.zeros(OUT, device="meta"))
     with pytest.raises(ShapeError, match="got only one of them"):
         quantized_linear(normal(2, IN), weight._replace(nested_absmax=normal(1)))
     with pytest.raises(ShapeError, match="must be float32 unless"):

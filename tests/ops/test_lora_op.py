@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qlora_lab.errors import ShapeError
+from qlora_lab.errors import ConfigError, ShapeError
 from qlora_lab.ops.blockwise.op import dequantize_weight, quantize_absmax, quantize_blockwise
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.lora.dropout import RANGE, draws, drop
@@ -124,3 +124,6 @@ def test_bad_adapters_are_refused(weight: PackedWeight) -> None:
         lora_linear(x, weight, None, torch.tensor(1.0), B, scaling=1.0)
     with pytest.raises(ShapeError, match="lora_B is on meta and the weight on cpu"):
         lora_linear(x, weight, None, A, B.to("meta"), scaling=1.0)
+    for seed in (2**63, -(2**63) - 1, 1.5):
+        with pytest.raises(ConfigError, match=rf"seed of dropout must be an integer .*; got {seed}"):
+            lora_linear(x, weight, None, A, B, scaling=1.0, dropout=0.5, seed=seed)  # type: ignore[arg-type]

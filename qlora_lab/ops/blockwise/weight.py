@@ -63,8 +63,12 @@ class PackedWeight(NamedTuple):
         self.check()
         check_input("x", x, self.in_features)
         check_same_device("x", x, "the weight", self.packed)
-        if bias is not None and bias.shape != (self.out_features,):
+        if bias is None:
+            return
+        if bias.shape != (self.out_features,):
             raise ShapeError(f"bias must have shape ({self.out_features},); got {tuple(bias.shape)}")
+        check_dtype("the dtype of bias", bias.dtype)
+        check_same_device("bias", bias, "the weight", self.packed)
 
     def check_out(self, out: Tensor) -> None:
         """Raise ConfigError or ShapeError unless the weight can be expanded into `out`."""

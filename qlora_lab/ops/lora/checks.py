@@ -3,19 +3,22 @@
 import torch
 from torch import Tensor
 
-from qlora_lab.errors import ShapeError
+from qlora_lab.errors import ConfigError, ShapeError
 from qlora_lab.ops.blockwise.checks import check_same_device, dtype_name
 from qlora_lab.ops.blockwise.weight import PackedWeight, check_input
 
 ADAPTER_DTYPES = (torch.float32, torch.bfloat16)
+LARGEST_SEED = 2**63 - 1  # of an int in an op's schema
 
 
 def check_lora_linear(
-    x: Tensor, weight: PackedWeight, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, dropout: float
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, dropout: float, seed: int
 ) -> None:
     """Raise ConfigError or ShapeError unless they are what `lora_linear` takes."""
     weight.check_linear(x, bias)
     check_adapter(weight, lora_A, lora_B, dropout)
+    if not isinstance(seed, int | torch.SymInt) or not -LARGEST_SEED - 1 <= seed <= LARGEST_SEED:
+        raise ConfigError(f"the seed of dropout must be an integer from -2^63 to 2^63 - 1; got {seed!r}")
 
 
 def check_adapter(weight: PackedWeight, lora_A: Tensor, lora_B: Tensor, dropout: float) -> None:

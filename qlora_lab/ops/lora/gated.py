@@ -74,7 +74,7 @@ class _GatedLoraLinear(torch.autograd.Function):
         native = _native_gate(activation, gate, up)
         product = activation(gate) * up if native is None else native.forward(gate, up)
         x = product.to(compute_dtype)
-        check_lora_linear(x, weight, bias, lora_A, lora_B, adapter[1])
+        check_lora_linear(x, weight, bias, lora_A, lora_B, *adapter[1:])
         out, low = LORA_LINEAR(x, *weight, bias, as_kernels_take(lora_A), as_kernels_take(lora_B), *adapter)
         ctx.save_for_backward(gate, up, lora_A, lora_B, low, *weight[:WEIGHT_TENSORS])
         ctx.layout, ctx.activation, ctx.adapter = weight[WEIGHT_TENSORS:], activation, adapter

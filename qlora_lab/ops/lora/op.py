@@ -135,12 +135,12 @@ def lora_linear(
         (..., out_features) in x's dtype.
 
     Raises:
-        ConfigError: unknown format, block size or dtype.
+        ConfigError: unknown format, block size or dtype, or a seed of more than 64 bits.
         ShapeError: tensors that do not belong together.
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
     """
-    check_lora_linear(x, weight, bias, lora_A, lora_B, dropout)
+    check_lora_linear(x, weight, bias, lora_A, lora_B, dropout, seed)
     adapter = (scaling, dropout, seed)
     if torch.compiler.is_compiling():
         out, _ = torch.ops.qlora_lab.lora_linear(x, *weight, bias, lora_A, lora_B, *adapter)
