@@ -3,12 +3,9 @@
 
 #include <cstdint>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include "checks.h"
 #include "isa.h"
+#include "memory.h"
 #include "parallel.h"
 #include "qlk.h"
 #include "qlk/double_quant.h"
@@ -44,23 +41,8 @@ int64_t streamed_bytes() {
     return int64_t{1} << 20;
 }
 
-// Linux. Smaller memory is recycled by the allocator rather than given back to the system and faulted in again.
-constexpr uintptr_t LARGE_PAGE = uintptr_t{2} << 20;
-constexpr int64_t SMALLEST_ADVISED = int64_t{8} << 20;
-
-// Whether the system has yet to find pages for this memory: it clears them into the caches as they are first written,
-// and stores past the caches would then wait for what was cleared to leave them.
-bool is_new_memory(const void *memory, int64_t bytes) {
-    if (bytes < SMALLEST_ADVISED) return false;
-#ifdef __linux__
-    const auto middle = reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes) / 2;
-    unsigned char in_memory = 1;
-    const int status = mincore(reinterpret_cast<void *>(middle / LARGE_PAGE * LARGE_PAGE), 1, &in_memory);
-    return status == 0 && !(in_memory & 1);
-#else
-    return false;
-#endif
-}
+// Of new memory, so much is written at once: its pages are found, and while they are in a cache, written.
+constexpr int64_t PIECE = 262144;  // elements
 
 int64_t divide_up(int64_t count, int64_t size) { return count / size + (count % size != 0); }
 
@@ -89,10 +71,20 @@ int qlk_cpu_dequantize(const qlk_weight *weight, int dtype, void *out, int threa
     const int status = qlk::check_weight(weight, numel);
     if (status != QLK_OK || numel == 0) return status;
     if (out == nullptr) return QLK_NULL_POINTER;
-    const int64_t bytes = numel * (dtype == QLK_FLOAT32 ? 4 : 2);
-    const bool past_caches =
-        bytes >= streamed_bytes() && reinterpret_cast<uintptr_t>(out) % 64 == 0 && !is_new_memory(out, bytes);
+    const int64_t width = dtype == QLK_FLOAT32 ? 4 : 2;
     const auto run = qlk::isa().quantize.dequantize;
+    if (qlk::is_new_memory(out, numel * width)) {
+        // The system clears pages into the caches, and stores past those would wait for what was cleared to leave.
+        qlk::parallel_for(numel, GRAIN, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t next; begin < end; begin = next) {
+                next = end - begin < PIECE ? end : begin + PIECE;
+                qlk::find_pages(static_cast<uint8_t *>(out) + begin * width, (next - begin) * width);
+                run(*weight, dtype, begin, next, false, out);
+            }
+        });
+        return QLK_OK;
+    }
+    const bool past_caches = numel * width >= streamed_bytes() && reinterpret_cast<uintptr_t>(out) % 64 == 0;
     qlk::parallel_for(numel, GRAIN, threads, [&](int64_t begin, int64_t end) {
         run(*weight, dtype, begin, end, past_caches, out);
     });
@@ -100,14 +92,7 @@ int qlk_cpu_dequantize(const qlk_weight *weight, int dtype, void *out, int threa
 }
 
 int qlk_cpu_expect_writes(void *memory, int64_t bytes) {
-    if (memory == nullptr || bytes < SMALLEST_ADVISED) return QLK_OK;
-#ifdef __linux__
-    const auto address = reinterpret_cast<uintptr_t>(memory);
-    const uintptr_t begin = (address + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
-    const uintptr_t end = (address + static_cast<uintptr_t>(bytes)) / LARGE_PAGE * LARGE_PAGE;
-    // Only advice: a kernel without large pages refuses it, and the memory stays as it is.
-    if (begin < end) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
-#endif
+    qlk::want_large_pages(memory, bytes);
     return QLK_OK;
 }
 

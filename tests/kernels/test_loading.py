@@ -13,6 +13,7 @@ import torch
 
 from qlora_lab import doctor
 from qlora_lab.errors import ConfigError, KernelError, ShapeError
+from qlora_lab.ops.blockwise import reference
 from qlora_lab.ops.blockwise.weight import PackedWeight
 from qlora_lab.ops.native.ctypes_ops import CtypesOps
 from qlora_lab.ops.native.library import FILE, PATH_VARIABLE, Library
@@ -171,15 +172,30 @@ def test_both_bindings_compute_the_same_bits(op: str, dtype: torch.dtype) -> Non
 
 
 @native
-def test_large_weights_are_expanded_alike_wherever_their_memory_comes_from() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("millions", [5, 18])  # of weights: results of 10 to 72 MB, in small pages and in large ones
+def test_large_weights_are_expanded_alike_wherever_their_memory_comes_from(millions: int, dtype: torch.dtype) -> None:
     assert KERNELS.library is not None
-    numel = 3 * 2**20  # over 8 MiB in float32, for which the system is asked for large pages
-    packed, absmax = torch.arange(numel // 2).to(torch.uint8), torch.rand(numel // 64)
-    weight = PackedWeight(packed, absmax, None, None, "nf4", 64, 256, 3 * 2**10, 2**10)
-    expected = torch.empty(3 * 2**10, 2**10)
+    rows, columns = millions * 2**10, 2**10
+    packed = torch.randint(256, (rows * columns // 2,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    weight = PackedWeight(packed, torch.rand(rows * columns // 64), None, None, "nf4", 64, 256, rows, columns)
+    expected = torch.ones(rows, columns, dtype=dtype)  # not new: all of it has been written
     torch.ops.qlora_lab.dequantize_weight_into(*weight, expected)
-    assert torch.equal(torch.ops.qlora_lab.dequantize_weight(*weight, torch.float32), expected)
-    assert torch.equal(CtypesOps(KERNELS.library).dequantize_weight(*weight, torch.float32), expected)
+    beside = torch.full((columns,), 7.0, dtype=dtype)
+    assert torch.equal(expected[:columns], reference.dequantize_weight(*_first_rows(weight, columns), dtype))
+    assert torch.equal(torch.ops.qlora_lab.dequantize_weight(*weight, dtype), expected)
+    assert torch.equal(CtypesOps(KERNELS.library).dequantize_weight(*weight, dtype), expected)
+    room = torch.empty(rows + 2, columns, dtype=dtype)  # new, in the middle of a page
+    room[0], room[-1] = beside, beside
+    torch.ops.qlora_lab.dequantize_weight_into(*weight, room[1:-1])
+    assert torch.equal(room[1:-1], expected)
+    assert torch.equal(room[0], beside) and torch.equal(room[-1], beside)
+
+
+def _first_rows(weight: PackedWeight, rows: int) -> PackedWeight:
+    elements = rows * weight.in_features
+    parts = {"packed": weight.packed[: elements // 2], "absmax": weight.absmax[: elements // weight.block_size]}
+    return weight._replace(**parts, out_features=rows)
 
 
 @native
