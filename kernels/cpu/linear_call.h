@@ -98,19 +98,31 @@ inline Split split_of(int64_t rows, int64_t columns, int64_t panel_columns, int 
     return split;
 }
 
+// Multiply-adds of a product below which another thread costs more than it saves: a microsecond's.
+constexpr double LEAST_SHARED = 65536;
+
 // One call of an entry: the kernels and threads it uses.
 struct Call {
     const LinearKernels &kernels;
     int threads;
 
-    int64_t sums_floats() const { return threads * RECTANGLE_ROWS * RECTANGLE_PANELS * kernels.panel_columns; }
+    // Of a rectangle of an output of so many rows.
+    int64_t sums_of_part(int64_t rows) const {
+        return smaller(RECTANGLE_ROWS, rows) * RECTANGLE_PANELS * kernels.panel_columns;
+    }
+    int64_t sums_floats(int64_t rows) const { return threads * sums_of_part(rows); }
 
     // `sums`: sums_floats(), for products that are not float or whose inner dimension is long.
     void multiply(const Product &product, float *sums) const {
-        const Split split = split_of(product.rows, product.columns, kernels.panel_columns, threads);
-        parallel_tasks(split.row_count * split.column_count, threads, [&](int64_t task, int worker) {
+        double multiply_adds = 0;
+        for (int term = 0; term < product.term_count; ++term) {
+            multiply_adds += static_cast<double>(product.rows * product.columns) * product.terms[term].inner;
+        }
+        const int shared_by = multiply_adds < LEAST_SHARED ? 1 : threads;
+        const Split split = split_of(product.rows, product.columns, kernels.panel_columns, shared_by);
+        parallel_tasks(split.row_count * split.column_count, shared_by, [&](int64_t task, int worker) {
             const Rectangle part = split.rectangle(task, kernels.panel_columns, product.columns);
-            kernels.multiply(product, part, sums == nullptr ? nullptr : sums + worker * (sums_floats() / threads));
+            kernels.multiply(product, part, sums == nullptr ? nullptr : sums + worker * sums_of_part(product.rows));
         });
     }
 
