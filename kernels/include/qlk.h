@@ -100,7 +100,8 @@ QLK_API int qlk_cpu_use_isa(const char *name);
 QLK_API int qlk_cpu_quantize(const void *weight, int dtype, int64_t numel, int format, int64_t block_size,
                              uint8_t *packed, float *absmax, int threads);
 QLK_API int qlk_cpu_dequantize(const qlk_weight *weight, int dtype, void *out, int threads);
-/* All of `memory`, which nobody has touched yet, is about to be written: a hint to give it in large pages. */
+/* All of `memory`, which nobody has touched yet, is about to be written: a hint to give it in large pages, where those
+   are cheap. */
 QLK_API int qlk_cpu_expect_writes(void *memory, int64_t bytes);
 QLK_API int qlk_cpu_quantize_absmax(const float *absmax, int64_t blocks, int64_t nested_block_size, float offset,
                                     uint8_t *codes, float *nested_absmax, int threads);
