@@ -42,7 +42,7 @@ GRADIENT, NUMEL, LAST = 1, 6, 7  # which of them
 def tensor_words(tensors: Sequence[AdamwTensor]) -> "array[int]":
     """Return an array of struct qlk_adamw_tensor as its 64-bit words.
 
-    They are written column by column: a loop over tensors takes twice as long as the kernel's call for small ones.
+    They are written column by column: one tensor's words after another's would take half as long again.
     """
     words = array("q", bytes(8 * WORDS * len(tensors)))
     for word, column in enumerate(list(zip(*tensors, strict=True))[:NUMEL]):
