@@ -120,6 +120,7 @@ def test_a_controller_killed_a_second_after_submission(cluster: Cluster, tmp_pat
     """It may have forgotten jobs whose ids sbatch has printed, or start one again that runs, and hold it for ever."""
     study = FakeStudy(cluster, tmp_path, 6)
     study.launch()
+    assert study.has_jobs()
     time.sleep(1)
     cluster.kill_controller()
     cluster.start_controller()
