@@ -31,7 +31,8 @@ bool available(const Isa &candidate) {
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     }
     if (&candidate == &isa_avx512_bf16) {
-        return available(isa_avx512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+        return available(isa_avx512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+               __builtin_cpu_supports("avx512vbmi2");
     }
 #endif
     return &candidate == &isa_scalar;

@@ -4,11 +4,17 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(QLK_ISA_AVX512)
+#include "cell_search.h"
+#endif
 #include "decode.h"
 #include "qlk/blockwise.h"
 #include "qlk/double_quant.h"
 #include "qlk/float16.h"
 #include "quantize.h"
+#if defined(QLK_ISA_VBMI)
+#include "quantize_vbmi.h"
+#endif
 
 namespace qlk::QLK_ISA {
 
@@ -85,42 +91,6 @@ class RankSearch {
 };
 #endif
 
-#if defined(QLK_ISA_AVX512)
-// The same in half the time, for formats whose midpoints lie so far apart that no two share one of 32 cells. The cell
-// never decreases with x, so midpoints in earlier cells lie below x and those in later ones do not; one comparison with
-// the midpoint in its own cell decides between the code at which the cell begins and that of the next.
-class CellSearch {
-  public:
-    explicit CellSearch(const Format &format) {
-        int32_t cells[16];
-        store_ints(cells, cell_of(load(format.midpoints)));
-        float midpoints[32], codes[32];
-        int rank = 0;
-        for (int cell = 0; cell < 32; ++cell) {
-            codes[cell] = float_of(format.code[rank]);
-            const bool holds_one = rank < format.levels - 1 && cells[rank] == cell;
-            midpoints[cell] = holds_one ? format.midpoints[rank++] : __builtin_inff();
-        }
-        fits_ = rank == format.levels - 1 && cells[rank - 1] < 31;
-        midpoints_ = load_table32(midpoints);
-        codes_ = load_table32(codes);
-    }
-
-    bool fits() const { return fits_; }
-
-    Ints codes(Floats x) const {
-        const Ints cell = cell_of(x);
-        return as_ints(lookup(codes_, add_where(greater(x, lookup(midpoints_, cell)), cell, broadcast_int(1))));
-    }
-
-  private:
-    static Ints cell_of(Floats x) { return truncate(fma(x, broadcast(15.9f), broadcast(16.0f))); }
-
-    Table32 midpoints_, codes_;
-    bool fits_;
-};
-#endif
-
 // Codes of a 4-bit format, two in a byte.
 template <typename Search>
 class NibbleEncoder {
@@ -147,7 +117,7 @@ class NibbleEncoder {
         }
     }
 
-    uint8_t byte_of_zeros() const { return pack_nibbles(encode(format_, 0.0f), encode(format_, 0.0f)); }
+    uint8_t byte_of_zeros() const { return qlk::byte_of_zeros(format_); }
     static int64_t bytes(int64_t count) { return (count + 1) >> 1; }
 
   private:
@@ -174,7 +144,7 @@ class ByteEncoder {
         for (int64_t i = 0; i < count; ++i) packed[i] = encode(format_, Reader::read_one(weight + i) * reciprocal);
     }
 
-    uint8_t byte_of_zeros() const { return encode(format_, 0.0f); }
+    uint8_t byte_of_zeros() const { return qlk::byte_of_zeros(format_); }
     static int64_t bytes(int64_t count) { return count; }
 
   private:
@@ -271,9 +241,16 @@ inline void quantize(const void *weight, int dtype, int64_t numel, int format, i
         return quantize_with(ByteEncoder(known), weight, dtype, numel, block_size, begin, end, packed, absmax);
     }
 #if defined(QLK_ISA_AVX512)
-    const CellSearch cells(known);
-    if (cells.fits()) {
-        const NibbleEncoder<CellSearch> encoder(known, cells);
+    const Cells cells(known);
+    if (cells.fits) {
+#if defined(QLK_ISA_VBMI)
+        if (block_size % STEP == 0) {
+            const int64_t whole = numel / block_size < end ? numel / block_size : end;
+            quantize_groups(known, cells, weight, dtype, block_size, begin, whole, packed, absmax);
+            begin = whole;
+        }
+#endif
+        const NibbleEncoder<CellSearch> encoder(known, CellSearch(cells));
         return quantize_with(encoder, weight, dtype, numel, block_size, begin, end, packed, absmax);
     }
 #endif

@@ -97,15 +97,21 @@ def every_value_up_to_one(dtype: torch.dtype) -> Tensor:
     return values[values.abs() <= 1]
 
 
+def in_blocks(values: Tensor, block_size: int, absmax: float) -> Tensor:
+    """Return the values in rows of whole blocks, each of which begins with its absmax."""
+    count = block_size - 1
+    rows = torch.nn.functional.pad(values.clamp(-absmax, absmax), (0, -len(values) % count)).view(-1, count)
+    return torch.nn.functional.pad(rows, (1, 0), value=absmax)
+
+
 @every_format
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_every_16_bit_value_equals_the_reference(native: Native, fmt: str, dtype: torch.dtype) -> None:
-    values = every_value_up_to_one(dtype)
-    rows = torch.nn.functional.pad(values, (0, -len(values) % 31)).view(-1, 31)
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+def test_every_16_bit_value_equals_the_reference(native: Native, fmt: str, dtype: torch.dtype, block_size: int) -> None:
     for absmax in (1.0, 0.75):  # scaled by one, and by a reciprocal that is rounded
-        weight = torch.cat((rows.clamp(-absmax, absmax), torch.full((len(rows), 1), absmax, dtype=dtype)), dim=1)
-        packed, _ = native.quantize(weight, fmt, 32)
-        assert_same(packed, reference.quantize_blockwise(weight, fmt, 32)[0])
+        weight = in_blocks(every_value_up_to_one(dtype), block_size, absmax)
+        packed, _ = native.quantize(weight, fmt, block_size)
+        assert_same(packed, reference.quantize_blockwise(weight, fmt, block_size)[0])
 
 
 def ties_and_neighbours(fmt: str) -> Tensor:
@@ -119,10 +125,11 @@ def ties_and_neighbours(fmt: str) -> Tensor:
 @pytest.mark.parametrize("scale", [1.0, 2.0**-100, 2.0**100, 0.3])
 def test_ties_and_their_neighbours_equal_the_reference(native: Native, fmt: str, scale: float) -> None:
     values = ties_and_neighbours(fmt) * scale
-    for shift in range(0, 32, 5):  # in every lane, and in the rest of a block
-        weight = torch.cat((normal(shift).clamp(-1, 1) * scale, values))
-        packed, _ = native.quantize(weight, fmt, 4096)
-        assert_same(packed, reference.quantize_blockwise(weight, fmt, 4096)[0])
+    for shift in range(0, 32, 5):  # in every lane
+        cut_short = torch.cat((normal(shift).clamp(-1, 1) * scale, values))
+        for weight, block_size in ((cut_short, 4096), (in_blocks(values, 64, scale).roll(shift, dims=1), 64)):
+            packed, _ = native.quantize(weight, fmt, block_size)
+            assert_same(packed, reference.quantize_blockwise(weight, fmt, block_size)[0])
 
 
 @every_format
@@ -139,6 +146,20 @@ def test_a_block_that_is_not_finite_gets_the_code_of_zero(native: Native, fmt: s
             assert math.isnan(absmax[1]) if math.isnan(bad) else absmax[1] == math.inf
             assert absmax.isfinite().tolist() == [True, False, True]
         assert_equals_the_reference(native, weight, fmt, 32)
+
+
+@dtypes
+@pytest.mark.parametrize("block_size", [32, 64])
+def test_every_nan_leaves_the_same_bits(native: Native, dtype: torch.dtype, block_size: int) -> None:
+    as_bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    weight = normal(4 * block_size, dtype)
+    for block, bits_more in enumerate((1, 5, 1)):  # an infinity's and more
+        weight[block * block_size + 7] = math.inf if block < 2 else -math.inf
+        weight.view(as_bits)[block * block_size + 7] += bits_more
+    assert weight.isnan().sum() == 3
+    _, absmax = native.quantize(weight, "nf4", block_size)
+    assert absmax.view(torch.int32)[:3].tolist() == [0x7FC00000] * 3
+    assert absmax[3].isfinite()
 
 
 @every_format

@@ -58,6 +58,12 @@ QLK_HD uint8_t encode(const Format &format, float scaled) {
 // Two 4-bit codes share a byte, the first in the high half.
 QLK_HD uint8_t pack_nibbles(uint8_t first, uint8_t second) { return static_cast<uint8_t>(first << 4 | second); }
 
+// What a block with a NaN or an infinity is filled with.
+QLK_HD uint8_t byte_of_zeros(const Format &format) {
+    const uint8_t zero = encode(format, 0.0f);
+    return format.bits == 4 ? pack_nibbles(zero, zero) : zero;
+}
+
 QLK_HD uint8_t nibble_of(const uint8_t *packed, int64_t index) {
     const uint8_t byte = packed[index >> 1];
     return index & 1 ? byte & 15 : byte >> 4;
