@@ -74,13 +74,18 @@ int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 Tensor as_contiguous(const Tensor &tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
 // An uninitialised CPU tensor. The shim's own call: asking the dispatcher for new_empty by name takes microseconds.
-Tensor allocate(const std::vector<int64_t> &shape, ScalarType dtype) {
-    std::vector<int64_t> strides(shape.size(), 1);
-    for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * (shape[i] > 0 ? shape[i] : 1);
+Tensor allocate(const int64_t *shape, size_t dim, int64_t *strides, ScalarType dtype) {
+    for (size_t i = dim; i-- > 0;) strides[i] = i + 1 == dim ? 1 : strides[i + 1] * (shape[i + 1] > 0 ? shape[i + 1] : 1);
     AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                                                           aoti_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dim), shape, strides, aoti_dtype(dtype),
+                                                           aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);
+}
+
+template <size_t DIM>
+Tensor allocate(const int64_t (&shape)[DIM], ScalarType dtype) {
+    int64_t strides[DIM];
+    return allocate(shape, DIM, strides, dtype);
 }
 
 template <typename T>
@@ -183,9 +188,9 @@ Tensor bias_for(const Tensor &bias, const Tensor &x, int64_t out_features) {
 // An uninitialised tensor like `matrix` with another last dimension.
 Tensor empty_with_columns(const Tensor &matrix, int64_t columns) {
     const auto sizes = matrix.sizes();
-    std::vector<int64_t> shape(sizes.begin(), sizes.end());
+    std::vector<int64_t> shape(sizes.begin(), sizes.end()), strides(sizes.size());
     shape.back() = columns;
-    return allocate(shape, matrix.scalar_type());
+    return allocate(shape.data(), shape.size(), strides.data(), matrix.scalar_type());
 }
 
 std::tuple<Tensor, Tensor> quantize_blockwise(Tensor weight, std::string fmt, int64_t block_size) {

@@ -33,7 +33,7 @@ int multiply_forward(const Call &call, const void *x, int64_t rows, const Dense 
     Buffer sums;
     const int64_t at_once = smaller(ROWS_AT_ONCE, rows);
     const bool has_left = in_bfloat16 ? halves.allocate(at_once) : floats.allocate(at_once);
-    if (!has_left || !shift.is_ready() || !sums.allocate(call.sums_floats(at_once))) return QLK_NO_MEMORY;
+    if (!has_left || !shift.is_ready() || !sums.allocate(call.sums_floats(at_once, weight.out_features))) return QLK_NO_MEMORY;
     for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
         const int64_t count = smaller(ROWS_AT_ONCE, rows - row);
         if (in_bfloat16) {

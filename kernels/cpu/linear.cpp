@@ -93,7 +93,7 @@ class Forward {
         if (adapter_ != nullptr && !thin_.allocate(call_)) return false;
         if (few_rows_ > 0 && !laid_out_.allocate(call_.kernels.few_rows_floats(few_rows_, weight_))) return false;
         if (!bias_.is_ready()) return false;
-        if (few_rows_ == 0 && !sums_.allocate(call_.sums_floats(rows))) return false;
+        if (few_rows_ == 0 && !sums_.allocate(call_.sums_floats(rows, weight_.out_features))) return false;
         return scaled_low_.allocate((rows + FILLED_UP_ROWS) * rank_);
     }
 
@@ -197,7 +197,7 @@ class Backward {
         const int64_t rows = smaller(ROWS_AT_ONCE, rows_);
         if (grad_input_ != nullptr) {
             const bool has_left = in_bfloat16_ ? grad_bfloat16_.allocate(rows) : grad_output_.allocate(rows);
-            if (!has_left || !sums_.allocate(call_.sums_floats(rows))) return false;
+            if (!has_left || !sums_.allocate(call_.sums_floats(rows, weight_.in_features))) return false;
         }
         if (adapter_ == nullptr) return true;
         lows_stride_ = stride_of(rows);
