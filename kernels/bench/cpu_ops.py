@@ -1,8 +1,9 @@
 """Quantize, dequantize and 4-bit products: python kernels/bench/cpu_ops.py [--json FILE] [--only TEXT].
 
-The matrix of two dtypes, four shapes and four numbers of rows. Beside ours: bitsandbytes, torch with a dense weight,
-and torchao where it is installed; on CPUs with bfloat16 units also what bitsandbytes does in inference alone, with a
-weight that it packs anew. See rounds.py.
+The matrix of two dtypes, four shapes and four numbers of rows. Beside ours: bitsandbytes, torch with a dense weight
+(for quantize a copy into memory that is there), oneDNN with a dense weight that was laid out for it before, and torchao
+where it is installed; on CPUs with bfloat16 units also what bitsandbytes does in inference alone, with a weight that it
+packs anew. See rounds.py.
 """
 
 import math
@@ -55,6 +56,15 @@ class Weights:
         layer.weight.data = self.dense.clone()
         return layer.to("cpu").eval()
 
+    def in_onednn(self, x: Tensor) -> Callable[[], Tensor] | None:
+        """Return a product with the dense weight as torch.compile's freezing keeps it: what no decoding could beat."""
+        if not torch.backends.mkldnn.is_available():
+            return None
+        if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return None
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(self.dense, len(x))
+        return lambda: torch.ops.mkldnn._linear_pointwise(x, laid_out, None, "none", [], "")
+
     def to_torchao(self) -> Any:
         """Quantize as torchao does, which wants whole second-level blocks."""
         return to_nf4(self.dense, 64, math.gcd(self.dense.numel() // 64, 256))
@@ -72,7 +82,7 @@ class Weights:
         """Expect of every implementation the products `of` the float32 values of the weight."""
         product = PRODUCTS[self.dtype_name]
         tolerances = {"ours": product, "bitsandbytes": product}
-        others = dict.fromkeys(("bitsandbytes inference", "torch dense", "torchao"), QUANTIZATION)
+        others = dict.fromkeys(("bitsandbytes inference", "torch dense", "oneDNN", "torchao"), QUANTIZATION)
         return Expected(lambda: of(self.expanded.float()), {**tolerances, **others})
 
     @property
@@ -88,10 +98,11 @@ def quantized_by_bitsandbytes(dense: Tensor, *, nested: bool = False) -> tuple[T
 
 
 def quantize_cell(name: str, weights: Weights) -> Cell:
+    copy = torch.empty_like(weights.dense)
     work = {
         "ours": lambda: quantize_blockwise(weights.dense, "nf4", 64),
         "bitsandbytes": lambda: quantized_by_bitsandbytes(weights.dense),
-        "torch clone": lambda: weights.dense.clone(),
+        "torch copy": lambda: copy.copy_(weights.dense),
     }
     if to_nf4 is not None:
         work["torchao"] = weights.to_torchao
@@ -135,6 +146,8 @@ def linear_cell(name: str, weights: Weights, rows: int) -> Cell:
         "bitsandbytes": lambda: matmul_4bit(x, packed.t(), state),
         "torch dense": lambda: F.linear(x, weights.dense),
     }
+    if (in_onednn := weights.in_onednn(x)) is not None:
+        work["oneDNN"] = in_onednn
     if weights.inference is not None:
         work["bitsandbytes inference"] = no_grad()(lambda: weights.inference(x))
     if weights.torchao is not None:

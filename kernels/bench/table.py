@@ -13,7 +13,7 @@ from typing import Any
 
 ABSENT = "–"
 LARGEST_SHARE = 1.05  # two loops of the same work differ by as much; above, the loop is no floor of the cell
-SHORT = {"torch clone": "torch", "torch dense": "torch", "torch fused": "torch"}
+SHORT = {f"torch {work}": "torch" for work in ("clone", "copy", "dense", "fused")}
 
 
 def others_of(cells: list[dict[str, Any]]) -> list[str]:
