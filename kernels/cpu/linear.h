@@ -76,6 +76,9 @@ struct FewRows {
 
 struct LinearKernels {
     int panel_columns;
+    // Of the largest rectangle: its part of the left operand, a few hundred kilobytes of each piece of the inner
+    // dimension, stays in the second-level cache while the panels pass; each weight is decoded once for all its rows.
+    int rectangle_rows, rectangle_panels;
     bool has_bfloat16_units;
     // out[r * stride + c] = dropout(in[r * columns + c]), zeros up to the stride. Rows are counted from first_row.
     void (*rows_to_float)(const void *in, int dtype, int64_t first_row, int64_t rows, int64_t columns, Dropout dropout,

@@ -11,10 +11,6 @@
 
 namespace qlk {
 
-// A rectangle of the output: its part of the left operand, a few hundred kilobytes of each piece of the inner
-// dimension, stays in the second-level cache while the panels pass, and each weight is decoded once for all its rows.
-constexpr int64_t RECTANGLE_ROWS = 256;
-constexpr int64_t RECTANGLE_PANELS = 8;
 // Rectangles for each thread, where there are panels enough: the work then levels out between threads.
 constexpr int64_t RECTANGLES_PER_THREAD = 1;
 // Rows that pass through the workspace together.
@@ -92,14 +88,14 @@ struct Split {
 
 // How a product is cut into rectangles. Results do not depend on it: every element of the output is summed in the same
 // order in whatever rectangle it lies.
-inline Split split_of(int64_t rows, int64_t columns, int64_t panel_columns, int threads) {
-    const int64_t panels = ceil_div(columns, panel_columns);
+inline Split split_of(int64_t rows, int64_t columns, const LinearKernels &kernels, int threads) {
+    const int64_t panels = ceil_div(columns, kernels.panel_columns);
     const int64_t wanted = threads > 1 ? threads * RECTANGLES_PER_THREAD : 1;
-    const int64_t column_count = round_up(larger(ceil_div(panels, RECTANGLE_PANELS), wanted), threads);
+    const int64_t column_count = round_up(larger(ceil_div(panels, kernels.rectangle_panels), wanted), threads);
     Split split = {rows, panels, 0, smaller(column_count, panels)};
     // Where columns are too few for the threads, rows are split too, though each part then decodes the same weights.
     const int64_t for_threads = ceil_div(smaller(threads, rows), larger(split.column_count, 1));
-    split.row_count = larger(ceil_div(rows, RECTANGLE_ROWS), for_threads);
+    split.row_count = larger(ceil_div(rows, kernels.rectangle_rows), for_threads);
     return split;
 }
 
@@ -113,8 +109,8 @@ struct Call {
 
     // Of a rectangle of an output of so many rows and columns.
     int64_t sums_of_part(int64_t rows, int64_t columns) const {
-        const int64_t panels = smaller(RECTANGLE_PANELS, ceil_div(columns, kernels.panel_columns));
-        return smaller(RECTANGLE_ROWS, rows) * panels * kernels.panel_columns;
+        const int64_t panels = smaller(kernels.rectangle_panels, ceil_div(columns, kernels.panel_columns));
+        return smaller(kernels.rectangle_rows, rows) * panels * kernels.panel_columns;
     }
     int64_t sums_floats(int64_t rows, int64_t columns) const { return threads * sums_of_part(rows, columns); }
 
@@ -125,7 +121,7 @@ struct Call {
             multiply_adds += static_cast<double>(product.rows * product.columns) * product.terms[term].inner;
         }
         const int shared_by = multiply_adds < LEAST_SHARED ? 1 : threads;
-        const Split split = split_of(product.rows, product.columns, kernels.panel_columns, shared_by);
+        const Split split = split_of(product.rows, product.columns, kernels, shared_by);
         const int64_t of_part = sums == nullptr ? 0 : sums_of_part(product.rows, product.columns);
         parallel_tasks(split.row_count * split.column_count, shared_by, [&](int64_t task, int worker) {
             const Rectangle part = split.rectangle(task, kernels.panel_columns, product.columns);
@@ -236,7 +232,7 @@ class ThinProduct {
     ThinProduct(const void *left, int dtype, int64_t inner, Dropout dropout)
         : left_(left), dtype_(dtype), inner_(inner), dropout_(dropout), stride_(stride_of(inner)),
           direct_(dtype == QLK_FLOAT32 && !(dropout.share > 0) && inner % CROWDED_STRIDE != 0),
-          rows_at_once_(direct_ ? RECTANGLE_ROWS : smaller(larger(CACHED_FLOATS / stride_, LEAST_ROWS), MOST_ROWS)) {}
+          rows_at_once_(direct_ ? DIRECT_ROWS : smaller(larger(CACHED_FLOATS / stride_, LEAST_ROWS), MOST_ROWS)) {}
 
     bool allocate(const Call &call) { return direct_ || buffer_.allocate(call.threads * rows_at_once_ * stride_); }
 
@@ -261,7 +257,7 @@ class ThinProduct {
   private:
     static constexpr int64_t CACHED_FLOATS = 128 * 1024;
     // Fewer rows would bring the right operand into panels too often for what they multiply.
-    static constexpr int64_t LEAST_ROWS = 32, MOST_ROWS = 128;
+    static constexpr int64_t LEAST_ROWS = 32, MOST_ROWS = 128, DIRECT_ROWS = 256;
 
     const void *left_;
     int dtype_;
