@@ -10,9 +10,9 @@
 
 namespace qlk::QLK_ISA {
 
-constexpr int64_t STEP = 64;             // weights at a time
-constexpr int64_t GROUP_BLOCKS = WIDTH;  // at most: a vector holds the absmax of each,
-constexpr int64_t GROUP_WEIGHTS = 2048;   // and what is read twice comes from a cache the second time
+constexpr int64_t STEP = 64;  // weights at a time
+// Of a group at most: a vector holds the absmax of each block, and what is read again comes from a cache.
+constexpr int64_t GROUP_BLOCKS = WIDTH, GROUP_WEIGHTS = 2048;
 
 // Weights of each dtype. `read` gives STEP of them as four vectors of floats; `larger` takes their magnitudes into the
 // largest so far, and `bits` turns those into the bits of floats (see magnitude_bits).
