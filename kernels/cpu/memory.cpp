@@ -16,9 +16,6 @@ constexpr int64_t SMALLEST = int64_t{8} << 20;
 
 #ifdef __linux__
 
-// Where free large pages are given back, they pay from here on: 32 MiB take 3 to 16 ms in large pages and 10 in small
-// ones, 64 MiB mostly 5 and 18 (a virtual machine of 2 cores of Zen 4).
-constexpr int64_t LARGEST_RECYCLED = int64_t{32} << 20;
 constexpr uintptr_t LARGE_PAGE = uintptr_t{2} << 20;
 constexpr int WITHOUT_A_FAULT_EACH = 23;  // MADV_POPULATE_WRITE, which headers have since Linux 5.14
 
@@ -40,8 +37,9 @@ void advise(Pages pages, int advice) {
 }
 
 // Whether the machine is a virtual one that gives its free pages back to the host (free page reporting, a feature of
-// virtio's memory balloon). It gives back large ones, and their next write, for which the host finds memory again, takes
-// ten times as long; small pages that a process has freed lately are at hand.
+// virtio's memory balloon). It gives back large ones some seconds after they were freed, and their next write, for which
+// the host finds memory again, takes ten times as long: 64 MiB take 5 to 140 ms in large pages, and 18 to 50 in small
+// ones (2 cores of Zen 4), which are at hand.
 bool gives_free_pages_back() {
     constexpr int REPORTING = 5;  // the feature's bit
     glob_t found;
@@ -78,8 +76,8 @@ bool is_new_memory(const void *memory, int64_t bytes) {
 void want_large_pages([[maybe_unused]] void *memory, int64_t bytes) {
     if (memory == nullptr || bytes < SMALLEST) return;
 #ifdef __linux__
-    static const int64_t smallest_cheap = gives_free_pages_back() ? LARGEST_RECYCLED + 1 : SMALLEST;
-    if (bytes >= smallest_cheap) advise(pages_in(memory, bytes, LARGE_PAGE), MADV_HUGEPAGE);
+    static const bool are_cheap = !gives_free_pages_back();
+    if (are_cheap) advise(pages_in(memory, bytes, LARGE_PAGE), MADV_HUGEPAGE);
 #endif
 }
 
